@@ -1,0 +1,60 @@
+#include "boxes/box_iou.h"
+
+#include "common/simd.h"
+
+namespace ssd_ops {
+namespace {
+
+constexpr int64_t kGrain = 16384;  // pairs per task
+
+template <typename T>
+SSD_HOST_DEVICE void iou_row(Box<T> a, const T* boxes, int64_t count, T* out) {
+  const T area_a = area(a);
+  for (int64_t i = 0; i < count; ++i) {
+    const Box<T> b = load_box(boxes + 4 * i);
+    out[i] = iou(a, area_a, b, area(b));
+  }
+}
+
+SSD_SIMD void write_row(Box<float> a, const float* boxes, int64_t count, float* out) {
+  iou_row(a, boxes, count, out);
+}
+SSD_SIMD void write_row(Box<double> a, const double* boxes, int64_t count, double* out) {
+  iou_row(a, boxes, count, out);
+}
+
+Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
+  check_box_iou(boxes1, boxes2);
+  const int64_t rank = boxes1.dim(), n = boxes1.size(rank - 2), m = boxes2.size(rank - 2);
+  std::vector<int64_t> shape(boxes1.sizes().begin(), boxes1.sizes().end());
+  shape[rank - 1] = m;
+  Tensor out = boxes1;
+  dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        out = torch::stable::new_empty(boxes1, shape, kScalarType<T>);
+        if (out.numel() == 0) return;
+        const Reader<T> read1(boxes1), read2(boxes2);
+        T* ious = data<T>(out);
+        torch::stable::parallel_for(0, boxes1.numel() / 4, kGrain / m + 1, [&](int64_t begin, int64_t end) {
+          std::vector<T> buffer1, buffer2;
+          const T* rows2 = nullptr;
+          int64_t group = -1;
+          for (int64_t i = begin; i < end; ++i) {
+            if (i / n != group) {
+              group = i / n;
+              rows2 = read2.read(4 * group * m, 4 * m, buffer2);
+            }
+            write_row(load_box(read1.read(4 * i, 4, buffer1)), rows2, m, ious + i * m);
+          }
+        });
+      },
+      boxes1, boxes2);
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) { m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor"); }
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("box_iou", TORCH_BOX(&box_iou_cpu)); }
+
+}  // namespace
+}  // namespace ssd_ops

@@ -1,0 +1,126 @@
+// Every box formula of the library, once, for host and device. No torch header.
+//
+// Boxes are xyxy corners. T is float or double; half-precision inputs are converted to float first.
+// The order of operations is part of the contract (DESIGN: "Arithmetic"): change it, and answers change.
+#pragma once
+
+#include "common/host_device.h"
+#include "common/math.h"
+
+namespace ssd_ops {
+
+template <typename T>
+struct Box {
+  T x1, y1, x2, y2;
+};
+
+// What encode makes and decode reads: centre distance in anchor sizes, and log of the size ratio.
+template <typename T>
+struct Offset {
+  T x, y, w, h;
+};
+
+// Standard deviations that offsets are divided by: two for the centre, two for the size.
+template <typename T>
+struct Variances {
+  T x, y, w, h;
+};
+
+template <typename T>
+SSD_HOST_DEVICE T min_of(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <typename T>
+SSD_HOST_DEVICE T max_of(T a, T b) {
+  return a > b ? a : b;
+}
+
+template <typename T>
+SSD_HOST_DEVICE Box<T> load_box(const T* p) {
+  return {p[0], p[1], p[2], p[3]};
+}
+
+template <typename T>
+SSD_HOST_DEVICE void store_box(Box<T> b, T* p) {
+  p[0] = b.x1;
+  p[1] = b.y1;
+  p[2] = b.x2;
+  p[3] = b.y2;
+}
+
+template <typename T>
+SSD_HOST_DEVICE T area(Box<T> b) {
+  return (b.x2 - b.x1) * (b.y2 - b.y1);
+}
+
+// True for corners that are finite and in order; x - x is NaN for an infinite or NaN x.
+template <typename T>
+SSD_HOST_DEVICE bool is_proper(Box<T> b) {
+  const bool finite = (b.x1 - b.x1) + (b.y1 - b.y1) + (b.x2 - b.x2) + (b.y2 - b.y2) == T(0);
+  return finite && b.x2 >= b.x1 && b.y2 >= b.y1;
+}
+
+// A proper box with sides greater than 0: the only kind an offset can be encoded against.
+template <typename T>
+SSD_HOST_DEVICE bool has_extent(Box<T> b) {
+  return is_proper(b) && b.x2 > b.x1 && b.y2 > b.y1;
+}
+
+template <typename T>
+SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
+  return min_of(a.x2, b.x2) - max_of(a.x1, b.x1) > 0 && min_of(a.y2, b.y2) - max_of(a.y1, b.y1) > 0;
+}
+
+// Intersection over union, in 0..1. It is 0, never NaN, where the boxes do not overlap, a corner is
+// NaN, or an infinite area leaves no union: the quotient is NaN in the last two and compares false.
+template <typename T>
+SSD_HOST_DEVICE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
+  const T w = min_of(a.x2, b.x2) - max_of(a.x1, b.x1);
+  const T h = min_of(a.y2, b.y2) - max_of(a.y1, b.y1);
+  const T inter = w * h;
+  const T quotient = inter / ((area_a + area_b) - inter);
+  // One condition after the other, not &&: branches would keep the loop from vectorising.
+  const T if_wide = w > T(0) ? quotient : T(0);
+  const T if_both = h > T(0) ? if_wide : T(0);
+  return inter > T(0) && if_both >= T(0) ? if_both : T(0);
+}
+
+template <typename T>
+SSD_HOST_DEVICE T iou(Box<T> a, Box<T> b) {
+  return iou(a, area(a), b, area(b));
+}
+
+// Center-size offsets of a box to an anchor (SSD, arXiv:1512.02325, eq. 2). `eps` is added inside the
+// logarithm: 1e-6 in "Dive into Deep Learning", 0 elsewhere.
+template <typename T>
+SSD_HOST_DEVICE Offset<T> encode(Box<T> box, Box<T> anchor, Variances<T> v, T eps) {
+  const T aw = anchor.x2 - anchor.x1, ah = anchor.y2 - anchor.y1;
+  const T bw = box.x2 - box.x1, bh = box.y2 - box.y1;
+  const T dx = (box.x1 + box.x2) / T(2) - (anchor.x1 + anchor.x2) / T(2);
+  const T dy = (box.y1 + box.y2) / T(2) - (anchor.y1 + anchor.y2) / T(2);
+  return {dx / aw / v.x, dy / ah / v.y, log(eps + bw / aw) / v.w, log(eps + bh / ah) / v.h};
+}
+
+// The inverse of encode with eps 0. An offset too large for exp gives an infinite box, not an error.
+template <typename T>
+SSD_HOST_DEVICE Box<T> decode(Offset<T> offset, Box<T> anchor, Variances<T> v) {
+  const T aw = anchor.x2 - anchor.x1, ah = anchor.y2 - anchor.y1;
+  const T cx = offset.x * v.x * aw + (anchor.x1 + anchor.x2) / T(2);
+  const T cy = offset.y * v.y * ah + (anchor.y1 + anchor.y2) / T(2);
+  const T half_w = exp(offset.w * v.w) * aw / T(2), half_h = exp(offset.h * v.h) * ah / T(2);
+  return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
+}
+
+// The part of a coordinate that lies in the image; NaN stays NaN.
+template <typename T>
+SSD_HOST_DEVICE T clip_unit(T x) {
+  return x < T(0) ? T(0) : (x > T(1) ? T(1) : x);
+}
+
+template <typename T>
+SSD_HOST_DEVICE Box<T> clip_unit(Box<T> b) {
+  return {clip_unit(b.x1), clip_unit(b.y1), clip_unit(b.x2), clip_unit(b.y2)};
+}
+
+}  // namespace ssd_ops

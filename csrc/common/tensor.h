@@ -1,0 +1,154 @@
+// What every op needs of torch: the stable ABI, checks with one form of message, and typed reading.
+//
+// A check fails with "op: argument must be X, got Y". It throws std::runtime_error itself, because the
+// macros of torch put the source path of whoever built the library in front of the message.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/box.h"
+
+namespace ssd_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << ']';
+  return text.str();
+}
+
+inline std::string dtype_text(const Tensor& t) { return torch::headeronly::toString(t.scalar_type()); }
+
+// `condition` is about the shape, which `expected` describes, such as "[B, G, 5]".
+inline void check_shape(bool condition, const char* op, const char* argument, const char* expected,
+                        const Tensor& t) {
+  if (!condition) fail(op, argument, " must be ", expected, ", got ", shape_text(t));
+}
+
+inline void check_floating(const char* op, const char* argument, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::Half &&
+      type != ScalarType::BFloat16)
+    fail(op, argument, " must be float16, bfloat16, float32 or float64, got ", dtype_text(t));
+}
+
+inline void check_integer(const char* op, const char* argument, const Tensor& t) {
+  if (t.scalar_type() != ScalarType::Long)
+    fail(op, argument, " must be int64, got ", dtype_text(t));
+}
+
+inline void check_same_device(const char* op, const char* argument, const Tensor& t,
+                              const char* other_argument, const Tensor& other) {
+  if (t.is_cuda() != other.is_cuda() || t.is_cpu() != other.is_cpu() ||
+      t.get_device_index() != other.get_device_index())
+    fail(op, argument, " must be on the device of ", other_argument, ", got another");
+}
+
+// The comparisons are written so that NaN fails them.
+inline void check_fraction(const char* op, const char* argument, double value) {
+  if (!(value >= 0 && value <= 1)) fail(op, argument, " must be in 0..1, got ", value);
+}
+
+inline void check_positive(const char* op, const char* argument, double value) {
+  if (!(value > 0 && std::isfinite(value)))
+    fail(op, argument, " must be positive and finite, got ", value);
+}
+
+inline void check_variances(const char* op, const std::vector<double>& variances) {
+  if (variances.size() != 4) fail(op, "variances must be 4 numbers, got ", variances.size());
+  for (const double v : variances) check_positive(op, "variances", v);
+}
+
+// The anchors argument: [A, 4] or [1, A, 4].
+inline void check_anchors(const char* op, const Tensor& anchors) {
+  check_shape((anchors.dim() == 2 || (anchors.dim() == 3 && anchors.size(0) == 1)) &&
+                  anchors.size(anchors.dim() - 1) == 4,
+              op, "anchors", "[A, 4] or [1, A, 4]", anchors);
+  check_floating(op, "anchors", anchors);
+}
+
+template <typename T>
+Variances<T> to_variances(const std::vector<double>& v) {
+  return {static_cast<T>(v[0]), static_cast<T>(v[1]), static_cast<T>(v[2]), static_cast<T>(v[3])};
+}
+
+// Calls body(T()) with the type of the arithmetic: double if any tensor is float64, float otherwise.
+template <typename Body, typename... Tensors>
+void dispatch_real(const Body& body, const Tensors&... tensors) {
+  if (((tensors.scalar_type() == ScalarType::Double) || ...)) {
+    body(double());
+  } else {
+    body(float());
+  }
+}
+
+template <typename T>
+constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+template <typename T>
+Tensor new_real(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, kScalarType<T>);
+}
+
+template <typename T>
+T* data(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// A contiguous floating tensor read as T. Where the dtype is T already, the rows are read in place;
+// otherwise `count` elements are converted into the caller's buffer, so no copy of the tensor is made.
+template <typename T>
+class Reader {
+ public:
+  explicit Reader(const Tensor& t)
+      : tensor_(torch::stable::contiguous(t)), data_(tensor_.const_data_ptr()), type_(t.scalar_type()) {}
+
+  const T* read(int64_t first, int64_t count, std::vector<T>& buffer) const {
+    if (type_ == kScalarType<T>) return static_cast<const T*>(data_) + first;
+    if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
+    switch (type_) {
+      case ScalarType::Float: convert<float>(first, count, buffer.data()); break;
+      case ScalarType::Double: convert<double>(first, count, buffer.data()); break;
+      case ScalarType::Half: convert<torch::headeronly::Half>(first, count, buffer.data()); break;
+      default: convert<torch::headeronly::BFloat16>(first, count, buffer.data()); break;
+    }
+    return buffer.data();
+  }
+
+ private:
+  template <typename From>
+  void convert(int64_t first, int64_t count, T* out) const {
+    const From* from = static_cast<const From*>(data_) + first;
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(from[i]);
+  }
+
+  Tensor tensor_;  // keeps the memory alive
+  const void* data_;
+  ScalarType type_;
+};
+
+}  // namespace ssd_ops

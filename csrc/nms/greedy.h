@@ -1,0 +1,173 @@
+// Exact greedy NMS on the CPU: of boxes in score order, keeps each that no kept one overlaps too much.
+//
+// A box is tested only against kept boxes, newest first (boxes of like score lie close together), and
+// only against those that could overlap it enough. For IoU > t both w_overlap > t * max(w1, w2) and
+// w_overlap <= (w1 + w2) / 2 - |cx1 - cx2| hold, so |cx1 - cx2| < (1 - t) * max(w1, w2) and
+// max(w1, w2) < w1 / t; the same for heights. So kept boxes are filed by center in a grid, and a box looks
+// at the cells within (1 / t - 1) of its own size. The bound is widened far beyond rounding; the
+// exact test decides. Memory is linear in the boxes.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "common/box.h"
+#include "common/simd.h"
+
+namespace ssd_ops {
+
+// True where one of `count` boxes (a multiple of kLanes) overlaps `box` by an IoU over the threshold.
+template <typename T>
+SSD_HOST_DEVICE bool any_over_rows(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
+                                   const T* __restrict y2, const T* __restrict areas, int64_t count, Box<T> box,
+                                   T box_area, T threshold) {
+  for (int64_t i = count - kLanes; i >= 0; i -= kLanes) {
+    T reach[kLanes];  // positive where the boxes overlap; most do not, and need no division
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t k = i + lane;
+      reach[lane] = min_of(min_of(x2[k], box.x2) - max_of(x1[k], box.x1),
+                           min_of(y2[k], box.y2) - max_of(y1[k], box.y1));
+    }
+    T furthest = reach[0];
+    for (int lane = 1; lane < kLanes; ++lane) furthest = max_of(furthest, reach[lane]);
+    if (!(furthest > T(0))) continue;
+    int over = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t k = i + lane;
+      over |= iou(Box<T>{x1[k], y1[k], x2[k], y2[k]}, areas[k], box, box_area) > threshold;
+    }
+    if (over) return true;
+  }
+  return false;
+}
+
+SSD_SIMD bool any_over(const float* x1, const float* y1, const float* x2, const float* y2,
+                              const float* areas, int64_t count, Box<float> box, float box_area,
+                              float threshold) {
+  return any_over_rows(x1, y1, x2, y2, areas, count, box, box_area, threshold);
+}
+SSD_SIMD bool any_over(const double* x1, const double* y1, const double* x2, const double* y2,
+                              const double* areas, int64_t count, Box<double> box, double box_area,
+                              double threshold) {
+  return any_over_rows(x1, y1, x2, y2, areas, count, box, box_area, threshold);
+}
+
+template <typename T>
+class GreedyNms {
+ public:
+  // `kept` gets the positions in `order` of the boxes kept, ascending. box_at(i) is the box of index i.
+  template <typename BoxAt>
+  void run(const std::vector<int64_t>& order, const BoxAt& box_at, T threshold, std::vector<int64_t>& kept) {
+    kept.clear();
+    boxes_.clear();
+    for (const int64_t index : order) boxes_.push_back(box_at(index));
+    lay_out_grid(threshold);
+    for (size_t position = 0; position < boxes_.size(); ++position) {
+      const Box<T> box = boxes_[position];
+      const T box_area = area(box);
+      if (!can_overlap(box, box_area)) {
+        kept.push_back(static_cast<int64_t>(position));
+      } else if (!is_over(box, box_area, threshold)) {
+        kept.push_back(static_cast<int64_t>(position));
+        file(box, box_area);
+      }
+    }
+  }
+
+ private:
+  static constexpr size_t kBoxesPerCell = 64;
+  static constexpr int64_t kMaxSide = 256;  // cells along one side
+  static constexpr double kWiden = 1.001;
+  static constexpr double kMinPruned = 0.01;  // below this threshold every cell may matter
+
+  // A box whose area is 0, infinite or NaN has IoU 0 with every other: it is kept and suppresses nothing.
+  static bool can_overlap(Box<T> box, T box_area) {
+    return box_area > T(0) && box_area <= std::numeric_limits<T>::max() && box.x2 > box.x1 && box.y2 > box.y1;
+  }
+
+  static double center_x(Box<T> b) { return 0.5 * (static_cast<double>(b.x1) + static_cast<double>(b.x2)); }
+  static double center_y(Box<T> b) { return 0.5 * (static_cast<double>(b.y1) + static_cast<double>(b.y2)); }
+
+  int64_t column(double x) const { return cell_of((x - left_) * per_x_); }
+  int64_t row(double y) const { return cell_of((y - top_) * per_y_); }
+  // Clamped before the conversion, which is undefined outside the integer's range.
+  int64_t cell_of(double at) const {
+    return static_cast<int64_t>(std::min(std::max(at, 0.0), static_cast<double>(side_ - 1)));
+  }
+
+  // A cell's room is the number of boxes whose center lies in it, so that filing never moves anything.
+  void lay_out_grid(T threshold) {
+    double right = std::numeric_limits<double>::lowest(), bottom = right;
+    left_ = top_ = std::numeric_limits<double>::max();
+    size_t active = 0;
+    for (const Box<T>& box : boxes_) {
+      if (!can_overlap(box, area(box))) continue;
+      ++active;
+      left_ = std::min(left_, center_x(box));
+      right = std::max(right, center_x(box));
+      top_ = std::min(top_, center_y(box));
+      bottom = std::max(bottom, center_y(box));
+    }
+    side_ = 1;
+    if (threshold >= T(kMinPruned))
+      while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active) ++side_;
+    per_x_ = right > left_ ? static_cast<double>(side_) / (right - left_) : 0;
+    per_y_ = bottom > top_ ? static_cast<double>(side_) / (bottom - top_) : 0;
+    reach_ = threshold >= T(kMinPruned) ? (1 / static_cast<double>(threshold) - 1) * kWiden + 1e-6 : 0;
+
+    starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
+    used_.assign(static_cast<size_t>(side_ * side_), 0);
+    for (const Box<T>& box : boxes_)
+      if (can_overlap(box, area(box))) ++starts_[static_cast<size_t>(cell(box)) + 1];
+    for (size_t c = 1; c < starts_.size(); ++c)
+      starts_[c] = starts_[c - 1] + (starts_[c] + kLanes - 1) / kLanes * kLanes;
+    const size_t room = static_cast<size_t>(starts_.back());
+    // Empty slots overlap nothing: they end before they begin.
+    x1_.assign(room, std::numeric_limits<T>::max());
+    y1_.assign(room, std::numeric_limits<T>::max());
+    x2_.assign(room, std::numeric_limits<T>::lowest());
+    y2_.assign(room, std::numeric_limits<T>::lowest());
+    areas_.assign(room, T(0));
+  }
+
+  int64_t cell(Box<T> box) const { return row(center_y(box)) * side_ + column(center_x(box)); }
+
+  void file(Box<T> box, T box_area) {
+    const size_t c = static_cast<size_t>(cell(box));
+    const size_t slot = static_cast<size_t>(starts_[c] + used_[c]++);
+    x1_[slot] = box.x1;
+    y1_[slot] = box.y1;
+    x2_[slot] = box.x2;
+    y2_[slot] = box.y2;
+    areas_[slot] = box_area;
+  }
+
+  bool is_over(Box<T> box, T box_area, T threshold) const {
+    int64_t first_row = 0, last_row = side_ - 1, first_column = 0, last_column = side_ - 1;
+    if (side_ > 1) {
+      const double rx = reach_ * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
+      const double ry = reach_ * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
+      first_column = column(center_x(box) - rx);
+      last_column = column(center_x(box) + rx);
+      first_row = row(center_y(box) - ry);
+      last_row = row(center_y(box) + ry);
+    }
+    for (int64_t r = first_row; r <= last_row; ++r) {
+      for (int64_t c = r * side_ + first_column; c <= r * side_ + last_column; ++c) {
+        const int64_t s = starts_[c], filled = (used_[c] + kLanes - 1) / kLanes * kLanes;
+        if (filled && any_over(&x1_[s], &y1_[s], &x2_[s], &y2_[s], &areas_[s], filled, box, box_area, threshold))
+          return true;
+      }
+    }
+    return false;
+  }
+
+  std::vector<Box<T>> boxes_;
+  int64_t side_ = 1;
+  double left_ = 0, top_ = 0, per_x_ = 0, per_y_ = 0, reach_ = 0;
+  std::vector<int64_t> starts_, used_;
+  std::vector<T> x1_, y1_, x2_, y2_, areas_;
+};
+
+}  // namespace ssd_ops

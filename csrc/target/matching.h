@@ -1,0 +1,275 @@
+// The matching of one image's ground truths to the anchors, on the CPU, in memory O(anchors + gts).
+//
+// Anchors are laid out by coordinate in blocks, with a bounding box for each block, so that a ground
+// truth meets only the blocks it overlaps. One pass finds, for every anchor, its best ground truth
+// and, for every ground truth, its best anchor; no anchors x ground truths matrix is ever made.
+//
+// The forced match is the global greedy one: among all free pairs the one with the highest IoU, then
+// the lowest anchor, then the lowest ground truth, until one side is used up. It is found lazily: each
+// ground truth keeps a short list of its best anchors in that order; the best head of all lists is
+// taken, and a head that was taken in the meantime is dropped. Dropping only lowers a list's head, so
+// the head that is best and free is the maximum over all free pairs.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <queue>
+
+#include "common/simd.h"
+#include "common/tensor.h"
+
+namespace ssd_ops {
+
+constexpr int64_t kBlock = 256;      // anchors per block: small enough to cull well, large enough to stream
+constexpr size_t kListLength = 64;   // anchors remembered per rescan of a ground truth
+
+template <typename T>
+struct AnchorBlocks {
+  int64_t count;                          // A
+  int64_t blocks;                         // ceil(A / kBlock)
+  std::vector<T> x1, y1, x2, y2, area;    // padded to whole blocks
+  std::vector<Box<T>> bounds;             // of each block; empty where no anchor is usable
+  std::vector<uint8_t> usable;            // has extent: an anchor without cannot be encoded against
+  int64_t num_usable;
+
+  Box<T> box(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
+};
+
+// A box that overlaps nothing.
+template <typename T>
+constexpr Box<T> kNowhere{std::numeric_limits<T>::max(), std::numeric_limits<T>::max(),
+                          std::numeric_limits<T>::lowest(), std::numeric_limits<T>::lowest()};
+
+template <typename T>
+AnchorBlocks<T> lay_out_anchors(const Tensor& anchors) {
+  AnchorBlocks<T> a;
+  a.count = anchors.numel() / 4;
+  a.blocks = (a.count + kBlock - 1) / kBlock;
+  a.num_usable = 0;
+  const size_t padded = static_cast<size_t>(a.blocks * kBlock);
+  for (std::vector<T>* values : {&a.x1, &a.y1, &a.x2, &a.y2, &a.area}) values->resize(padded);
+  a.usable.assign(padded, 0);
+  a.bounds.assign(static_cast<size_t>(a.blocks), kNowhere<T>);
+  const Reader<T> reader(anchors);
+  std::vector<T> buffer;
+  for (int64_t block = 0; block < a.blocks; ++block) {
+    const int64_t first = block * kBlock, count = std::min(kBlock, a.count - first);
+    const T* rows = reader.read(4 * first, 4 * count, buffer);
+    Box<T>& bounds = a.bounds[block];
+    for (int64_t i = 0; i < kBlock; ++i) {
+      Box<T> box = i < count ? load_box(rows + 4 * i) : kNowhere<T>;
+      const bool usable = i < count && has_extent(box);
+      if (usable) {
+        bounds = {min_of(bounds.x1, box.x1), min_of(bounds.y1, box.y1), max_of(bounds.x2, box.x2),
+                  max_of(bounds.y2, box.y2)};
+        ++a.num_usable;
+      } else {
+        box = kNowhere<T>;
+      }
+      a.x1[first + i] = box.x1;
+      a.y1[first + i] = box.y1;
+      a.x2[first + i] = box.x2;
+      a.y2[first + i] = box.y2;
+      a.area[first + i] = usable ? area(box) : T(0);
+      a.usable[first + i] = usable;
+    }
+  }
+  return a;
+}
+
+// IoU of `gt` with a block of anchors; where it beats an anchor's best so far, it becomes the best.
+// Returns the greatest IoU of the block. `ious` gets all of them.
+template <typename T>
+SSD_HOST_DEVICE T match_rows(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
+                             const T* __restrict y2, const T* __restrict areas, Box<T> gt, T gt_area,
+                             int32_t gt_index, T* __restrict best_iou, int32_t* __restrict best_gt,
+                             T* __restrict ious) {
+  T lane_best[kLanes] = {};
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t k = i + lane;
+      const T value = iou(Box<T>{x1[k], y1[k], x2[k], y2[k]}, areas[k], gt, gt_area);
+      ious[k] = value;
+      best_gt[k] = value > best_iou[k] ? gt_index : best_gt[k];
+      best_iou[k] = max_of(value, best_iou[k]);
+      lane_best[lane] = max_of(value, lane_best[lane]);
+    }
+  }
+  T best = 0;
+  for (const T value : lane_best) best = max_of(value, best);
+  return best;
+}
+
+SSD_SIMD float match_block(const float* x1, const float* y1, const float* x2, const float* y2,
+                                  const float* areas, Box<float> gt, float gt_area, int32_t gt_index,
+                                  float* best_iou, int32_t* best_gt, float* ious) {
+  return match_rows(x1, y1, x2, y2, areas, gt, gt_area, gt_index, best_iou, best_gt, ious);
+}
+SSD_SIMD double match_block(const double* x1, const double* y1, const double* x2, const double* y2,
+                                   const double* areas, Box<double> gt, double gt_area, int32_t gt_index,
+                                   double* best_iou, int32_t* best_gt, double* ious) {
+  return match_rows(x1, y1, x2, y2, areas, gt, gt_area, gt_index, best_iou, best_gt, ious);
+}
+
+template <typename T>
+class Matcher {
+ public:
+  explicit Matcher(const AnchorBlocks<T>& anchors)
+      : a_(anchors),
+        best_iou_(anchors.x1.size()),
+        best_gt_(anchors.x1.size()),
+        touched_(anchors.blocks),
+        taken_(anchors.x1.size()),
+        ious_(kBlock),
+        unused_iou_(kBlock),
+        unused_gt_(kBlock) {}
+
+  // matched[i] = the ground truth of anchor i, or -1. `gts` holds proper boxes only. Every anchor takes
+  // its best ground truth (the first on ties) if their IoU is at least `iou_threshold`; then the forced
+  // match overwrites, whatever its IoU. Only anchors of touched blocks are written unless the
+  // threshold is 0: see `touched`.
+  void match_bipartite(const std::vector<Box<T>>& gts, T iou_threshold, std::vector<int32_t>& matched) {
+    matched.assign(static_cast<size_t>(a_.count), -1);
+    if (gts.empty() || a_.num_usable == 0) return;
+    find_best(gts);
+    for (int64_t block = 0; block < a_.blocks; ++block) {
+      if (!touched_[block] && iou_threshold > 0) continue;
+      const int64_t end = std::min((block + 1) * kBlock, a_.count);
+      for (int64_t i = block * kBlock; i < end; ++i)
+        if (a_.usable[i] && best_iou_[i] >= iou_threshold) matched[i] = best_gt_[i];
+    }
+    force(gts, matched);
+  }
+
+ private:
+  struct Candidate {
+    T iou;
+    int64_t anchor;
+    // True where `other` goes first: higher IoU, then lower anchor.
+    bool operator<(const Candidate& other) const {
+      return iou < other.iou || (iou == other.iou && anchor > other.anchor);
+    }
+  };
+
+  struct Head {
+    Candidate candidate;
+    int32_t gt;
+    bool operator<(const Head& other) const {
+      if (candidate < other.candidate) return true;
+      return !(other.candidate < candidate) && gt > other.gt;
+    }
+  };
+
+  void find_best(const std::vector<Box<T>>& gts) {
+    std::fill(best_iou_.begin(), best_iou_.end(), T(0));
+    std::fill(best_gt_.begin(), best_gt_.end(), 0);
+    std::fill(touched_.begin(), touched_.end(), 0);
+    column_.assign(gts.size(), {T(0), -1});
+    for (int64_t block = 0; block < a_.blocks; ++block) {
+      const int64_t first = block * kBlock;
+      for (size_t g = 0; g < gts.size(); ++g) {
+        if (!overlaps(a_.bounds[block], gts[g])) continue;
+        const T best = match(block, gts[g], static_cast<int32_t>(g), &best_iou_[first], &best_gt_[first]);
+        if (best > column_[g].iou)
+          column_[g] = {best, first + (std::find(ious_.begin(), ious_.end(), best) - ious_.begin())};
+        touched_[block] = 1;
+      }
+    }
+  }
+
+  T match(int64_t block, Box<T> gt, int32_t index, T* best_iou, int32_t* best_gt) {
+    const int64_t i = block * kBlock;
+    return match_block(&a_.x1[i], &a_.y1[i], &a_.x2[i], &a_.y2[i], &a_.area[i], gt, area(gt), index,
+                       best_iou, best_gt, ious_.data());
+  }
+
+  void force(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
+    std::fill(taken_.begin(), taken_.end(), 0);
+    lists_.assign(gts.size(), {});
+    std::vector<int32_t> without;  // ground truths that overlap no free anchor
+    std::priority_queue<Head> heads;
+    for (size_t g = 0; g < gts.size(); ++g) {
+      if (column_[g].anchor >= 0) {
+        heads.push({column_[g], static_cast<int32_t>(g)});
+      } else {
+        without.push_back(static_cast<int32_t>(g));
+      }
+    }
+    while (!heads.empty()) {
+      const Head head = heads.top();
+      heads.pop();
+      if (!taken_[head.candidate.anchor]) {
+        take(head.candidate.anchor, head.gt, matched);
+        continue;
+      }
+      const Candidate next = next_free(gts[head.gt], lists_[head.gt]);
+      if (next.anchor >= 0) {
+        heads.push({next, head.gt});
+      } else {
+        without.push_back(head.gt);
+      }
+    }
+    // What is left has IoU 0 with every free anchor: the lowest ground truth takes the lowest anchor.
+    std::sort(without.begin(), without.end());
+    int64_t anchor = 0;
+    for (const int32_t gt : without) {
+      while (anchor < a_.count && (taken_[anchor] || !a_.usable[anchor])) ++anchor;
+      if (anchor == a_.count) break;
+      take(anchor, gt, matched);
+    }
+  }
+
+  void take(int64_t anchor, int32_t gt, std::vector<int32_t>& matched) {
+    taken_[anchor] = 1;
+    matched[anchor] = gt;
+  }
+
+  // The best free anchor that overlaps `gt`, or -1. The list holds the best anchors that were free at
+  // its making, best last; it is made anew when it runs out.
+  Candidate next_free(Box<T> gt, std::vector<Candidate>& list) {
+    while (!list.empty()) {
+      const Candidate last = list.back();
+      list.pop_back();
+      if (!taken_[last.anchor]) return last;
+    }
+    for (int64_t block = 0; block < a_.blocks; ++block) {
+      if (!overlaps(a_.bounds[block], gt)) continue;
+      const T best = match(block, gt, 0, unused_iou_.data(), unused_gt_.data());
+      if (best == T(0) || (list.size() == kListLength && !(list.front() < Candidate{best, block * kBlock})))
+        continue;
+      for (int64_t i = 0; i < kBlock; ++i) {
+        const Candidate candidate{ious_[i], block * kBlock + i};
+        if (candidate.iou > T(0) && !taken_[candidate.anchor]) keep_best(candidate, list);
+      }
+    }
+    if (list.empty()) return {T(0), -1};
+    std::sort(list.begin(), list.end());
+    const Candidate best = list.back();
+    list.pop_back();
+    return best;
+  }
+
+  // `list` as a heap with its worst candidate at the front, of at most kListLength.
+  static void keep_best(Candidate candidate, std::vector<Candidate>& list) {
+    const auto worst_first = [](const Candidate& a, const Candidate& b) { return b < a; };
+    if (list.size() == kListLength) {
+      if (!(list.front() < candidate)) return;
+      std::pop_heap(list.begin(), list.end(), worst_first);
+      list.pop_back();
+    }
+    list.push_back(candidate);
+    std::push_heap(list.begin(), list.end(), worst_first);
+  }
+
+  const AnchorBlocks<T>& a_;
+  std::vector<T> best_iou_;
+  std::vector<int32_t> best_gt_;
+  std::vector<uint8_t> touched_;
+  std::vector<uint8_t> taken_;
+  std::vector<T> ious_, unused_iou_;
+  std::vector<int32_t> unused_gt_;
+  std::vector<Candidate> column_;
+  std::vector<std::vector<Candidate>> lists_;
+};
+
+}  // namespace ssd_ops

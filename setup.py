@@ -1,0 +1,113 @@
+"""Builds `ssd_ops._C` from csrc/**/*.cpp. There is no list of ops: a new room is found by itself.
+
+Everything is compiled against LibTorch's Stable ABI at the oldest torch supported, so one build
+serves that torch and every later one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+TARGET = (2, 11)  # the oldest torch that the binary runs on
+NO_TORCH = (
+    "ssd_ops: building needs torch {}.{} or newer, and {}. Install torch first, then run "
+    "`pip install --no-build-isolation ssd_ops` (or `pip install --no-build-isolation .` in a checkout)."
+)
+
+
+def _import_torch():
+    """The installed torch, also from inside pip's isolated build environment.
+
+    That environment hides the user's packages, and asking for torch in `build-system.requires` would
+    download another one of several GB. pip runs the build with the user's interpreter, so its own
+    site-packages are known: they go last on the path, after what the environment provides.
+    """
+    try:
+        import torch
+    except ImportError:
+        for name in ("purelib", "platlib"):
+            path = sysconfig.get_path(name, vars=_base_vars())
+            if path not in sys.path:
+                sys.path.append(path)
+        try:
+            import torch
+        except ImportError:
+            sys.exit(NO_TORCH.format(*TARGET, "there is none for this Python"))
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < TARGET:
+        sys.exit(NO_TORCH.format(*TARGET, f"torch {torch.__version__} is installed"))
+    return torch
+
+
+def _base_vars() -> dict[str, str]:
+    """The prefix of the interpreter itself, a virtual environment's where it is one."""
+    prefix = str(Path(sys.executable).parent.parent)
+    return {"base": prefix, "platbase": prefix}
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if shutil.which(compiler) is None:
+        sys.exit(
+            f"ssd_ops: building needs a C++17 compiler, and `{compiler}` is not on the PATH. Install one "
+            "(Debian, Ubuntu: `apt install g++`) or name yours in the environment variable CXX."
+        )
+    os.environ.setdefault("CXX", compiler)
+
+
+def _extension(torch) -> Extension:
+    import pybind11
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    debug = os.environ.get("DEBUG", "0") == "1"
+    flags = [
+        "-std=c++17",
+        "-O0" if debug else "-O3",
+        "-g" if debug else "-g0",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+        "-fvisibility=hidden",
+        # The same bits on every machine: nothing is fused, reordered or assumed away. The other two
+        # only drop side effects of arithmetic (errno, traps), which would keep loops from vectorising.
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        f"-ffile-prefix-map={ROOT}=ssd_ops",
+        f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000",
+        f'-DSSD_OPS_TARGET="{TARGET[0]}.{TARGET[1]}"',
+        *os.environ.get("SSD_OPS_CXXFLAGS", "").split(),
+    ]
+    return Extension(
+        "ssd_ops._C",
+        sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")),
+        depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *include_paths()],
+        library_dirs=library_paths(),
+        libraries=["torch", "torch_cpu", "c10"],
+        extra_compile_args=flags,
+        extra_link_args=["-Wl,--as-needed", *os.environ.get("SSD_OPS_LDFLAGS", "").split()],
+        language="c++",
+    )
+
+
+def main() -> None:
+    # Building an sdist, or asking for metadata, compiles nothing and needs no torch.
+    if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install", "build"} & set(sys.argv):
+        setup()
+        return
+    torch = _import_torch()
+    _check_compiler()
+    from torch.utils.cpp_extension import BuildExtension
+
+    setup(ext_modules=[_extension(torch)], cmdclass={"build_ext": BuildExtension})
+
+
+main()

@@ -1,0 +1,519 @@
+"""The public ops: typed Python functions over `torch.ops.ssd_ops`, each followed by its fake kernel.
+
+All of them: take float16, bfloat16, float32 and float64 tensors in any mix, contiguous or not; compute
+and return float32, or float64 where an input is float64; give the same bits on every run and for any
+number of threads; carry no gradient (outputs are detached); can be compiled with `fullgraph=True`.
+
+Tensors that do not fit (rank, dtype, device, sizes) raise `RuntimeError`, whatever Python can see by
+itself `TypeError` or `ValueError`, always as `op: argument must be X, got Y`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
+
+VARIANCES = (0.1, 0.1, 0.2, 0.2)
+_SEMANTICS = {"d2l": 0}
+
+
+def _check_tensors(op: str, **tensors: object) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _number(op: str, name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
+
+
+def _fraction(op: str, name: str, value: object) -> float:
+    number = _number(op, name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{op}: {name} must be in 0..1, got {number}")
+    return number
+
+
+def _positives(op: str, name: str, values: object) -> list[float]:
+    """A non-empty list of positive, finite numbers."""
+    if isinstance(values, str) or not isinstance(values, Sequence | Tensor):
+        raise TypeError(f"{op}: {name} must be a list of numbers, got {type(values).__name__}")
+    numbers = [_number(op, name, value) for value in values]
+    if not numbers:
+        raise ValueError(f"{op}: {name} must be at least one number, got none")
+    for number in numbers:
+        if not 0 < number < math.inf:
+            raise ValueError(f"{op}: {name} must be positive and finite, got {number}")
+    return numbers
+
+
+def _tuple_of(op: str, name: str, values: object, count: int) -> list[float]:
+    if isinstance(values, str) or not isinstance(values, Sequence | Tensor) or len(values) != count:
+        raise ValueError(f"{op}: {name} must be {count} numbers, got {values!r}")
+    return [_number(op, name, value) for value in values]
+
+
+def _variances(op: str, values: object) -> list[float]:
+    return _positives(op, "variances", _tuple_of(op, "variances", values, 4))
+
+
+def _semantics(op: str, semantics: str) -> int:
+    if semantics not in _SEMANTICS:
+        known = " or ".join(repr(name) for name in _SEMANTICS)
+        raise ValueError(f"{op}: semantics must be {known}, got {semantics!r}")
+    return _SEMANTICS[semantics]
+
+
+def _real(*tensors: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic, and of floating results."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def multibox_prior(
+    feature_map: Tensor,
+    sizes: Sequence[float],
+    ratios: Sequence[float],
+    *,
+    steps: Sequence[float] | None = None,
+    offsets: Sequence[float] = (0.5, 0.5),
+    clip: bool = False,
+) -> Tensor:
+    """Anchors of one feature map: one box per cell, size and ratio.
+
+    Args:
+        feature_map: ``[..., H, W]`` floating; only its shape, dtype and device are used.
+        sizes: S scales, as fractions of the image's height, greater than 0.
+        ratios: R aspect ratios, width to height in pixels of a square image, greater than 0.
+        steps: (y, x) distance of neighbouring cells, in fractions of the image. None (the default)
+            means (1 / H, 1 / W): the cells fill the image.
+        offsets: (y, x) place of the center in its cell, in cells, 0..1. Default: the middle.
+        clip: Cut the boxes to 0..1. Off by default, as in the book and in MXNet.
+
+    Returns:
+        ``[1, H * W * (S + R - 1), 4]`` xyxy in fractions of the image, float32 (float64 for a float64
+        feature map). Cells row by row; in a cell every size with the first ratio, then the first size
+        with each other ratio. A box is ``s * sqrt(r) * H / W`` wide and ``s / sqrt(r)`` high.
+
+    Raises:
+        TypeError, ValueError: a list is empty, or a number is not positive.
+        RuntimeError: the feature map has fewer than two dimensions or is not floating.
+
+    Source:
+        Drop-in for the function of this name in "Dive into Deep Learning" (14.4); `steps`, `offsets`
+        and `clip` are those of MXNet's MultiBoxPrior. Bit-equal to the book's in float32.
+
+    Example:
+        >>> multibox_prior(torch.zeros(1, 3, 2, 4), [0.75, 0.5], [1, 2, 0.5])[0, 0]
+        tensor([-0.0625, -0.1250,  0.3125,  0.6250])
+    """
+    _check_tensors("multibox_prior", feature_map=feature_map)
+    return _priors("multibox_prior", [feature_map], [sizes], [ratios], None if steps is None else [steps], offsets, clip)
+
+
+def multibox_priors(
+    feature_maps: Sequence[Tensor],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[Sequence[float]],
+    *,
+    steps: Sequence[Sequence[float]] | None = None,
+    offsets: Sequence[float] = (0.5, 0.5),
+    clip: bool = False,
+) -> Tensor:
+    """Anchors of all levels of a detector in one call.
+
+    Args:
+        feature_maps: L tensors ``[..., H_l, W_l]``, on one device.
+        sizes: For each level its list of sizes, as in `multibox_prior`.
+        ratios: For each level its list of ratios.
+        steps: For each level (y, x), or None (the default) for (1 / H, 1 / W).
+        offsets: (y, x) place of the center in its cell, for all levels.
+        clip: Cut the boxes to 0..1.
+
+    Returns:
+        ``[1, A, 4]``: what `multibox_prior` returns for each level, one after another.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `multibox_prior`, or the lists differ in length.
+
+    Example:
+        >>> maps = [torch.zeros(1, 1, n, n) for n in (32, 16, 8, 4, 1)]
+        >>> multibox_priors(maps, [[0.2, 0.272]] * 5, [[1, 2, 0.5]] * 5).shape
+        torch.Size([1, 5444, 4])
+    """
+    op = "multibox_priors"
+    if isinstance(feature_maps, Tensor) or not isinstance(feature_maps, Sequence):
+        raise TypeError(f"{op}: feature_maps must be a list of tensors, got {type(feature_maps).__name__}")
+    if not feature_maps:
+        raise ValueError(f"{op}: feature_maps must be at least one tensor, got none")
+    for feature_map in feature_maps:
+        _check_tensors(op, feature_maps=feature_map)
+    for name, values in (("sizes", sizes), ("ratios", ratios), ("steps", steps)):
+        if values is not None and len(values) != len(feature_maps):
+            raise ValueError(f"{op}: {name} must be {len(feature_maps)} lists, one a level, got {len(values)}")
+    return _priors(op, feature_maps, sizes, ratios, steps, offsets, clip)
+
+
+def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
+    all_sizes = [_positives(op, "sizes", level) for level in sizes]
+    all_ratios = [_positives(op, "ratios", level) for level in ratios]
+    all_steps = [_positives(op, "steps", _tuple_of(op, "steps", level, 2)) for level in steps or ()]
+    return torch.ops.ssd_ops.multibox_priors(
+        list(feature_maps),
+        [size for level in all_sizes for size in level],
+        [len(level) for level in all_sizes],
+        [ratio for level in all_ratios for ratio in level],
+        [len(level) for level in all_ratios],
+        [step for level in all_steps for step in level],
+        [_fraction(op, "offsets", offset) for offset in _tuple_of(op, "offsets", offsets, 2)],
+        bool(clip),
+    )
+
+
+@torch.library.register_fake("ssd_ops::multibox_priors")
+def _(feature_maps, sizes, size_counts, ratios, ratio_counts, steps, offsets, clip):
+    count = 0
+    for feature_map, num_sizes, num_ratios in zip(feature_maps, size_counts, ratio_counts, strict=True):
+        count += feature_map.shape[-2] * feature_map.shape[-1] * (num_sizes + num_ratios - 1)
+    return feature_maps[0].new_empty((1, count, 4), dtype=_real(*feature_maps))
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    Args:
+        boxes1: ``[..., N, 4]`` xyxy, any unit.
+        boxes2: ``[..., M, 4]`` in the same unit; leading dimensions are broadcast.
+
+    Returns:
+        ``[..., N, M]`` in 0..1; 0, never NaN, where boxes do not overlap, one has no area, or a corner
+        is NaN.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        Drop-in for `torchvision.ops.box_iou` (which gives NaN for two boxes without area).
+
+    Example:
+        >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))
+        tensor([[0.3333, 0.0000]])
+    """
+    _check_tensors("box_iou", boxes1=boxes1, boxes2=boxes2)
+    lead1, lead2 = boxes1.shape[:-2], boxes2.shape[:-2]
+    if lead1 != lead2 and boxes1.ndim > 1 and boxes2.ndim > 1:
+        try:
+            lead = torch.broadcast_shapes(lead1, lead2)
+        except RuntimeError:
+            raise ValueError(
+                f"box_iou: boxes2 must have leading dimensions that broadcast with {list(boxes1.shape)}, "
+                f"got {list(boxes2.shape)}"
+            ) from None
+        boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
+        boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
+    return torch.ops.ssd_ops.box_iou(boxes1, boxes2)
+
+
+@torch.library.register_fake("ssd_ops::box_iou")
+def _(boxes1, boxes2):
+    return boxes1.new_empty((*boxes1.shape[:-1], boxes2.shape[-2]), dtype=_real(boxes1, boxes2))
+
+
+def encode_boxes(
+    boxes: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, eps: float = 0.0
+) -> Tensor:
+    """Offsets of boxes to anchors: distance of the centers in anchor sizes, and log size ratio.
+
+    Args:
+        boxes: ``[..., A, 4]`` xyxy.
+        anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `boxes`; xyxy in the same unit.
+        variances: What the four offsets are divided by, greater than 0.
+        eps: Added inside the logarithm. 0 by default; "Dive into Deep Learning" uses 1e-6.
+
+    Returns:
+        The shape of `boxes`: ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``,
+        with w, h of the anchor. A box or anchor without area gives infinities or NaN.
+
+    Raises:
+        ValueError: a variance is not positive, or `eps` is negative.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        SSD (arXiv:1512.02325), equation 2; the book's `offset_boxes` (other argument order).
+
+    Example:
+        >>> encode_boxes(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]]))
+        tensor([[-5., -5.,  0.,  0.]])
+    """
+    op = "encode_boxes"
+    _check_tensors(op, boxes=boxes, anchors=anchors)
+    eps = _number(op, "eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{op}: eps must be 0 or more and finite, got {eps}")
+    return torch.ops.ssd_ops.encode_boxes(boxes, anchors, _variances(op, variances), eps)
+
+
+@torch.library.register_fake("ssd_ops::encode_boxes")
+def _(boxes, anchors, variances, eps):
+    return boxes.new_empty(boxes.shape, dtype=_real(boxes, anchors))
+
+
+def decode_boxes(
+    offsets: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, clip: bool = False
+) -> Tensor:
+    """The boxes that offsets to anchors stand for: the inverse of `encode_boxes` with `eps` 0.
+
+    Args:
+        offsets: ``[..., A, 4]``.
+        anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `offsets`; xyxy.
+        variances: What the offsets were divided by, greater than 0.
+        clip: Cut the boxes to 0..1. Off by default.
+
+    Returns:
+        Boxes xyxy, of the shape of `offsets`, in the unit of `anchors`. An offset too large for exp
+        gives an infinite box.
+
+    Raises:
+        ValueError: a variance is not positive.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        The book's `offset_inverse` (other argument order); exp is within 1 ulp of libm's, and the same
+        bits on every device.
+
+    Example:
+        >>> decode_boxes(torch.tensor([[-5., -5., 0., 0.]]), torch.tensor([[1., 1., 3., 3.]]))
+        tensor([[0., 0., 2., 2.]])
+    """
+    op = "decode_boxes"
+    _check_tensors(op, offsets=offsets, anchors=anchors)
+    return torch.ops.ssd_ops.decode_boxes(offsets, anchors, _variances(op, variances), bool(clip))
+
+
+@torch.library.register_fake("ssd_ops::decode_boxes")
+def _(offsets, anchors, variances, clip):
+    return offsets.new_empty(offsets.shape, dtype=_real(offsets, anchors))
+
+
+def multibox_target(
+    anchors: Tensor,
+    labels: Tensor,
+    *,
+    iou_threshold: float = 0.5,
+    variances: Sequence[float] = VARIANCES,
+    semantics: str = "d2l",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each anchor should predict: its offsets to a ground truth, and its class.
+
+    An anchor takes its best ground truth (the first on ties) if their IoU is at least `iou_threshold`.
+    Then each ground truth is forced on one anchor: of all free pairs the one with the highest IoU,
+    whatever it is (ties: lowest anchor, then lowest ground truth), again and again.
+
+    Args:
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy in fractions of the image.
+        labels: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0. A row with a negative class is
+            padding, wherever it stands; so is one with a NaN, an infinity, or corners out of order.
+        iou_threshold: 0..1, rounded to the dtype of the arithmetic.
+        variances: What the four offsets are divided by.
+        semantics: ``"d2l"``, the rules of "Dive into Deep Learning".
+
+    Returns:
+        ``(bbox_offsets [B, 4A], bbox_masks [B, 4A], cls_labels [B, A] int64)``: encoded boxes (0 where
+        unmatched), 1 for the four numbers of each matched anchor, and class + 1 or 0 for background.
+        An image without ground truths is all background. With more ground truths than anchors the
+        last in the order above stay unmatched. An anchor without area, or not finite, matches nothing.
+
+    Raises:
+        ValueError: a threshold, variance or the semantics is none.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        Drop-in for the book's `multibox_target` (14.4), whose padding rows take anchors from real
+        objects, and which fails without ground truths. Never makes an anchors x ground truths matrix.
+
+    Example:
+        >>> anchors = torch.tensor([[[0., 0., 0.5, 0.5], [0.5, 0.5, 1., 1.]]])
+        >>> labels = torch.tensor([[[2, 0.5, 0.5, 1., 1.], [-1, 0, 0, 0, 0]]])
+        >>> offsets, masks, cls_labels = multibox_target(anchors, labels)
+        >>> masks, cls_labels
+        (tensor([[0., 0., 0., 0., 1., 1., 1., 1.]]), tensor([[0, 3]]))
+    """
+    op = "multibox_target"
+    _check_tensors(op, anchors=anchors, labels=labels)
+    threshold = _fraction(op, "iou_threshold", iou_threshold)
+    mode = _semantics(op, semantics)
+    return torch.ops.ssd_ops.multibox_target(anchors, labels, threshold, _variances(op, variances), mode)
+
+
+@torch.library.register_fake("ssd_ops::multibox_target")
+def _(anchors, labels, iou_threshold, variances, semantics):
+    num_images, num_anchors, real = labels.shape[0], anchors.shape[-2], _real(anchors, labels)
+    return (
+        anchors.new_empty((num_images, 4 * num_anchors), dtype=real),
+        anchors.new_empty((num_images, 4 * num_anchors), dtype=real),
+        anchors.new_empty((num_images, num_anchors), dtype=torch.int64),
+    )
+
+
+def hard_negative_mining(
+    losses: Tensor, cls_labels: Tensor, *, ratio: float = 3.0, min_negatives: int = 0
+) -> Tensor:
+    """Which anchors the class loss should count: the positives and the hardest negatives of each image.
+
+    Args:
+        losses: ``[B, A]`` class loss of each anchor; NaN counts as the highest.
+        cls_labels: ``[B, A]`` int64: above 0 positive, 0 negative, below 0 ignored.
+        ratio: Negatives per positive, 0 or more. 3 as in the SSD paper.
+        min_negatives: At least so many negatives in each image, also in one without positives.
+
+    Returns:
+        ``[B, A]`` bool. An image with P positives selects ``max(floor(ratio * P), min_negatives)``
+        negatives, or all it has; equal losses go to the lower anchor. A positive is selected once,
+        an ignored anchor never. A batch without positives and with `min_negatives` 0 selects nothing.
+
+    Raises:
+        ValueError: `ratio` or `min_negatives` is negative.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        SSD (arXiv:1512.02325), section 2.2 "Hard negative mining".
+
+    Example:
+        >>> losses = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.3]])
+        >>> hard_negative_mining(losses, torch.tensor([[1, 0, 0, 0, 0]]), ratio=2)
+        tensor([[ True,  True, False,  True, False]])
+    """
+    op = "hard_negative_mining"
+    _check_tensors(op, losses=losses, cls_labels=cls_labels)
+    ratio = _number(op, "ratio", ratio)
+    if not 0 <= ratio < math.inf:
+        raise ValueError(f"{op}: ratio must be 0 or more and finite, got {ratio}")
+    if isinstance(min_negatives, bool) or not isinstance(min_negatives, int):
+        raise TypeError(f"{op}: min_negatives must be an int, got {min_negatives!r}")
+    if not 0 <= min_negatives < 2**63:
+        raise ValueError(f"{op}: min_negatives must be 0 or more, got {min_negatives}")
+    return torch.ops.ssd_ops.hard_negative_mining(losses, cls_labels, ratio, min_negatives)
+
+
+@torch.library.register_fake("ssd_ops::hard_negative_mining")
+def _(losses, cls_labels, ratio, min_negatives):
+    return losses.new_empty(losses.shape, dtype=torch.bool)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes that greedy non-maximum suppression keeps.
+
+    Args:
+        boxes: ``[N, 4]`` xyxy, any unit.
+        scores: ``[N]``.
+        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of higher score is greater.
+
+    Returns:
+        ``[K]`` int64, by score descending; equal scores by index. A NaN score is dropped; a box without
+        area, or with a NaN corner, overlaps nothing and is kept. Memory is linear in N.
+
+    Raises:
+        ValueError: the threshold is outside 0..1.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        Drop-in for `torchvision.ops.nms`.
+
+    Example:
+        >>> boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]])
+        >>> nms(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
+        tensor([1, 2])
+    """
+    _check_tensors("nms", boxes=boxes, scores=scores)
+    return torch.ops.ssd_ops.nms(boxes, scores, _fraction("nms", "iou_threshold", iou_threshold))
+
+
+@torch.library.register_fake("ssd_ops::nms")
+def _(boxes, scores, iou_threshold):
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
+
+
+def multibox_detection(
+    cls_probs: Tensor,
+    offset_preds: Tensor,
+    anchors: Tensor,
+    nms_threshold: float = 0.5,
+    pos_threshold: float = 0.009999999,
+    *,
+    variances: Sequence[float] = VARIANCES,
+    semantics: str = "d2l",
+) -> Tensor:
+    """Detections of a batch of images, one row for every anchor.
+
+    Each anchor has its best class that is not the background (the first on ties); greedy NMS over all
+    anchors of an image, whatever their class, drops a box whose IoU with a kept one is greater than
+    `nms_threshold`.
+
+    Args:
+        cls_probs: ``[B, C + 1, A]`` probabilities, the background first. NaN counts as 0.
+        offset_preds: ``[B, 4A]`` as `multibox_target` encodes them.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy.
+        nms_threshold: 0..1, rounded to the dtype of the arithmetic.
+        pos_threshold: 0..1: a lower score makes a row background.
+        variances: What the offsets were divided by.
+        semantics: ``"d2l"``, the rules of "Dive into Deep Learning".
+
+    Returns:
+        ``[B, A, 6]`` rows (class, score, x1, y1, x2, y2): the kept ones by score (equal scores by
+        anchor), then the others by anchor with class -1. A kept row with a score below `pos_threshold`
+        has class -1 too, and every such row the score ``1 - score``: take rows of class >= 0.
+
+    Raises:
+        ValueError: a threshold, variance or the semantics is none.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        Drop-in for the book's `multibox_detection` (14.4).
+
+    Example:
+        >>> anchors = torch.tensor([[[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.48]]])
+        >>> cls_probs = torch.tensor([[[0.1, 0.3], [0.9, 0.7]]])
+        >>> multibox_detection(cls_probs, torch.zeros(1, 8), anchors)
+        tensor([[[ 0.0000,  0.9000,  0.1000,  0.1000,  0.5000,  0.5000],
+                 [-1.0000,  0.7000,  0.1000,  0.1000,  0.5000,  0.4800]]])
+    """
+    op = "multibox_detection"
+    _check_tensors(op, cls_probs=cls_probs, offset_preds=offset_preds, anchors=anchors)
+    return torch.ops.ssd_ops.multibox_detection(
+        cls_probs,
+        offset_preds,
+        anchors,
+        _fraction(op, "nms_threshold", nms_threshold),
+        _fraction(op, "pos_threshold", pos_threshold),
+        _variances(op, variances),
+        _semantics(op, semantics),
+    )
+
+
+@torch.library.register_fake("ssd_ops::multibox_detection")
+def _(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances, semantics):
+    real = _real(cls_probs, offset_preds, anchors)
+    return cls_probs.new_empty((cls_probs.shape[0], cls_probs.shape[2], 6), dtype=real)
+
+
+# A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
+# would mark them as requiring one and only warn when backward finds nothing.
+_autograd = torch.library.Library("ssd_ops", "IMPL")
+for _name in (
+    "multibox_priors",
+    "box_iou",
+    "encode_boxes",
+    "decode_boxes",
+    "multibox_target",
+    "hard_negative_mining",
+    "nms",
+    "multibox_detection",
+):
+    _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

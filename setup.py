@@ -73,7 +73,7 @@ def _extension(torch) -> Extension:
         "-g" if debug else "-g0",
         "-Wall",
         "-Wextra",
-        "-Wno-unknown-pragmas",
+        "-Wno-psabi",  # wide vectors cross no call: everything that takes one is inlined
         "-fvisibility=hidden",
         # The same bits on every machine: nothing is fused, reordered or assumed away. The other two
         # only drop side effects of arithmetic (errno, traps), which would keep loops from vectorising.
@@ -83,13 +83,15 @@ def _extension(torch) -> Extension:
         f"-ffile-prefix-map={ROOT}=ssd_ops",
         f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000",
         f'-DSSD_OPS_TARGET="{TARGET[0]}.{TARGET[1]}"',
+        # System headers, so that their warnings stay theirs.
+        *(f"-isystem{path}" for path in (pybind11.get_include(), *include_paths())),
         *os.environ.get("SSD_OPS_CXXFLAGS", "").split(),
     ]
     return Extension(
         "ssd_ops._C",
         sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")),
         depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *include_paths()],
+        include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch", "torch_cpu", "c10"],
         extra_compile_args=flags,

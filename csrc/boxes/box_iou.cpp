@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kGrain = 16384;  // pairs per task
 
 template <typename T>
-SSD_HOST_DEVICE void iou_row(Box<T> a, const T* boxes, int64_t count, T* out) {
+SSD_HOST_DEVICE void iou_row_lanes(Box<T> a, const T* boxes, int64_t count, T* out) {
   const T area_a = area(a);
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> b = load_box(boxes + 4 * i);
@@ -16,12 +16,8 @@ SSD_HOST_DEVICE void iou_row(Box<T> a, const T* boxes, int64_t count, T* out) {
   }
 }
 
-SSD_SIMD void write_row(Box<float> a, const float* boxes, int64_t count, float* out) {
-  iou_row(a, boxes, count, out);
-}
-SSD_SIMD void write_row(Box<double> a, const double* boxes, int64_t count, double* out) {
-  iou_row(a, boxes, count, out);
-}
+SSD_SIMD(void, iou_row, (Box<float> a, const float* boxes, int64_t count, float* out), (a, boxes, count, out))
+SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out), (a, boxes, count, out))
 
 Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   check_box_iou(boxes1, boxes2);
@@ -45,7 +41,7 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
               group = i / n;
               rows2 = read2.read(4 * group * m, 4 * m, buffer2);
             }
-            write_row(load_box(read1.read(4 * i, 4, buffer1)), rows2, m, ious + i * m);
+            iou_row(load_box(read1.read(4 * i, 4, buffer1)), rows2, m, ious + i * m);
           }
         });
       },

@@ -72,18 +72,30 @@ SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
   return min_of(a.x2, b.x2) - max_of(a.x1, b.x1) > 0 && min_of(a.y2, b.y2) - max_of(a.y1, b.y1) > 0;
 }
 
+// Area that two boxes share. In these two functions T may also be a vector of lanes (common/simd.h);
+// one selection after the other, not &&, keeps them free of branches.
+template <typename T>
+SSD_HOST_DEVICE T intersection(Box<T> a, Box<T> b) {
+  const T zero{};
+  const T w = min_of(a.x2, b.x2) - max_of(a.x1, b.x1);
+  const T h = min_of(a.y2, b.y2) - max_of(a.y1, b.y1);
+  const T if_wide = w > zero ? w * h : zero;
+  return h > zero ? if_wide : zero;
+}
+
 // Intersection over union, in 0..1. It is 0, never NaN, where the boxes do not overlap, a corner is
 // NaN, or an infinite area leaves no union: the quotient is NaN in the last two and compares false.
 template <typename T>
-SSD_HOST_DEVICE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
-  const T w = min_of(a.x2, b.x2) - max_of(a.x1, b.x1);
-  const T h = min_of(a.y2, b.y2) - max_of(a.y1, b.y1);
-  const T inter = w * h;
+SSD_HOST_DEVICE T iou(T inter, T area_a, T area_b) {
+  const T zero{};
   const T quotient = inter / ((area_a + area_b) - inter);
-  // One condition after the other, not &&: branches would keep the loop from vectorising.
-  const T if_wide = w > T(0) ? quotient : T(0);
-  const T if_both = h > T(0) ? if_wide : T(0);
-  return inter > T(0) && if_both >= T(0) ? if_both : T(0);
+  const T if_number = quotient >= zero ? quotient : zero;
+  return inter > zero ? if_number : zero;
+}
+
+template <typename T>
+SSD_HOST_DEVICE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
+  return iou(intersection(a, b), area_a, area_b);
 }
 
 template <typename T>

@@ -7,7 +7,7 @@
 namespace ssd_ops {
 
 template <typename T>
-SSD_HOST_DEVICE void decode_rows(const T* __restrict offsets, const T* __restrict anchors, int64_t count,
+SSD_HOST_DEVICE void decode_block_lanes(const T* __restrict offsets, const T* __restrict anchors, int64_t count,
                                  Variances<T> v, T* __restrict boxes) {
   for (int64_t i = 0; i < count; ++i) {
     const T* o = offsets + 4 * i;
@@ -16,13 +16,11 @@ SSD_HOST_DEVICE void decode_rows(const T* __restrict offsets, const T* __restric
 }
 
 // offsets [count, 4] to anchors [count, 4] -> boxes [count, 4].
-SSD_SIMD void decode_block(const float* offsets, const float* anchors, int64_t count, Variances<float> v,
-                           float* boxes) {
-  decode_rows(offsets, anchors, count, v, boxes);
-}
-SSD_SIMD void decode_block(const double* offsets, const double* anchors, int64_t count, Variances<double> v,
-                           double* boxes) {
-  decode_rows(offsets, anchors, count, v, boxes);
-}
+SSD_SIMD(void, decode_block,
+         (const float* offsets, const float* anchors, int64_t count, Variances<float> v, float* boxes),
+         (offsets, anchors, count, v, boxes))
+SSD_SIMD(void, decode_block,
+         (const double* offsets, const double* anchors, int64_t count, Variances<double> v, double* boxes),
+         (offsets, anchors, count, v, boxes))
 
 }  // namespace ssd_ops

@@ -1,18 +1,46 @@
-// Loops compiled several times, for the instruction sets of x86-64, and chosen when the library loads.
+// Loops compiled several times, for the instruction sets of x86-64, and chosen when they run.
 // Every version gives the same bits: no FMA is formed (-ffp-contract=off) and no sum is reordered.
 #pragma once
 
-// static: each source file that includes a loop has its own, since a linker cannot merge such sets.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(SSD_OPS_NO_CLONES)
-#define SSD_SIMD \
-  [[maybe_unused]] __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default"), noinline)) static
+#include <cstdint>
+
+// SSD_SIMD(result, name, parameters, arguments) defines `name`, which runs name_lanes, a function of
+// plain loops that is always inlined, in the version for the processor at hand.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SSD_SIMD(result, name, parameters, arguments)                                          \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) static \
+      result name##_avx512 parameters {                                                        \
+    return name##_lanes arguments;                                                             \
+  }                                                                                            \
+  __attribute__((target("avx2"))) static result name##_avx2 parameters {                       \
+    return name##_lanes arguments;                                                             \
+  }                                                                                            \
+  static result name##_sse2 parameters { return name##_lanes arguments; }                      \
+  [[maybe_unused]] static result name parameters {                                             \
+    const int level = ::ssd_ops::simd_level();                                                 \
+    if (level == 512) return name##_avx512 arguments;                                          \
+    return level == 256 ? name##_avx2 arguments : name##_sse2 arguments;                       \
+  }
 #else
-#define SSD_SIMD [[maybe_unused]] static
+#define SSD_SIMD(result, name, parameters, arguments) \
+  [[maybe_unused]] static result name parameters { return name##_lanes arguments; }
 #endif
 
 namespace ssd_ops {
 
-// Boxes handled together in a vector loop: one AVX-512 register of floats, two AVX ones.
-constexpr int kLanes = 16;
+#if defined(__x86_64__) && defined(__GNUC__)
+// Width in bits of the widest vectors that this processor has.
+inline int simd_level() {
+  static const int level = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                               ? 512
+                               : (__builtin_cpu_supports("avx2") ? 256 : 128);
+  return level;
+}
+#endif
+
+// Room for boxes is made in multiples of this, so that vector loops have no remainder: one AVX-512
+// register of floats, two AVX or four SSE ones.
+constexpr int64_t kLanes = 16;
 
 }  // namespace ssd_ops

@@ -10,7 +10,7 @@ namespace {
 
 // The best probability of each anchor over the rows of `probs` [C, A] and its class.
 template <typename T>
-SSD_HOST_DEVICE void best_class_rows(const T* __restrict probs, int64_t num_classes, int64_t num_anchors,
+SSD_HOST_DEVICE void best_class_lanes(const T* __restrict probs, int64_t num_classes, int64_t num_anchors,
                                      T* __restrict scores, int32_t* __restrict classes) {
   for (int64_t c = 0; c < num_classes; ++c, probs += num_anchors) {
     for (int64_t i = 0; i < num_anchors; ++i) {
@@ -22,14 +22,13 @@ SSD_HOST_DEVICE void best_class_rows(const T* __restrict probs, int64_t num_clas
   }
 }
 
-SSD_SIMD void best_class(const float* probs, int64_t num_classes, int64_t num_anchors, float* scores,
-                         int32_t* classes) {
-  best_class_rows(probs, num_classes, num_anchors, scores, classes);
-}
-SSD_SIMD void best_class(const double* probs, int64_t num_classes, int64_t num_anchors, double* scores,
-                         int32_t* classes) {
-  best_class_rows(probs, num_classes, num_anchors, scores, classes);
-}
+SSD_SIMD(void, best_class,
+         (const float* probs, int64_t num_classes, int64_t num_anchors, float* scores, int32_t* classes),
+         (probs, num_classes, num_anchors, scores, classes))
+SSD_SIMD(void, best_class,
+         (const double* probs, int64_t num_classes, int64_t num_anchors, double* scores, int32_t* classes),
+         (probs, num_classes, num_anchors, scores, classes))
+
 template <typename T>
 class ImageDetector {
  public:

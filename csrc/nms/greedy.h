@@ -17,41 +17,57 @@
 
 namespace ssd_ops {
 
-// True where one of `count` boxes (a multiple of kLanes) overlaps `box` by an IoU over the threshold.
+// The kept boxes, filed by cell: those of cell c are at starts[c] .. starts[c] + used[c]. A cell's slots
+// are a multiple of kLanes, and the empty ones overlap nothing.
 template <typename T>
-SSD_HOST_DEVICE bool any_over_rows(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
-                                   const T* __restrict y2, const T* __restrict areas, int64_t count, Box<T> box,
-                                   T box_area, T threshold) {
-  for (int64_t i = count - kLanes; i >= 0; i -= kLanes) {
-    T reach[kLanes];  // positive where the boxes overlap; most do not, and need no division
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t k = i + lane;
-      reach[lane] = min_of(min_of(x2[k], box.x2) - max_of(x1[k], box.x1),
-                           min_of(y2[k], box.y2) - max_of(y1[k], box.y1));
+struct KeptBoxes {
+  const T *x1, *y1, *x2, *y2, *areas;
+  const int64_t *starts, *used;
+};
+
+constexpr int64_t kChunk = 16 * kLanes;  // kept boxes tested before the next look at the result
+
+// True where a kept box of cells first..last overlaps `box` by an IoU over the threshold.
+template <typename T>
+SSD_HOST_DEVICE bool any_over_lanes(const KeptBoxes<T>& kept, int64_t first, int64_t last, Box<T> box, T threshold) {
+  using Flag = typename FloatTraits<T>::Signed;
+  const T* __restrict x1 = kept.x1;
+  const T* __restrict y1 = kept.y1;
+  const T* __restrict x2 = kept.x2;
+  const T* __restrict y2 = kept.y2;
+  const T* __restrict areas = kept.areas;
+  const T box_area = area(box);
+  // fl(inter / union) > t needs inter >= fl(lower * union) for any lower < t * (1 - 2^-23): rounding is
+  // monotone, and inter is representable. That spares nearly all divisions; the exact test decides.
+  const T lower = threshold * static_cast<T>(1 - 1e-6);
+  for (int64_t c = first; c <= last; ++c) {
+    const int64_t start = kept.starts[c];
+    for (int64_t used = (kept.used[c] + kLanes - 1) / kLanes * kLanes; used > 0; used -= kChunk) {
+      const int64_t begin = start + max_of<int64_t>(used - kChunk, 0), end = start + used;
+      Flag maybe = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const T inter = intersection(Box<T>{x1[i], y1[i], x2[i], y2[i]}, box);
+        const Flag enough = inter >= lower * ((areas[i] + box_area) - inter) ? 1 : 0;
+        maybe |= inter > T(0) ? enough : Flag(0);
+      }
+      if (!maybe) continue;
+      Flag over = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const Box<T> other{x1[i], y1[i], x2[i], y2[i]};
+        over |= iou(other, areas[i], box, box_area) > threshold ? Flag(1) : Flag(0);
+      }
+      if (over) return true;
     }
-    T furthest = reach[0];
-    for (int lane = 1; lane < kLanes; ++lane) furthest = max_of(furthest, reach[lane]);
-    if (!(furthest > T(0))) continue;
-    int over = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t k = i + lane;
-      over |= iou(Box<T>{x1[k], y1[k], x2[k], y2[k]}, areas[k], box, box_area) > threshold;
-    }
-    if (over) return true;
   }
   return false;
 }
 
-SSD_SIMD bool any_over(const float* x1, const float* y1, const float* x2, const float* y2,
-                              const float* areas, int64_t count, Box<float> box, float box_area,
-                              float threshold) {
-  return any_over_rows(x1, y1, x2, y2, areas, count, box, box_area, threshold);
-}
-SSD_SIMD bool any_over(const double* x1, const double* y1, const double* x2, const double* y2,
-                              const double* areas, int64_t count, Box<double> box, double box_area,
-                              double threshold) {
-  return any_over_rows(x1, y1, x2, y2, areas, count, box, box_area, threshold);
-}
+SSD_SIMD(bool, any_over,
+         (const KeptBoxes<float>& kept, int64_t first, int64_t last, Box<float> box, float threshold),
+         (kept, first, last, box, threshold))
+SSD_SIMD(bool, any_over,
+         (const KeptBoxes<double>& kept, int64_t first, int64_t last, Box<double> box, double threshold),
+         (kept, first, last, box, threshold))
 
 template <typename T>
 class GreedyNms {
@@ -68,7 +84,7 @@ class GreedyNms {
       const T box_area = area(box);
       if (!can_overlap(box, box_area)) {
         kept.push_back(static_cast<int64_t>(position));
-      } else if (!is_over(box, box_area, threshold)) {
+      } else if (!is_over(box, threshold)) {
         kept.push_back(static_cast<int64_t>(position));
         file(box, box_area);
       }
@@ -143,7 +159,7 @@ class GreedyNms {
     areas_[slot] = box_area;
   }
 
-  bool is_over(Box<T> box, T box_area, T threshold) const {
+  bool is_over(Box<T> box, T threshold) const {
     int64_t first_row = 0, last_row = side_ - 1, first_column = 0, last_column = side_ - 1;
     if (side_ > 1) {
       const double rx = reach_ * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
@@ -153,13 +169,9 @@ class GreedyNms {
       first_row = row(center_y(box) - ry);
       last_row = row(center_y(box) + ry);
     }
-    for (int64_t r = first_row; r <= last_row; ++r) {
-      for (int64_t c = r * side_ + first_column; c <= r * side_ + last_column; ++c) {
-        const int64_t s = starts_[c], filled = (used_[c] + kLanes - 1) / kLanes * kLanes;
-        if (filled && any_over(&x1_[s], &y1_[s], &x2_[s], &y2_[s], &areas_[s], filled, box, box_area, threshold))
-          return true;
-      }
-    }
+    const KeptBoxes<T> kept{x1_.data(), y1_.data(), x2_.data(), y2_.data(), areas_.data(), starts_.data(), used_.data()};
+    for (int64_t r = first_row; r <= last_row; ++r)
+      if (any_over(kept, r * side_ + first_column, r * side_ + last_column, box, threshold)) return true;
     return false;
   }
 

@@ -77,39 +77,37 @@ AnchorBlocks<T> lay_out_anchors(const Tensor& anchors) {
   return a;
 }
 
+template <typename T>
+using Index = typename FloatTraits<T>::Signed;  // of a ground truth; as wide as T, to be selected along with it
+
 // IoU of `gt` with a block of anchors; where it beats an anchor's best so far, it becomes the best.
 // Returns the greatest IoU of the block. `ious` gets all of them.
 template <typename T>
-SSD_HOST_DEVICE T match_rows(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
-                             const T* __restrict y2, const T* __restrict areas, Box<T> gt, T gt_area,
-                             int32_t gt_index, T* __restrict best_iou, int32_t* __restrict best_gt,
-                             T* __restrict ious) {
-  T lane_best[kLanes] = {};
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t k = i + lane;
-      const T value = iou(Box<T>{x1[k], y1[k], x2[k], y2[k]}, areas[k], gt, gt_area);
-      ious[k] = value;
-      best_gt[k] = value > best_iou[k] ? gt_index : best_gt[k];
-      best_iou[k] = max_of(value, best_iou[k]);
-      lane_best[lane] = max_of(value, lane_best[lane]);
-    }
+SSD_HOST_DEVICE T match_block_lanes(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
+                                    const T* __restrict y2, const T* __restrict areas, Box<T> gt,
+                                    Index<T> gt_index, T* __restrict best_iou, Index<T>* __restrict best_gt,
+                                    T* __restrict ious) {
+  const T gt_area = area(gt);
+  // The bits of numbers from 0 on have the order of the numbers, and integers have a vector maximum.
+  Index<T> greatest = 0;
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const T value = iou(Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], gt, gt_area);
+    ious[i] = value;
+    best_gt[i] = value > best_iou[i] ? gt_index : best_gt[i];
+    best_iou[i] = max_of(value, best_iou[i]);
+    greatest = max_of(bit_cast<Index<T>>(value), greatest);
   }
-  T best = 0;
-  for (const T value : lane_best) best = max_of(value, best);
-  return best;
+  return bit_cast<T>(greatest);
 }
 
-SSD_SIMD float match_block(const float* x1, const float* y1, const float* x2, const float* y2,
-                                  const float* areas, Box<float> gt, float gt_area, int32_t gt_index,
-                                  float* best_iou, int32_t* best_gt, float* ious) {
-  return match_rows(x1, y1, x2, y2, areas, gt, gt_area, gt_index, best_iou, best_gt, ious);
-}
-SSD_SIMD double match_block(const double* x1, const double* y1, const double* x2, const double* y2,
-                                   const double* areas, Box<double> gt, double gt_area, int32_t gt_index,
-                                   double* best_iou, int32_t* best_gt, double* ious) {
-  return match_rows(x1, y1, x2, y2, areas, gt, gt_area, gt_index, best_iou, best_gt, ious);
-}
+SSD_SIMD(float, match_block,
+         (const float* x1, const float* y1, const float* x2, const float* y2, const float* areas, Box<float> gt,
+          int32_t gt_index, float* best_iou, int32_t* best_gt, float* ious),
+         (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
+SSD_SIMD(double, match_block,
+         (const double* x1, const double* y1, const double* x2, const double* y2, const double* areas,
+          Box<double> gt, int64_t gt_index, double* best_iou, int64_t* best_gt, double* ious),
+         (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
 
 template <typename T>
 class Matcher {
@@ -136,7 +134,7 @@ class Matcher {
       if (!touched_[block] && iou_threshold > 0) continue;
       const int64_t end = std::min((block + 1) * kBlock, a_.count);
       for (int64_t i = block * kBlock; i < end; ++i)
-        if (a_.usable[i] && best_iou_[i] >= iou_threshold) matched[i] = best_gt_[i];
+        if (a_.usable[i] && best_iou_[i] >= iou_threshold) matched[i] = static_cast<int32_t>(best_gt_[i]);
     }
     force(gts, matched);
   }
@@ -169,7 +167,7 @@ class Matcher {
       const int64_t first = block * kBlock;
       for (size_t g = 0; g < gts.size(); ++g) {
         if (!overlaps(a_.bounds[block], gts[g])) continue;
-        const T best = match(block, gts[g], static_cast<int32_t>(g), &best_iou_[first], &best_gt_[first]);
+        const T best = match(block, gts[g], static_cast<Index<T>>(g), &best_iou_[first], &best_gt_[first]);
         if (best > column_[g].iou)
           column_[g] = {best, first + (std::find(ious_.begin(), ious_.end(), best) - ious_.begin())};
         touched_[block] = 1;
@@ -177,10 +175,10 @@ class Matcher {
     }
   }
 
-  T match(int64_t block, Box<T> gt, int32_t index, T* best_iou, int32_t* best_gt) {
+  T match(int64_t block, Box<T> gt, Index<T> index, T* best_iou, Index<T>* best_gt) {
     const int64_t i = block * kBlock;
-    return match_block(&a_.x1[i], &a_.y1[i], &a_.x2[i], &a_.y2[i], &a_.area[i], gt, area(gt), index,
-                       best_iou, best_gt, ious_.data());
+    return match_block(&a_.x1[i], &a_.y1[i], &a_.x2[i], &a_.y2[i], &a_.area[i], gt, index, best_iou, best_gt,
+                       ious_.data());
   }
 
   void force(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
@@ -263,11 +261,11 @@ class Matcher {
 
   const AnchorBlocks<T>& a_;
   std::vector<T> best_iou_;
-  std::vector<int32_t> best_gt_;
+  std::vector<Index<T>> best_gt_;
   std::vector<uint8_t> touched_;
   std::vector<uint8_t> taken_;
   std::vector<T> ious_, unused_iou_;
-  std::vector<int32_t> unused_gt_;
+  std::vector<Index<T>> unused_gt_;
   std::vector<Candidate> column_;
   std::vector<std::vector<Candidate>> lists_;
 };

@@ -92,7 +92,7 @@ class GreedyNms {
   }
 
  private:
-  static constexpr size_t kBoxesPerCell = 64;
+  static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
   static constexpr double kWiden = 1.001;
   static constexpr double kMinPruned = 0.01;  // below this threshold every cell may matter
@@ -170,6 +170,8 @@ class GreedyNms {
       last_row = row(center_y(box) + ry);
     }
     const KeptBoxes<T> kept{x1_.data(), y1_.data(), x2_.data(), y2_.data(), areas_.data(), starts_.data(), used_.data()};
+    // What suppresses a box most often has its center close by.
+    if (side_ > 1 && any_over(kept, cell(box), cell(box), box, threshold)) return true;
     for (int64_t r = first_row; r <= last_row; ++r)
       if (any_over(kept, r * side_ + first_column, r * side_ + last_column, box, threshold)) return true;
     return false;

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -26,16 +26,13 @@ def _import_torch():
     """The installed torch, also from inside pip's isolated build environment.
 
     That environment hides the user's packages, and asking for torch in `build-system.requires` would
-    download another one of several GB. pip runs the build with the user's interpreter, so its own
-    site-packages are known: they go last on the path, after what the environment provides.
+    download another one of several GB. The interpreter is the user's own all the same, so its package
+    folders are known: they go last on the path, after what the environment provides.
     """
     try:
         import torch
     except ImportError:
-        for name in ("purelib", "platlib"):
-            path = sysconfig.get_path(name, vars=_base_vars())
-            if path not in sys.path:
-                sys.path.append(path)
+        sys.path += [*site.getsitepackages(), site.getusersitepackages()]
         try:
             import torch
         except ImportError:
@@ -44,12 +41,6 @@ def _import_torch():
     if version < TARGET:
         sys.exit(NO_TORCH.format(*TARGET, f"torch {torch.__version__} is installed"))
     return torch
-
-
-def _base_vars() -> dict[str, str]:
-    """The prefix of the interpreter itself, a virtual environment's where it is one."""
-    prefix = str(Path(sys.executable).parent.parent)
-    return {"base": prefix, "platbase": prefix}
 
 
 def _check_compiler() -> None:

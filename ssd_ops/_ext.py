@@ -55,3 +55,8 @@ def build_info() -> dict[str, object]:
         '2.11'
     """
     return dict(_C.build_info())
+
+
+def library_path() -> str:
+    """The file of the loaded library."""
+    return str(_C.__file__)

@@ -108,7 +108,8 @@ def multibox_prior(
 
     Source:
         Drop-in for the function of this name in "Dive into Deep Learning" (14.4); `steps`, `offsets`
-        and `clip` are those of MXNet's MultiBoxPrior. Bit-equal to the book's in float32.
+        and `clip` are those of MXNet's MultiBoxPrior. Bit-equal to the book's in float32, but for
+        ratios whose square root torch rounds to the neighbouring number.
 
     Example:
         >>> multibox_prior(torch.zeros(1, 3, 2, 4), [0.75, 0.5], [1, 2, 0.5])[0, 0]

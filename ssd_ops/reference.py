@@ -6,6 +6,8 @@ whatever memory is convenient. Read them to learn what an op computes; call `ssd
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.
         height, width = feature_map.shape[-2:]
         step_y, step_x = (1 / height, 1 / width) if steps is None else steps[level]
         size = torch.tensor(sizes[level], dtype=real)
-        root = torch.tensor(ratios[level], dtype=real).sqrt()
+        # math.sqrt rounds correctly, as the kernels do; torch's vectorised sqrt is an ulp off at times.
+        ratio = torch.tensor(ratios[level], dtype=real)
+        root = torch.tensor([math.sqrt(r) for r in ratio.tolist()], dtype=real)
         # Every size with the first ratio, then the first size with every other ratio.
         w = torch.cat((size * root[0], size[0] * root[1:])) * height / width
         h = torch.cat((size / root[0], size[0] / root[1:]))

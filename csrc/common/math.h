@@ -104,7 +104,7 @@ SSD_HOST_DEVICE T exp(T x) {
   const T shifted = x * F::kLog2e + F::kRounder;
   const T n = shifted - F::kRounder;
   const T r = (x - n * F::kLn2Hi) - n * F::kLn2Lo;
-  const T value = (T(1) + r) + r * r * exp_tail(r);
+  const T value = T(1) + (r + r * r * exp_tail(r));
   // Two factors, since 2^n alone is no normal number at either end of the range.
   const auto exponent = static_cast<Signed>(bit_cast<Bits>(shifted) - bit_cast<Bits>(F::kRounder));
   const Signed half = exponent >> 1;

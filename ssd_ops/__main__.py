@@ -1,0 +1,3 @@
+from ssd_ops.cli import main
+
+main()

@@ -1,0 +1,315 @@
+"""Reads the banana detection format of "Dive into Deep Learning", and downloads the published set.
+
+A set is a folder with ``bananas_train`` and ``bananas_val``; each holds ``label.csv`` with the columns
+``img_name,label,xmin,ymin,xmax,ymax`` (pixels) and the pictures in ``images``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+HEADER = ["img_name", "label", "xmin", "ymin", "xmax", "ymax"]
+BANANAS_URL = "http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip"
+BANANAS_SHA1 = "5de26c8fce5ccdea9f91267273464dc968d20d72"
+MAX_PIXELS = 64_000_000  # of one picture: more is taken for a decompression bomb
+MAX_ARCHIVE = 500_000_000  # bytes to download; the published set has about 24 million
+MAX_UNPACKED = 2_000_000_000
+MAX_CLASSES = 10_000  # a larger class number is taken for a mistake
+
+
+class DataError(ValueError):
+    """A data set that cannot be read; the message names the file, and the row where there is one."""
+
+
+class BananaDetection(Dataset):
+    """Pictures and boxes of one split, decoded once and kept in memory.
+
+    Args:
+        folder: Holds ``bananas_train`` and ``bananas_val``.
+        split: ``"train"`` (the default) or ``"val"``.
+
+    Attributes:
+        images: ``[N, 3, H, W]`` uint8, in the order in which the file first names them.
+        labels: ``[N, G, 5]`` float32 rows (class, x1, y1, x2, y2), corners in fractions of the picture,
+            in the file's order; rows of -1 fill up to the largest count of a picture.
+        names: The N file names.
+        class_names: ``["banana"]``, or numbered names where the file has more classes.
+
+    Raises:
+        DataError: a file is missing or malformed, a box leaves its picture, or sizes differ.
+        ValueError: the split is none.
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from ssd_ops.bananas import make_bananas
+        >>> folder = make_bananas(Path(tempfile.mkdtemp()) / "set", train=2, val=1, size=64)
+        >>> image, labels = BananaDetection(folder, "val")[0]
+        >>> image.shape, labels.shape
+        (torch.Size([3, 64, 64]), torch.Size([1, 5]))
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], split: str = "train") -> None:
+        if split not in ("train", "val"):
+            raise ValueError(f"BananaDetection: split must be 'train' or 'val', got {split!r}")
+        root = Path(folder) / f"bananas_{split}"
+        path = root / "label.csv"
+        rows = _read_rows(path)
+        first_lines: dict[str, int] = {}
+        for line, row in rows:
+            first_lines.setdefault(row[0], line)
+        self.names = list(first_lines)
+        self.images = _read_images(path, first_lines)
+        self.labels = _labels(path, rows, self.names, self.images)
+        count = int(self.labels[..., 0].max()) + 1
+        self.class_names = ["banana"] if count == 1 else [f"class {i}" for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows below the header with their line numbers."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, None)
+            if header != HEADER:
+                raise DataError(
+                    f"data: {path}, line 1 must be {','.join(HEADER)!r}, got {_text(header)}"
+                )
+            rows = [(reader.line_num, row) for row in reader if row]
+    except OSError as error:
+        raise DataError(f"data: {path} must be a readable file, got {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"data: {path} must be CSV in UTF-8, got {error}") from None
+    if not rows:
+        raise DataError(f"data: {path} must have at least one row, got the header alone")
+    for line, row in rows:
+        if len(row) != len(HEADER):
+            raise DataError(
+                f"data: {path}, line {line} must have {len(HEADER)} columns, got {len(row)}"
+            )
+    return rows
+
+
+def _text(row: list[str] | None) -> str:
+    return "an empty file" if row is None else repr(",".join(row)[:80])
+
+
+def _read_images(path: Path, first_lines: dict[str, int]) -> Tensor:
+    """The pictures named in a label file, all of one size."""
+    _pillow()
+    folder = path.parent / "images"
+
+    def read(item: tuple[str, int]) -> np.ndarray:
+        name, line = item
+        # A name is one part of a path, so nothing outside of the folder can be named.
+        if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise DataError(
+                f"data: {path}, line {line}: img_name must be a file name, got {name!r}"
+            )
+        try:
+            return _decode(folder / name)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(
+                f"data: {path}, line {line}: {folder / name} must be a readable picture, got {_reason(error)}"
+            ) from None
+
+    items = list(first_lines.items())
+    # Pillow decodes without the interpreter's lock.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        first = read(items[0])
+        height, width = first.shape[:2]
+        images = np.empty((len(items), 3, height, width), np.uint8)
+        images[0] = first.transpose(2, 0, 1)
+        for index, image in enumerate(pool.map(read, items[1:]), start=1):
+            if image.shape != first.shape:
+                name, line = items[index]
+                raise DataError(
+                    f"data: {path}, line {line}: {name} must be {width} x {height} pixels like {items[0][0]}, "
+                    f"got {image.shape[1]} x {image.shape[0]}"
+                )
+            images[index] = image.transpose(2, 0, 1)
+    return torch.from_numpy(images)
+
+
+def _decode(path: Path) -> np.ndarray:
+    """``[H, W, 3]`` uint8 of a picture file."""
+    with _pillow().open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        return np.asarray(image.convert("RGB"))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError(
+            "data: reading pictures needs Pillow; `pip install ssd_ops[train]`"
+        ) from None
+    return Image
+
+
+def _labels(
+    path: Path, rows: list[tuple[int, list[str]]], names: list[str], images: Tensor
+) -> Tensor:
+    height, width = images.shape[2:]
+    groups: dict[str, list[list[float]]] = {name: [] for name in names}
+    for line, row in rows:
+        label, *corners = (
+            _number(path, line, name, text) for name, text in zip(HEADER[1:], row[1:], strict=True)
+        )
+        if not (label.is_integer() and 0 <= label < MAX_CLASSES):
+            raise DataError(
+                f"data: {path}, line {line}: label must be a class number from 0, got {row[1]!r}"
+            )
+        x1, y1, x2, y2 = corners
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise DataError(
+                f"data: {path}, line {line}: the box must lie in the {width} x {height} pixels of {row[0]} "
+                f"with xmin < xmax and ymin < ymax, got {', '.join(row[2:])}"
+            )
+        groups[row[0]].append([label, x1 / width, y1 / height, x2 / width, y2 / height])
+    labels = torch.full((len(names), max(map(len, groups.values())), 5), -1.0)
+    for index, name in enumerate(names):
+        labels[index, : len(groups[name])] = torch.tensor(groups[name])
+    return labels
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise DataError(f"data: {path}, line {line}: {column} must be a number, got {text!r}")
+    return number
+
+
+def download_bananas(
+    folder: str | os.PathLike[str],
+    *,
+    url: str = BANANAS_URL,
+    sha1: str = BANANAS_SHA1,
+    timeout: float = 30.0,
+) -> Path:
+    """Download the published banana set (1,000 and 100 pictures); the folder it lies in comes back.
+
+    Args:
+        folder: Where ``bananas_train`` and ``bananas_val`` go. Must not hold them yet.
+        url: A zip archive with both, or with one folder that holds both.
+        sha1: What the archive must hash to; checked before anything is unpacked.
+        timeout: Seconds to wait for the server, at each step.
+
+    Raises:
+        DataError: the server does not answer, or the archive is another one, is too large, has a member
+            that leaves the folder, or lacks the set. Nothing is left behind.
+        FileExistsError: the folder holds a set already.
+    """
+    folder = Path(folder)
+    splits = ("bananas_train", "bananas_val")
+    for split in splits:
+        if (folder / split).exists():
+            raise FileExistsError(
+                f"download: folder must hold no set yet, but {folder / split} exists"
+            )
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".bananas-", dir=folder))
+    try:
+        archive = aside / "archive.zip"
+        _fetch(url, archive, timeout)
+        digest = hashlib.sha1(archive.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != sha1:
+            raise DataError(f"download: {url} must have the SHA-1 {sha1}, got {digest}")
+        unpacked = aside / "unpacked"
+        _unpack(archive, unpacked, url)
+        holders = [unpacked, *sorted(path for path in unpacked.iterdir() if path.is_dir())]
+        holder = next((p for p in holders if all((p / split).is_dir() for split in splits)), None)
+        if holder is None:
+            raise DataError(f"download: {url} must hold {' and '.join(splits)}, got neither")
+        for split in splits:
+            os.replace(holder / split, folder / split)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    return folder
+
+
+def _fetch(url: str, target: Path, timeout: float) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"download: url must start with http:// or https://, got {url!r}")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response, open(target, "wb") as file:
+            expected, size = response.headers.get("Content-Length"), 0
+            while block := response.read(1 << 20):
+                size += len(block)
+                if size > MAX_ARCHIVE:
+                    raise DataError(
+                        f"download: {url} must be at most {MAX_ARCHIVE} bytes, got more"
+                    )
+                file.write(block)
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"download: {url} must be reachable, got {_reason(error)}") from None
+    if expected is not None and size != int(expected):
+        raise DataError(f"download: {url} must be {expected} bytes, got {size}")
+
+
+def _unpack(archive: Path, target: Path, url: str) -> None:
+    """Unpack plain files and folders that stay inside `target`; anything else is refused beforehand."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
+                parts = Path(member.filename.replace("\\", "/")).parts
+                mode = member.external_attr >> 16
+                leaves = not parts or parts[0].startswith("/") or ".." in parts or ":" in parts[0]
+                special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
+                if leaves or special:
+                    raise DataError(
+                        f"download: {url} must hold files inside its folder, got {member.filename!r}"
+                    )
+            if sum(member.file_size for member in members) > MAX_UNPACKED:
+                raise DataError(
+                    f"download: {url} must unpack to at most {MAX_UNPACKED} bytes, got more"
+                )
+            target.mkdir()
+            file.extractall(target)
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
+        raise DataError(f"download: {url} must be a zip archive, got {_reason(error)}") from None

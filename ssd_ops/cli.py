@@ -132,7 +132,7 @@ def _parser() -> Parser:
 
 def _demo(args: argparse.Namespace) -> None:
     from ssd_ops import bananas, data, plot
-    from ssd_ops.evaluate import predict_batch
+    from ssd_ops.predict import predict_batch
     from ssd_ops.train import DEMO_EPOCHS, PRESETS, load, train
 
     epochs = DEMO_EPOCHS if args.epochs is None else args.epochs
@@ -245,7 +245,7 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from ssd_ops import plot
-    from ssd_ops.evaluate import predict
+    from ssd_ops.predict import predict
     from ssd_ops.train import load
 
     if not 0 <= args.threshold <= 1:

@@ -184,7 +184,7 @@ def multibox_detection(
     assert semantics == "d2l"
     real = _real(cls_probs, offset_preds, anchors)
     num_images, _, num_anchors = cls_probs.shape
-    anchors = anchors.reshape(-1, 4)
+    anchors = anchors.reshape(-1, 4).to(real)
     threshold = torch.tensor(nms_threshold, dtype=real).item()  # the book compares in the dtype
     out = torch.zeros((num_images, num_anchors, 6), dtype=real, device=cls_probs.device)
     for image in range(num_images if num_anchors else 0):
@@ -192,14 +192,15 @@ def multibox_detection(
         probs = torch.where(probs.isnan(), torch.zeros_like(probs), probs)
         class_id = probs.argmax(dim=0)  # the first class on ties
         scores = probs.gather(0, class_id[None])[0]
-        boxes = decode_boxes(offset_preds[image].reshape(-1, 4), anchors, variances=variances)
+        offsets = offset_preds[image].reshape(-1, 4).to(real)
+        boxes = decode_boxes(offsets, anchors, variances=variances)
         order = scores.sort(descending=True, stable=True).indices.tolist()
-        kept = _greedy_nms(boxes.to(real), order, threshold)
+        kept = _greedy_nms(boxes, order, threshold)
         others = sorted(set(range(num_anchors)) - set(kept))
         class_id[others] = -1
         below = scores < pos_threshold
         class_id[below] = -1
         scores = torch.where(below, 1 - scores, scores)
-        rows = torch.cat((class_id[:, None].to(real), scores[:, None], boxes.to(real)), dim=1)
+        rows = torch.cat((class_id[:, None].to(real), scores[:, None], boxes), dim=1)
         out[image] = rows[kept + others]
     return out

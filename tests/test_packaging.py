@@ -1,0 +1,140 @@
+"""The build: its messages where it cannot be done, and a wheel made as a stranger's pip makes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssd_ops
+from ssd_ops import _ext
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK_TORCH = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ImportError("no torch here")
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def run(command, **kwargs):
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what the build reads, so that it writes nothing here."""
+    for name in ("csrc", "ssd_ops"):
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / "src")
+    return tmp_path / "src"
+
+
+def test_without_torch_the_build_says_what_to_do(checkout, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCK_TORCH)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = run([sys.executable, "setup.py", "build_ext"], cwd=checkout, env=env)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()
+    assert len(last) == 1
+    assert last[0].startswith("ssd_ops: building needs torch 2.11 or newer")
+    assert "pip install --no-build-isolation" in last[0]
+
+
+def test_without_a_compiler_the_build_says_what_to_do(checkout):
+    env = {**os.environ, "CXX": "no-such-compiler"}
+    result = run([sys.executable, "setup.py", "build_ext"], cwd=checkout, env=env)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()
+    assert len(last) == 1
+    assert last[0].startswith("ssd_ops: building needs a C++17 compiler, and `no-such-compiler`")
+
+
+def test_plain_pip_install_finds_the_installed_torch(checkout, tmp_path):
+    """`pip install .` builds in an environment without torch, and must not fetch another one."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    result = run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(checkout)])
+    if result.returncode and "No matching distribution found" in result.stderr + result.stdout:
+        pytest.skip("pip reaches no packages here, and an isolated build needs setuptools from them")
+    assert result.returncode == 0, result.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 5_000_000
+
+    # A new environment that sees this one's torch, and nothing of this checkout.
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = Path(run([python, "-c", "import site; print(site.getsitepackages()[0])"]).stdout.strip())
+    (site / "torch_of_the_tests.pth").write_text(str(Path(torch.__file__).parent.parent))
+    installed = run([python, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)])
+    assert installed.returncode == 0, installed.stderr
+    code = (
+        "import torch, ssd_ops; from ssd_ops import _ext; print(_ext.library_path());"
+        "print(ssd_ops.nms(torch.tensor([[0., 0, 1, 1]] * 2), torch.ones(2), 0.5).tolist())"
+    )
+    result = run([python, "-c", code], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    path, answer = result.stdout.splitlines()
+    assert Path(path).is_relative_to(site)
+    assert answer == "[0]"
+    assert run([python, "-m", "pip", "uninstall", "-y", "ssd_ops"]).returncode == 0
+    assert not (site / "ssd_ops").exists()
+
+
+def test_a_second_copy_of_the_library_is_refused(tmp_path):
+    """Loading two copies would end the process without a word."""
+    shutil.copytree(ROOT / "ssd_ops", tmp_path / "ssd_ops", ignore=shutil.ignore_patterns("*.so"))
+    shutil.copy(_ext.library_path(), tmp_path / "ssd_ops")
+    code = (
+        "import sys, ssd_ops; first = ssd_ops._ext.library_path()\n"
+        "for name in [name for name in sys.modules if name.startswith('ssd_ops')]: del sys.modules[name]\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "try:\n    import ssd_ops\nexcept ImportError as error:\n    print(first in str(error), error)\n"
+    )
+    result = run([sys.executable, "-c", code], cwd=tmp_path.parent)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("True ssd_ops: another copy of the library is loaded already")
+    assert str(tmp_path) in result.stdout
+
+
+def test_a_missing_library_is_said_plainly(tmp_path):
+    shutil.copytree(ROOT / "ssd_ops", tmp_path / "ssd_ops", ignore=shutil.ignore_patterns("*.so"))
+    packages = str(Path(torch.__file__).parent.parent)
+    code = f"import sys; sys.path += [{str(tmp_path)!r}, {packages!r}]; import ssd_ops"
+    # -S leaves out the hook of an editable install, which would supply the library.
+    result = run([sys.executable, "-S", "-c", code], cwd=tmp_path)
+    assert "ssd_ops: the compiled library is missing" in result.stderr
+    assert "pip install --no-build-isolation" in result.stderr
+
+
+def test_version_and_build_facts():
+    info = _ext.build_info()
+    assert info["torch_target"] == "2.11"
+    assert info["cxx"] == 201703
+    assert ssd_ops.__version__.count(".") == 2
+
+
+def test_the_library_names_no_path_of_its_builder():
+    library = Path(_ext.library_path()).read_bytes()
+    assert str(ROOT).encode() not in library
+
+
+def test_the_library_needs_the_stable_abi_alone():
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm (binutils) is not installed")
+    lines = run([nm, "-D", "--undefined-only", _ext.library_path()]).stdout.splitlines()
+    names = [line.split()[-1] for line in lines]
+    mangled = [name for name in names if any(part in name for part in ("3c10", "2at", "5torch"))]
+    assert mangled == []
+    assert any(name.startswith("aoti_torch_") for name in names)

@@ -93,7 +93,9 @@ def _extension(torch) -> Extension:
 
 def main() -> None:
     # Building an sdist, or asking for metadata, compiles nothing and needs no torch.
-    if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install", "build"} & set(sys.argv):
+    if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install", "build"} & set(
+        sys.argv
+    ):
         setup()
         return
     torch = _import_torch()

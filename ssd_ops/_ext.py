@@ -8,7 +8,9 @@ from types import ModuleType
 
 import torch
 
-REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps ssd_ops` (or `.` in a checkout)"
+REBUILD = (
+    "`pip install --no-build-isolation --force-reinstall --no-deps ssd_ops` (or `.` in a checkout)"
+)
 
 
 def _load() -> ModuleType:

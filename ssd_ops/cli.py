@@ -59,8 +59,12 @@ def _parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> Parser:
-        command = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+    ) -> Parser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: {example}"
+        )
         command.set_defaults(run=run)
         return command
 
@@ -70,8 +74,12 @@ def _parser() -> Parser:
         "Make banana pictures, train on them with the `paper` preset, measure, and draw what is found.",
         "ssd-ops demo --out demo --epochs 20",
     )
-    command.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (demo)")
-    command.add_argument("--epochs", type=int, help="passes over the data (what fits in a few minutes)")
+    command.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for all it makes (demo)"
+    )
+    command.add_argument(
+        "--epochs", type=int, help="passes over the data (what fits in a few minutes)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the pictures and the training (0)")
 
     command = add(
@@ -84,7 +92,9 @@ def _parser() -> Parser:
     command.add_argument("--train", type=int, default=1000, help="training pictures (1000)")
     command.add_argument("--val", type=int, default=100, help="validation pictures (100)")
     command.add_argument("--seed", type=int, default=0, help="another seed, other pictures (0)")
-    command.add_argument("--download", action="store_true", help="the set of the book, from its archive")
+    command.add_argument(
+        "--download", action="store_true", help="the set of the book, from its archive"
+    )
 
     command = add(
         "train",
@@ -93,8 +103,12 @@ def _parser() -> Parser:
         "ssd-ops train bananas --out run --preset paper --epochs 10",
     )
     command.add_argument("folder", type=Path, help="holds bananas_train and bananas_val")
-    command.add_argument("--out", type=Path, default=Path("run"), help="folder for checkpoint and curves (run)")
-    command.add_argument("--preset", default="chapter", help="chapter (the book's settings) or paper")
+    command.add_argument(
+        "--out", type=Path, default=Path("run"), help="folder for checkpoint and curves (run)"
+    )
+    command.add_argument(
+        "--preset", default="chapter", help="chapter (the book's settings) or paper"
+    )
     command.add_argument("--epochs", type=int, help="passes over the data (the preset's)")
     command.add_argument("--batch-size", type=int, help="images in a step (the preset's)")
     command.add_argument("--lr", type=float, help="learning rate (the preset's)")
@@ -121,8 +135,12 @@ def _parser() -> Parser:
         "ssd-ops detect run photo.png --out found",
     )
     command.add_argument("checkpoint", type=Path, help="the file, or the folder that `train` wrote")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures of any size")
-    command.add_argument("--out", type=Path, default=Path("detections"), help="folder for the pictures (detections)")
+    command.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="pictures of any size"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("detections"), help="folder for the pictures (detections)"
+    )
     command.add_argument("--threshold", type=float, default=0.9, help="lowest score shown (0.9)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda (auto)")
 
@@ -156,7 +174,9 @@ def _demo(args: argparse.Namespace) -> None:
     plot.draw_curves(history, curves)
     found = args.out / "found"
     found.mkdir(exist_ok=True)
-    for name, image, prediction in list(zip(val_set.names, val_set.images, predictions, strict=True))[:12]:
+    for name, image, prediction in list(
+        zip(val_set.names, val_set.images, predictions, strict=True)
+    )[:12]:
         plot.draw_detections(
             image,
             prediction.boxes,
@@ -267,7 +287,9 @@ def _detect(args: argparse.Namespace) -> None:
         )
         shown = prediction.scores >= args.threshold
         print(f"{source}: {int(shown.sum())} found, drawn in {target}")
-        rows = zip(prediction.labels[shown], prediction.scores[shown], prediction.boxes[shown], strict=True)
+        rows = zip(
+            prediction.labels[shown], prediction.scores[shown], prediction.boxes[shown], strict=True
+        )
         for label, score, box in rows:
             corners = ", ".join(f"{value:.1f}" for value in box.tolist())
             print(f"  {names[int(label)]} {score:.3f} [{corners}]")

@@ -66,7 +66,7 @@ def _variances(op: str, values: object) -> list[float]:
 
 
 def _semantics(op: str, semantics: str) -> int:
-    if semantics not in _SEMANTICS:
+    if not isinstance(semantics, str) or semantics not in _SEMANTICS:
         known = " or ".join(repr(name) for name in _SEMANTICS)
         raise ValueError(f"{op}: semantics must be {known}, got {semantics!r}")
     return _SEMANTICS[semantics]
@@ -116,7 +116,15 @@ def multibox_prior(
         tensor([-0.0625, -0.1250,  0.3125,  0.6250])
     """
     _check_tensors("multibox_prior", feature_map=feature_map)
-    return _priors("multibox_prior", [feature_map], [sizes], [ratios], None if steps is None else [steps], offsets, clip)
+    return _priors(
+        "multibox_prior",
+        [feature_map],
+        [sizes],
+        [ratios],
+        None if steps is None else [steps],
+        offsets,
+        clip,
+    )
 
 
 def multibox_priors(
@@ -151,14 +159,18 @@ def multibox_priors(
     """
     op = "multibox_priors"
     if isinstance(feature_maps, Tensor) or not isinstance(feature_maps, Sequence):
-        raise TypeError(f"{op}: feature_maps must be a list of tensors, got {type(feature_maps).__name__}")
+        raise TypeError(
+            f"{op}: feature_maps must be a list of tensors, got {type(feature_maps).__name__}"
+        )
     if not feature_maps:
         raise ValueError(f"{op}: feature_maps must be at least one tensor, got none")
     for feature_map in feature_maps:
         _check_tensors(op, feature_maps=feature_map)
     for name, values in (("sizes", sizes), ("ratios", ratios), ("steps", steps)):
         if values is not None and len(values) != len(feature_maps):
-            raise ValueError(f"{op}: {name} must be {len(feature_maps)} lists, one a level, got {len(values)}")
+            raise ValueError(
+                f"{op}: {name} must be {len(feature_maps)} lists, one a level, got {len(values)}"
+            )
     return _priors(op, feature_maps, sizes, ratios, steps, offsets, clip)
 
 
@@ -181,7 +193,9 @@ def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
 @torch.library.register_fake("ssd_ops::multibox_priors")
 def _(feature_maps, sizes, size_counts, ratios, ratio_counts, steps, offsets, clip):
     count = 0
-    for feature_map, num_sizes, num_ratios in zip(feature_maps, size_counts, ratio_counts, strict=True):
+    for feature_map, num_sizes, num_ratios in zip(
+        feature_maps, size_counts, ratio_counts, strict=True
+    ):
         count += feature_map.shape[-2] * feature_map.shape[-1] * (num_sizes + num_ratios - 1)
     return feature_maps[0].new_empty((1, count, 4), dtype=_real(*feature_maps))
 
@@ -350,7 +364,9 @@ def multibox_target(
     _check_tensors(op, anchors=anchors, labels=labels)
     threshold = _fraction(op, "iou_threshold", iou_threshold)
     mode = _semantics(op, semantics)
-    return torch.ops.ssd_ops.multibox_target(anchors, labels, threshold, _variances(op, variances), mode)
+    return torch.ops.ssd_ops.multibox_target(
+        anchors, labels, threshold, _variances(op, variances), mode
+    )
 
 
 @torch.library.register_fake("ssd_ops::multibox_target")

@@ -33,7 +33,8 @@ def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.
         root = torch.tensor([math.sqrt(r) for r in ratio.tolist()], dtype=real)
         # Every size with the first ratio, then the first size with every other ratio.
         w = torch.cat((size * root[0], size[0] * root[1:])) * height / width
-        h = torch.cat((size / root[0], size[0] / root[1:]))
+        # The reciprocal is what torch makes of the book's `sizes[0] / torch.sqrt(ratio)`.
+        h = torch.cat((size / root[0], size[0] * (1 / root[1:])))
         y = (torch.arange(height, dtype=real) + offsets[0]) * step_y
         x = (torch.arange(width, dtype=real) + offsets[1]) * step_x
         center = torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
@@ -47,7 +48,9 @@ def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.
 def multibox_prior(feature_map, sizes, ratios, *, steps=None, offsets=(0.5, 0.5), clip=False):
     """Anchors of one level, [1, H*W*(S+R-1), 4]; see `ssd_ops.multibox_prior`."""
     steps = None if steps is None else [steps]
-    return multibox_priors([feature_map], [sizes], [ratios], steps=steps, offsets=offsets, clip=clip)
+    return multibox_priors(
+        [feature_map], [sizes], [ratios], steps=steps, offsets=offsets, clip=clip
+    )
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -37,7 +37,10 @@ def bananas(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(bananas, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert call("train", bananas, "--out", out, "--preset", "paper", "--epochs", 1, "--batch-size", 4) == 0
+    assert (
+        call("train", bananas, "--out", out, "--preset", "paper", "--epochs", 1, "--batch-size", 4)
+        == 0
+    )
     return out
 
 
@@ -63,7 +66,9 @@ def test_train_resumes(run, bananas, capsys):
 def test_evaluate_prints_measures(run, bananas, capsys):
     assert call("evaluate", run, bananas) == 0
     text = capsys.readouterr().out
-    assert re.search(r"found \d+ of 4 objects .* \d+ false boxes\nclass error \S+, offset error \S+", text)
+    assert re.search(
+        r"found \d+ of 4 objects .* \d+ false boxes\nclass error \S+, offset error \S+", text
+    )
     assert call("evaluate", run, bananas, "--json") == 0
     measures = json.loads(capsys.readouterr().out)
     assert measures["truths"] == 4

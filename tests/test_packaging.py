@@ -66,7 +66,9 @@ def test_plain_pip_install_finds_the_installed_torch(checkout, tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     result = run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(checkout)])
     if result.returncode and "No matching distribution found" in result.stderr + result.stdout:
-        pytest.skip("pip reaches no packages here, and an isolated build needs setuptools from them")
+        pytest.skip(
+            "pip reaches no packages here, and an isolated build needs setuptools from them"
+        )
     assert result.returncode == 0, result.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size < 5_000_000

@@ -17,7 +17,8 @@ SSD_HOST_DEVICE void iou_row_lanes(Box<T> a, const T* boxes, int64_t count, T* o
 }
 
 SSD_SIMD(void, iou_row, (Box<float> a, const float* boxes, int64_t count, float* out), (a, boxes, count, out))
-SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out), (a, boxes, count, out))
+SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out),
+         (a, boxes, count, out))
 
 Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   check_box_iou(boxes1, boxes2);
@@ -49,8 +50,12 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) { m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("box_iou", TORCH_BOX(&box_iou_cpu)); }
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
+  m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("box_iou", TORCH_BOX(&box_iou_cpu));
+}
 
 }  // namespace
 }  // namespace ssd_ops

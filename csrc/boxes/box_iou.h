@@ -16,7 +16,9 @@ inline void check_box_iou(const Tensor& boxes1, const Tensor& boxes2) {
   check_shape(boxes2.dim() >= 2 && boxes2.size(boxes2.dim() - 1) == 4, op, "boxes2", "[..., M, 4]", boxes2);
   bool same = boxes2.dim() == rank;
   for (int64_t i = 0; same && i < rank - 2; ++i) same = boxes1.size(i) == boxes2.size(i);
-  if (!same) fail(op, "boxes2 must have the leading dimensions of boxes1, ", shape_text(boxes1), ", got ", shape_text(boxes2));
+  if (!same)
+    fail(op, "boxes2 must have the leading dimensions of boxes1, ", shape_text(boxes1), ", got ",
+         shape_text(boxes2));
   check_floating(op, "boxes1", boxes1);
   check_floating(op, "boxes2", boxes2);
   check_same_device(op, "boxes2", boxes2, "boxes1", boxes1);

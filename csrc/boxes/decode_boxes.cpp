@@ -5,7 +5,8 @@
 namespace ssd_ops {
 namespace {
 
-Tensor decode_boxes_cpu(const Tensor& offsets, const Tensor& anchors, std::vector<double> variances, bool clip) {
+Tensor decode_boxes_cpu(const Tensor& offsets, const Tensor& anchors, std::vector<double> variances,
+                        bool clip) {
   check_decode_boxes(offsets, anchors, variances);
   Tensor out = offsets;
   dispatch_real(
@@ -25,7 +26,9 @@ Tensor decode_boxes_cpu(const Tensor& offsets, const Tensor& anchors, std::vecto
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("decode_boxes(Tensor offsets, Tensor anchors, float[] variances, bool clip) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("decode_boxes", TORCH_BOX(&decode_boxes_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("decode_boxes", TORCH_BOX(&decode_boxes_cpu));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -6,7 +6,8 @@ namespace ssd_ops {
 namespace {
 
 template <typename T>
-SSD_HOST_DEVICE void encode_block_lanes(const T* boxes, const T* anchors, int64_t count, Variances<T> v, T eps, T* out) {
+SSD_HOST_DEVICE void encode_block_lanes(const T* boxes, const T* anchors, int64_t count, Variances<T> v,
+                                        T eps, T* out) {
   for (int64_t i = 0; i < count; ++i) {
     const Offset<T> offset = encode(load_box(boxes + 4 * i), load_box(anchors + 4 * i), v, eps);
     out[4 * i] = offset.x;
@@ -20,10 +21,12 @@ SSD_SIMD(void, encode_block,
          (const float* boxes, const float* anchors, int64_t count, Variances<float> v, float eps, float* out),
          (boxes, anchors, count, v, eps, out))
 SSD_SIMD(void, encode_block,
-         (const double* boxes, const double* anchors, int64_t count, Variances<double> v, double eps, double* out),
+         (const double* boxes, const double* anchors, int64_t count, Variances<double> v, double eps,
+          double* out),
          (boxes, anchors, count, v, eps, out))
 
-Tensor encode_boxes_cpu(const Tensor& boxes, const Tensor& anchors, std::vector<double> variances, double eps) {
+Tensor encode_boxes_cpu(const Tensor& boxes, const Tensor& anchors, std::vector<double> variances,
+                        double eps) {
   check_encode_boxes(boxes, anchors, variances, eps);
   Tensor out = boxes;
   dispatch_real(
@@ -41,7 +44,9 @@ Tensor encode_boxes_cpu(const Tensor& boxes, const Tensor& anchors, std::vector<
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("encode_boxes(Tensor boxes, Tensor anchors, float[] variances, float eps) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("encode_boxes", TORCH_BOX(&encode_boxes_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("encode_boxes", TORCH_BOX(&encode_boxes_cpu));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -7,8 +7,8 @@
 namespace ssd_ops {
 
 template <typename T>
-SSD_HOST_DEVICE void decode_block_lanes(const T* __restrict offsets, const T* __restrict anchors, int64_t count,
-                                 Variances<T> v, T* __restrict boxes) {
+SSD_HOST_DEVICE void decode_block_lanes(const T* __restrict offsets, const T* __restrict anchors,
+                                        int64_t count, Variances<T> v, T* __restrict boxes) {
   for (int64_t i = 0; i < count; ++i) {
     const T* o = offsets + 4 * i;
     store_box(decode({o[0], o[1], o[2], o[3]}, load_box(anchors + 4 * i), v), boxes + 4 * i);

@@ -7,23 +7,31 @@
 // SSD_SIMD(result, name, parameters, arguments) defines `name`, which runs name_lanes, a function of
 // plain loops that is always inlined, in the version for the processor at hand.
 #if defined(__x86_64__) && defined(__GNUC__)
-#define SSD_SIMD(result, name, parameters, arguments)                                          \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) static \
-      result name##_avx512 parameters {                                                        \
-    return name##_lanes arguments;                                                             \
-  }                                                                                            \
-  __attribute__((target("avx2"))) static result name##_avx2 parameters {                       \
-    return name##_lanes arguments;                                                             \
-  }                                                                                            \
-  static result name##_sse2 parameters { return name##_lanes arguments; }                      \
-  [[maybe_unused]] static result name parameters {                                             \
-    const int level = ::ssd_ops::simd_level();                                                 \
-    if (level == 512) return name##_avx512 arguments;                                          \
-    return level == 256 ? name##_avx2 arguments : name##_sse2 arguments;                       \
+#ifdef __clang__
+#define SSD_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#else
+#define SSD_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
+#define SSD_SIMD(result, name, parameters, arguments)                          \
+  __attribute__((target(SSD_AVX512))) static result name##_avx512 parameters { \
+    return name##_lanes arguments;                                             \
+  }                                                                            \
+  __attribute__((target("avx2"))) static result name##_avx2 parameters {       \
+    return name##_lanes arguments;                                             \
+  }                                                                            \
+  static result name##_sse2 parameters {                                       \
+    return name##_lanes arguments;                                             \
+  }                                                                            \
+  [[maybe_unused]] static result name parameters {                             \
+    const int level = ::ssd_ops::simd_level();                                 \
+    if (level == 512) return name##_avx512 arguments;                          \
+    return level == 256 ? name##_avx2 arguments : name##_sse2 arguments;       \
   }
 #else
 #define SSD_SIMD(result, name, parameters, arguments) \
-  [[maybe_unused]] static result name parameters { return name##_lanes arguments; }
+  [[maybe_unused]] static result name parameters {    \
+    return name##_lanes arguments;                    \
+  }
 #endif
 
 namespace ssd_ops {

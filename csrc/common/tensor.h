@@ -41,7 +41,9 @@ inline std::string shape_text(const Tensor& t) {
   return text.str();
 }
 
-inline std::string dtype_text(const Tensor& t) { return torch::headeronly::toString(t.scalar_type()); }
+inline std::string dtype_text(const Tensor& t) {
+  return torch::headeronly::toString(t.scalar_type());
+}
 
 // `condition` is about the shape, which `expected` describes, such as "[B, G, 5]".
 inline void check_shape(bool condition, const char* op, const char* argument, const char* expected,
@@ -57,8 +59,7 @@ inline void check_floating(const char* op, const char* argument, const Tensor& t
 }
 
 inline void check_integer(const char* op, const char* argument, const Tensor& t) {
-  if (t.scalar_type() != ScalarType::Long)
-    fail(op, argument, " must be int64, got ", dtype_text(t));
+  if (t.scalar_type() != ScalarType::Long) fail(op, argument, " must be int64, got ", dtype_text(t));
 }
 
 inline void check_same_device(const char* op, const char* argument, const Tensor& t,
@@ -74,8 +75,7 @@ inline void check_fraction(const char* op, const char* argument, double value) {
 }
 
 inline void check_positive(const char* op, const char* argument, double value) {
-  if (!(value > 0 && std::isfinite(value)))
-    fail(op, argument, " must be positive and finite, got ", value);
+  if (!(value > 0 && std::isfinite(value))) fail(op, argument, " must be positive and finite, got ", value);
 }
 
 inline void check_variances(const char* op, const std::vector<double>& variances) {
@@ -131,10 +131,18 @@ class Reader {
     if (type_ == kScalarType<T>) return static_cast<const T*>(data_) + first;
     if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
     switch (type_) {
-      case ScalarType::Float: convert<float>(first, count, buffer.data()); break;
-      case ScalarType::Double: convert<double>(first, count, buffer.data()); break;
-      case ScalarType::Half: convert<torch::headeronly::Half>(first, count, buffer.data()); break;
-      default: convert<torch::headeronly::BFloat16>(first, count, buffer.data()); break;
+      case ScalarType::Float:
+        convert<float>(first, count, buffer.data());
+        break;
+      case ScalarType::Double:
+        convert<double>(first, count, buffer.data());
+        break;
+      case ScalarType::Half:
+        convert<torch::headeronly::Half>(first, count, buffer.data());
+        break;
+      default:
+        convert<torch::headeronly::BFloat16>(first, count, buffer.data());
+        break;
     }
     return buffer.data();
   }

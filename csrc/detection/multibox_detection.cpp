@@ -11,7 +11,7 @@ namespace {
 // The best probability of each anchor over the rows of `probs` [C, A] and its class.
 template <typename T>
 SSD_HOST_DEVICE void best_class_lanes(const T* __restrict probs, int64_t num_classes, int64_t num_anchors,
-                                     T* __restrict scores, int32_t* __restrict classes) {
+                                      T* __restrict scores, int32_t* __restrict classes) {
   for (int64_t c = 0; c < num_classes; ++c, probs += num_anchors) {
     for (int64_t i = 0; i < num_anchors; ++i) {
       const T prob = probs[i] == probs[i] ? probs[i] : T(0);
@@ -88,7 +88,8 @@ class ImageDetector {
 Tensor multibox_detection_cpu(const Tensor& cls_probs, const Tensor& offset_preds, const Tensor& anchors,
                               double nms_threshold, double pos_threshold, std::vector<double> variances,
                               int64_t semantics) {
-  check_multibox_detection(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances, semantics);
+  check_multibox_detection(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances,
+                           semantics);
   const int64_t num_images = cls_probs.size(0), num_rows = cls_probs.size(1), num_anchors = cls_probs.size(2);
   Tensor out = cls_probs;
   dispatch_real(
@@ -105,7 +106,8 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs, const Tensor& offset_pred
                                     static_cast<T>(nms_threshold), static_cast<T>(pos_threshold));
           std::vector<T> prob_buffer, offset_buffer;
           for (int64_t image = begin; image < end; ++image) {
-            detector.detect(read_probs.read((image * num_rows + 1) * num_anchors, (num_rows - 1) * num_anchors, prob_buffer),
+            detector.detect(read_probs.read((image * num_rows + 1) * num_anchors,
+                                            (num_rows - 1) * num_anchors, prob_buffer),
                             read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),
                             rows + image * num_anchors * 6);
           }

@@ -16,18 +16,20 @@
 
 namespace ssd_ops {
 
-inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offset_preds, const Tensor& anchors,
-                                     double nms_threshold, double pos_threshold,
+inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offset_preds,
+                                     const Tensor& anchors, double nms_threshold, double pos_threshold,
                                      const std::vector<double>& variances, int64_t semantics) {
   constexpr const char* op = "multibox_detection";
-  check_shape(cls_probs.dim() == 3 && cls_probs.size(1) >= 2, op, "cls_probs", "[B, C+1, A] with C at least 1",
-              cls_probs);
+  check_shape(cls_probs.dim() == 3 && cls_probs.size(1) >= 2, op, "cls_probs",
+              "[B, C+1, A] with C at least 1", cls_probs);
   check_anchors(op, anchors);
   const int64_t num_images = cls_probs.size(0), num_anchors = cls_probs.size(2);
   if (anchors.numel() != 4 * num_anchors)
     fail(op, "anchors must be [", num_anchors, ", 4], as many as cls_probs has, got ", shape_text(anchors));
-  if (offset_preds.dim() != 2 || offset_preds.size(0) != num_images || offset_preds.size(1) != 4 * num_anchors)
-    fail(op, "offset_preds must be [", num_images, ", ", 4 * num_anchors, "], got ", shape_text(offset_preds));
+  if (offset_preds.dim() != 2 || offset_preds.size(0) != num_images ||
+      offset_preds.size(1) != 4 * num_anchors)
+    fail(op, "offset_preds must be [", num_images, ", ", 4 * num_anchors, "], got ",
+         shape_text(offset_preds));
   check_floating(op, "cls_probs", cls_probs);
   check_floating(op, "offset_preds", offset_preds);
   check_same_device(op, "offset_preds", offset_preds, "cls_probs", cls_probs);

@@ -12,8 +12,8 @@ typename FloatTraits<T>::Bits loss_key(T loss) {
 }
 
 template <typename T>
-void select_image(const T* losses, const int64_t* cls_labels, int64_t count, double ratio, int64_t min_negatives,
-                  std::vector<typename FloatTraits<T>::Bits>& keys, bool* selected) {
+void select_image(const T* losses, const int64_t* cls_labels, int64_t count, double ratio,
+                  int64_t min_negatives, std::vector<typename FloatTraits<T>::Bits>& keys, bool* selected) {
   int64_t positives = 0;
   keys.clear();
   for (int64_t i = 0; i < count; ++i) {
@@ -30,7 +30,8 @@ void select_image(const T* losses, const int64_t* cls_labels, int64_t count, dou
   // The key of the last one wanted: smaller keys are all in, equal ones in index order till it is full.
   std::nth_element(keys.begin(), keys.begin() + (wanted - 1), keys.end());
   const auto last = keys[static_cast<size_t>(wanted - 1)];
-  int64_t equal = wanted - std::count_if(keys.begin(), keys.begin() + wanted, [&](auto key) { return key < last; });
+  int64_t equal =
+      wanted - std::count_if(keys.begin(), keys.begin() + wanted, [&](auto key) { return key < last; });
   for (int64_t i = 0; i < count; ++i) {
     if (cls_labels[i] != 0) continue;
     const auto key = loss_key(losses[i]);

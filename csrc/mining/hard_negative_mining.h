@@ -15,8 +15,9 @@ inline void check_hard_negative_mining(const Tensor& losses, const Tensor& cls_l
                                        int64_t min_negatives) {
   constexpr const char* op = "hard_negative_mining";
   check_shape(losses.dim() == 2, op, "losses", "[B, A]", losses);
-  check_shape(cls_labels.dim() == 2 && cls_labels.size(0) == losses.size(0) && cls_labels.size(1) == losses.size(1),
-              op, "cls_labels", "[B, A] like losses", cls_labels);
+  check_shape(
+      cls_labels.dim() == 2 && cls_labels.size(0) == losses.size(0) && cls_labels.size(1) == losses.size(1),
+      op, "cls_labels", "[B, A] like losses", cls_labels);
   check_floating(op, "losses", losses);
   check_integer(op, "cls_labels", cls_labels);
   check_same_device(op, "cls_labels", cls_labels, "losses", losses);

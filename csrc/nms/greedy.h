@@ -29,7 +29,8 @@ constexpr int64_t kChunk = 16 * kLanes;  // kept boxes tested before the next lo
 
 // True where a kept box of cells first..last overlaps `box` by an IoU over the threshold.
 template <typename T>
-SSD_HOST_DEVICE bool any_over_lanes(const KeptBoxes<T>& kept, int64_t first, int64_t last, Box<T> box, T threshold) {
+SSD_HOST_DEVICE bool any_over_lanes(const KeptBoxes<T>& kept, int64_t first, int64_t last, Box<T> box,
+                                    T threshold) {
   using Flag = typename FloatTraits<T>::Signed;
   const T* __restrict x1 = kept.x1;
   const T* __restrict y1 = kept.y1;
@@ -127,7 +128,8 @@ class GreedyNms {
     }
     side_ = 1;
     if (threshold >= T(kMinPruned))
-      while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active) ++side_;
+      while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
+        ++side_;
     per_x_ = right > left_ ? static_cast<double>(side_) / (right - left_) : 0;
     per_y_ = bottom > top_ ? static_cast<double>(side_) / (bottom - top_) : 0;
     reach_ = threshold >= T(kMinPruned) ? (1 / static_cast<double>(threshold) - 1) * kWiden + 1e-6 : 0;
@@ -169,7 +171,8 @@ class GreedyNms {
       first_row = row(center_y(box) - ry);
       last_row = row(center_y(box) + ry);
     }
-    const KeptBoxes<T> kept{x1_.data(), y1_.data(), x2_.data(), y2_.data(), areas_.data(), starts_.data(), used_.data()};
+    const KeptBoxes<T> kept{x1_.data(),    y1_.data(),     x2_.data(),  y2_.data(),
+                            areas_.data(), starts_.data(), used_.data()};
     // What suppresses a box most often has its center close by.
     if (side_ > 1 && any_over(kept, cell(box), cell(box), box, threshold)) return true;
     for (int64_t r = first_row; r <= last_row; ++r)

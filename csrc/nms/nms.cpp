@@ -24,7 +24,8 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) 
         const Reader<T> reader(boxes);
         const T* rows = reader.read(0, 4 * count, buffer);
         GreedyNms<T> greedy;
-        greedy.run(order, [&](int64_t i) { return load_box(rows + 4 * i); }, round_down<T>(iou_threshold), kept);
+        greedy.run(
+            order, [&](int64_t i) { return load_box(rows + 4 * i); }, round_down<T>(iou_threshold), kept);
       },
       boxes);
   Tensor out = torch::stable::new_empty(boxes, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
@@ -36,7 +37,9 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("nms", TORCH_BOX(&nms_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("nms", TORCH_BOX(&nms_cpu));
+}
 
 }  // namespace
 }  // namespace ssd_ops

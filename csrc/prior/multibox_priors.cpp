@@ -26,13 +26,18 @@ std::vector<Level<T>> levels_of(const std::vector<Tensor>& feature_maps, const P
     const double h = static_cast<double>(level.height), w = static_cast<double>(level.width);
     level.step_y = static_cast<T>(p.steps.empty() ? 1 / h : p.steps[2 * l]);
     level.step_x = static_cast<T>(p.steps.empty() ? 1 / w : p.steps[2 * l + 1]);
-    const auto add = [&](double size, double ratio) {
-      const T root = std::sqrt(static_cast<T>(ratio));
-      level.half.push_back(static_cast<T>(size) * root * static_cast<T>(h) / static_cast<T>(w) / T(2));
-      level.half.push_back(static_cast<T>(size) / root / T(2));
+    const auto add = [&](T width, T height) {
+      level.half.push_back(width * static_cast<T>(h) / static_cast<T>(w) / T(2));
+      level.half.push_back(height / T(2));
     };
-    for (int64_t i = 0; i < p.size_counts[l]; ++i) add(sizes[i], ratios[0]);
-    for (int64_t i = 1; i < p.ratio_counts[l]; ++i) add(sizes[0], ratios[i]);
+    const T first_root = std::sqrt(static_cast<T>(ratios[0]));
+    for (int64_t i = 0; i < p.size_counts[l]; ++i)
+      add(static_cast<T>(sizes[i]) * first_root, static_cast<T>(sizes[i]) / first_root);
+    // The book divides the number sizes[0] by a tensor, for which torch multiplies by the reciprocal.
+    for (int64_t i = 1; i < p.ratio_counts[l]; ++i) {
+      const T root = std::sqrt(static_cast<T>(ratios[i]));
+      add(static_cast<T>(sizes[0]) * root, static_cast<T>(sizes[0]) * (T(1) / root));
+    }
     sizes += p.size_counts[l];
     ratios += p.ratio_counts[l];
     first += level.height * level.width * static_cast<int64_t>(level.half.size() / 2);

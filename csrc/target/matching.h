@@ -20,16 +20,16 @@
 
 namespace ssd_ops {
 
-constexpr int64_t kBlock = 256;      // anchors per block: small enough to cull well, large enough to stream
-constexpr size_t kListLength = 64;   // anchors remembered per rescan of a ground truth
+constexpr int64_t kBlock = 256;     // anchors per block: small enough to cull well, large enough to stream
+constexpr size_t kListLength = 64;  // anchors remembered per rescan of a ground truth
 
 template <typename T>
 struct AnchorBlocks {
-  int64_t count;                          // A
-  int64_t blocks;                         // ceil(A / kBlock)
-  std::vector<T> x1, y1, x2, y2, area;    // padded to whole blocks
-  std::vector<Box<T>> bounds;             // of each block; empty where no anchor is usable
-  std::vector<uint8_t> usable;            // has extent: an anchor without cannot be encoded against
+  int64_t count;                        // A
+  int64_t blocks;                       // ceil(A / kBlock)
+  std::vector<T> x1, y1, x2, y2, area;  // padded to whole blocks
+  std::vector<Box<T>> bounds;           // of each block; empty where no anchor is usable
+  std::vector<uint8_t> usable;          // has extent: an anchor without cannot be encoded against
   int64_t num_usable;
 
   Box<T> box(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
@@ -78,7 +78,8 @@ AnchorBlocks<T> lay_out_anchors(const Tensor& anchors) {
 }
 
 template <typename T>
-using Index = typename FloatTraits<T>::Signed;  // of a ground truth; as wide as T, to be selected along with it
+using Index =
+    typename FloatTraits<T>::Signed;  // of a ground truth; as wide as T, to be selected along with it
 
 // IoU of `gt` with a block of anchors; where it beats an anchor's best so far, it becomes the best.
 // Returns the greatest IoU of the block. `ious` gets all of them.
@@ -101,8 +102,8 @@ SSD_HOST_DEVICE T match_block_lanes(const T* __restrict x1, const T* __restrict 
 }
 
 SSD_SIMD(float, match_block,
-         (const float* x1, const float* y1, const float* x2, const float* y2, const float* areas, Box<float> gt,
-          int32_t gt_index, float* best_iou, int32_t* best_gt, float* ious),
+         (const float* x1, const float* y1, const float* x2, const float* y2, const float* areas,
+          Box<float> gt, int32_t gt_index, float* best_iou, int32_t* best_gt, float* ious),
          (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
 SSD_SIMD(double, match_block,
          (const double* x1, const double* y1, const double* x2, const double* y2, const double* areas,

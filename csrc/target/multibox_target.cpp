@@ -30,16 +30,17 @@ void read_gts(const T* rows, int64_t count, GroundTruths<T>& gts) {
 }
 
 template <typename T>
-void write_targets(const AnchorBlocks<T>& anchors, const GroundTruths<T>& gts, const std::vector<int32_t>& matched,
-                   Variances<T> variances, T* offsets, T* masks, int64_t* cls_labels) {
+void write_targets(const AnchorBlocks<T>& anchors, const GroundTruths<T>& gts,
+                   const std::vector<int32_t>& matched, Variances<T> variances, T* offsets, T* masks,
+                   int64_t* cls_labels) {
   const size_t count = static_cast<size_t>(anchors.count);
   std::memset(offsets, 0, 4 * count * sizeof(T));
   std::memset(masks, 0, 4 * count * sizeof(T));
   std::memset(cls_labels, 0, count * sizeof(int64_t));
   for (size_t i = 0; i < count; ++i) {
     if (matched[i] < 0) continue;
-    const Offset<T> offset =
-        encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), variances, static_cast<T>(kD2lEps));
+    const Offset<T> offset = encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), variances,
+                                    static_cast<T>(kD2lEps));
     store_box<T>({offset.x, offset.y, offset.w, offset.h}, offsets + 4 * i);
     store_box<T>({1, 1, 1, 1}, masks + 4 * i);
     cls_labels[i] = gts.classes[matched[i]] + 1;
@@ -72,8 +73,9 @@ std::tuple<Tensor, Tensor, Tensor> multibox_target_cpu(const Tensor& anchors, co
           for (int64_t image = begin; image < end; ++image) {
             read_gts(label_reader.read(image * num_gts * 5, num_gts * 5, buffer), num_gts, gts);
             matcher.match_bipartite(gts.boxes, static_cast<T>(iou_threshold), matched);
-            write_targets(blocks, gts, matched, to_variances<T>(variances), offset_data + 4 * image * num_anchors,
-                          mask_data + 4 * image * num_anchors, cls_data + image * num_anchors);
+            write_targets(blocks, gts, matched, to_variances<T>(variances),
+                          offset_data + 4 * image * num_anchors, mask_data + 4 * image * num_anchors,
+                          cls_data + image * num_anchors);
           }
         });
       },
@@ -86,7 +88,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "multibox_target(Tensor anchors, Tensor labels, float iou_threshold, float[] variances, int semantics) "
       "-> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) { m.impl("multibox_target", TORCH_BOX(&multibox_target_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("multibox_target", TORCH_BOX(&multibox_target_cpu));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -1,21 +1,20 @@
 """Draws banana detection sets in the format of "Dive into Deep Learning", for machines that cannot
 download the published one.
 
-Every picture is drawn from (seed, split, number) alone: shaded bananas of many sizes, bends, colours
-and rotations, one a picture, on busy backgrounds and among things that are round, yellow or bent, but
-no bananas. The box is that of the banana's own mask.
+Every picture is drawn from (seed, split, number) alone: shaded bananas of many sizes, bends,
+colours and rotations, one a picture, on busy backgrounds and among things that are round, yellow or
+bent, but no bananas. The box is that of the banana's own mask.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ SCALE = 2  # bananas and distractors are drawn this much larger, then averaged d
 
 Random = np.random.Generator
 Array = np.ndarray
+Job = tuple[str, int]  # the name of the split's folder, the number of the picture
 
 
 class Picture(NamedTuple):
@@ -55,8 +55,9 @@ def make_bananas(
     """Write a banana detection set; the folder it lies in comes back.
 
     Args:
-        folder: Where it goes: ``bananas_train/label.csv``, ``bananas_train/images/*.png``, and the same
-            for ``bananas_val``. Must not hold a set yet.
+        folder: Where it goes: ``bananas_train/label.csv``, ``bananas_train/images/*.png``, and the
+            same for ``bananas_val``. It must not exist, or be empty; the set appears in it
+            whole, or not at all.
         train: Training pictures; 1000 as in the published set.
         val: Validation pictures; 100 likewise.
         size: Height and width in pixels, at least 64.
@@ -65,8 +66,8 @@ def make_bananas(
 
     Raises:
         ValueError: a number is out of range.
-        FileExistsError: the folder holds a set already.
-        ImportError: Pillow is not installed.
+        FileExistsError: the folder is there, and is not empty.
+        ImportError: Pillow is not installed, or tqdm for the progress bar.
 
     Example:
         >>> import tempfile
@@ -74,62 +75,120 @@ def make_bananas(
         >>> sorted(path.name for path in folder.iterdir())
         ['bananas_train', 'bananas_val']
     """
-    for name, value, least in (("train", train, 1), ("val", val, 1), ("size", size, 64), ("seed", seed, 0)):
+    for name, value, least in (
+        ("train", train, 1),
+        ("val", val, 1),
+        ("size", size, 64),
+        ("seed", seed, 0),
+    ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"make_bananas: {name} must be a whole number of at least {least}, got {value!r}")
+            raise ValueError(
+                f"make_bananas: {name} must be a whole number of at least {least}, got {value!r}"
+            )
     _pillow()
     folder = Path(folder)
-    splits = {"bananas_train": train, "bananas_val": val}
-    for split in splits:
-        if (folder / split).exists():
-            raise FileExistsError(f"make_bananas: folder must hold no set yet, but {folder / split} exists")
-    folder.mkdir(parents=True, exist_ok=True)
-    # Drawn aside and renamed, so that a set that is there is whole.
-    aside = Path(tempfile.mkdtemp(prefix=".bananas-", dir=folder))
-    try:
-        jobs = [(split, number) for split, count in splits.items() for number in range(count)]
-        for split in splits:
-            (aside / split / "images").mkdir(parents=True)
-        rows: dict[str, list[list[Any]]] = {split: [] for split in splits}
-        write = partial(_write_picture, aside, seed, size)
-        for (split, _), row in zip(jobs, _spread(write, jobs, progress), strict=True):
-            rows[split].append(row)
-        for split in splits:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"make_bananas: folder must not exist or be empty, got {folder}")
+    jobs = _jobs(train, val)
+    # Drawn beside the folder or above it, and renamed, so that a set that is there is whole.
+    above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".bananas-", dir=above) as temporary:
+        aside = Path(temporary) / "set"
+        rows: dict[str, list[list[Any]]] = {}
+        for split, _ in jobs:
+            (aside / split / "images").mkdir(parents=True, exist_ok=True)
+            rows[split] = [HEADER]
+        # Closed before the temporary folder is, so that no process still writes there.
+        with closing(_draw_all(aside, seed, size, train, val)) as drawn:
+            for (split, number), box in zip(jobs, _bar(drawn, len(jobs), progress), strict=True):
+                rows[split].append([f"{number}.png", 0, *box])
+        for split, lines in rows.items():
             with open(aside / split / "label.csv", "w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([HEADER, *rows[split]])
-        for split in splits:
-            os.replace(aside / split, folder / split)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+                csv.writer(file, lineterminator="\n").writerows(lines)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.rmdir()
+        os.replace(aside, folder)
     return folder
 
 
-def _spread(work: Callable[[Any], Any], jobs: list[Any], progress: bool) -> Any:
-    """The results of the jobs in their order, from as many processes as there are processors."""
-    workers = min(len(jobs) // 16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if workers > 1:
-        # Fresh processes: forked ones may inherit a lock of torch's threads and hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            yield from _bar(pool.map(work, jobs, chunksize=8), len(jobs), progress)
-    else:
-        yield from _bar(map(work, jobs), len(jobs), progress)
-
-
-def _bar(results: Any, total: int, progress: bool) -> Any:
+def _bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
     if not progress:
         return results
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError(
+            "make_bananas: a progress bar needs tqdm: pip install ssd_ops[train]"
+        ) from None
     return tqdm(results, total=total, desc="drawing", unit="picture")
 
 
-def _write_picture(folder: Path, seed: int, size: int, job: tuple[str, int]) -> list[Any]:
+def _jobs(train: int, val: int) -> list[Job]:
+    counts = {"bananas_train": train, "bananas_val": val}
+    return [(split, number) for split, count in counts.items() for number in range(count)]
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _draw_all(
+    folder: Path, seed: int, size: int, train: int, val: int
+) -> Generator[list[int], None, None]:
+    """Draws every picture; their boxes in order, from as many processes as there are processors.
+
+    The processes run this file alone. multiprocessing would run the caller's script again in each,
+    which goes wrong without a main guard, and would have each load torch.
+    """
+    count = train + val
+    workers = min(count // 16, _processors())
+    if workers < 2 or not sys.executable:
+        yield from _draw_share(folder, seed, size, train, val, 0, 1)
+        return
+    children: list[subprocess.Popen[str]] = []
+    try:
+        for worker in range(workers):
+            words = [folder, seed, size, train, val, worker, workers]
+            children.append(
+                subprocess.Popen(
+                    # -P: the modules beside this file are none to be imported by bare name.
+                    [sys.executable, "-P", __file__, *map(str, words)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        for index in range(count):
+            child = children[index % workers]
+            assert child.stdout
+            line = child.stdout.readline()
+            if not line:
+                reason = (child.communicate()[1].strip().splitlines() or ["no reason"])[-1]
+                raise OSError(f"make_bananas: drawing must go to the end, got {reason}")
+            yield [int(value) for value in line.split()]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def _draw_share(
+    folder: Path, seed: int, size: int, train: int, val: int, first: int, step: int
+) -> Iterator[list[int]]:
+    for job in _jobs(train, val)[first::step]:
+        yield _draw_file(folder, seed, size, job)
+
+
+def _draw_file(folder: Path, seed: int, size: int, job: Job) -> list[int]:
     split, number = job
     picture = draw_picture(seed, split, number, size)
-    name = f"{number}.png"
-    image = _pillow().fromarray(picture.image)
-    image.save(folder / split / "images" / name, compress_level=1)
-    return [name, 0, *picture.box]
+    path = folder / split / "images" / f"{number}.png"
+    # Higher levels take much longer and save little: the noise does not compress.
+    _pillow().fromarray(picture.image).save(path, compress_level=1)
+    return list(picture.box)
 
 
 def draw_picture(seed: int, split: str, number: int, size: int = 256) -> Picture:
@@ -148,13 +207,12 @@ def draw_picture(seed: int, split: str, number: int, size: int = 256) -> Picture
     for _ in range(rng.integers(0, 6)):
         layer = _pick(rng, DISTRACTORS)(rng, size)
         x, y = rng.uniform(-0.1, 0.9, 2) * size
-        image, _ = _paste(image, layer, int(x), int(y), _shadow(rng))
+        _paste(image, layer, int(x), int(y), _shadow(rng))
     layer = _banana(rng, size)
     height, width = (side // SCALE for side in layer.shape[:2])
     x = int(rng.integers(1, size - width))
     y = int(rng.integers(1, size - height))
-    image, alpha = _paste(image, layer, x, y, _shadow(rng))
-    mask = alpha > 0.5
+    mask = _paste(image, layer, x, y, _shadow(rng)) > 0.5
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     return Picture(_develop(rng, image), box, mask)
@@ -164,7 +222,9 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("make_bananas: drawing needs Pillow; `pip install ssd_ops[train]`") from None
+        raise ImportError(
+            "make_bananas: drawing needs Pillow; `pip install ssd_ops[train]`"
+        ) from None
     return Image
 
 
@@ -180,19 +240,21 @@ def _blur(array: Array, radius: float) -> Array:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
-def _noise(rng: Random, height: int, width: int, cells: float, stretch: float = 1.0) -> Array:
-    """Smooth noise in about 0..1: random values at `cells` grid points a side, bicubic between them."""
+def _noise(rng: Random, shape: tuple[int, ...], cells: float, stretch: float = 1.0) -> Array:
+    """Smooth noise in 0..1: random values at `cells` grid points a side, bicubic between them."""
     image = _pillow()
-    shape = (max(2, round(cells)), max(2, round(cells * stretch)))
-    grid = image.fromarray(rng.random(shape, np.float32))
-    return np.asarray(grid.resize((width, height), image.Resampling.BICUBIC)).clip(0, 1)
+    points = (max(2, round(cells)), max(2, round(cells * stretch)))
+    grid = image.fromarray(rng.random(points, np.float32))
+    return np.asarray(grid.resize(shape[::-1], image.Resampling.BICUBIC)).clip(0, 1)
 
 
-def _octaves(rng: Random, size: int, start: float, decay: float = 0.55, stretch: float = 1.0) -> Array:
+def _octaves(
+    rng: Random, size: int, start: float, decay: float = 0.55, stretch: float = 1.0
+) -> Array:
     """Noise of several scales, normalised to 0..1."""
     total, weight = np.zeros((size, size), np.float32), 1.0
     for octave in range(6):
-        total += weight * _noise(rng, size, size, start * 2**octave, stretch)
+        total += weight * _noise(rng, (size, size), start * 2**octave, stretch)
         weight *= decay
     low, high = total.min(), total.max()
     return (total - low) / max(high - low, 1e-6)
@@ -204,7 +266,12 @@ def _smooth(edge: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def _colour(rng: Random, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Array:
+def _colour(
+    rng: Random,
+    hue: tuple[float, float],
+    saturation: tuple[float, float],
+    value: tuple[float, float],
+) -> Array:
     """A colour, RGB in 0..1, with hue in turns."""
     h, s, v = (rng.uniform(*bounds) for bounds in (hue, saturation, value))
     channel = (np.array([5.0, 3.0, 1.0]) + 6 * h) % 6
@@ -218,7 +285,9 @@ def _any_colour(rng: Random) -> Array:
 def _ramp(values: Array, colours: list[Array]) -> Array:
     """``values`` in 0..1 as colours, linear between the given ones."""
     stops = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(values, stops, [c[k] for c in colours]) for k in range(3)], -1).astype(np.float32)
+    return np.stack(
+        [np.interp(values, stops, [c[k] for c in colours]) for k in range(3)], -1
+    ).astype(np.float32)
 
 
 # Backgrounds: (rng, size) -> [H, W, 3] in 0..1.
@@ -233,9 +302,9 @@ def _wood(rng: Random, size: int) -> Array:
     light = _colour(rng, (0.05, 0.11), (0.3, 0.65), (0.5, 0.85))
     dark = light * rng.uniform(0.35, 0.7)
     x = np.linspace(0, 1, size, dtype=np.float32)[None, :]
-    bend = 0.25 * _noise(rng, size, size, 3, 2)
+    bend = 0.25 * _noise(rng, (size, size), 3, 2)
     rings = np.sin((x * rng.uniform(4, 9) + bend * rng.uniform(2, 6)) * 6.28) * 0.5 + 0.5
-    grain = _noise(rng, size, size, 6, 14)
+    grain = _noise(rng, (size, size), 6, 14)
     planks = (x * rng.integers(2, 6)) % 1.0
     image = _ramp(0.55 * rings + 0.45 * grain, [dark, light])
     image = image * (1 - 0.6 * (planks < 0.02))[..., None]
@@ -310,7 +379,10 @@ def _foliage(rng: Random, size: int) -> Array:
         length, angle = rng.uniform(0.03, 0.12) * size, rng.uniform(0, 6.28)
         along = np.array([np.cos(angle), np.sin(angle)]) * length
         across = np.array([-along[1], along[0]]) * rng.uniform(0.15, 0.4)
-        corners = [(x, y) + along * a + across * b for a, b in ((-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1))]
+        corners = [
+            (x, y) + along * a + across * b
+            for a, b in ((-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1))
+        ]
         draw.polygon([tuple(c) for c in corners], fill=tuple(int(255 * c) for c in colour))
     return np.asarray(image, np.float32) / 255 * (0.7 + 0.6 * _octaves(rng, size, 5))[..., None]
 
@@ -333,7 +405,7 @@ def _background(rng: Random, size: int) -> Array:
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     angle = rng.uniform(0, 6.28)
     lamp = 1 + rng.uniform(0, 0.6) * (x * np.cos(angle) + y * np.sin(angle))
-    return (image * lamp[..., None]).clip(0, 1)
+    return (image * lamp[..., None]).clip(0, 1).astype(np.float32)
 
 
 # Things: (rng, size) -> [h, w, 4] RGBA in 0..1, at SCALE times the size of the picture.
@@ -343,7 +415,9 @@ def _canvas(side: float) -> tuple[Array, Array]:
     """Coordinates x, y of a square of `side` picture pixels, from its middle, in picture pixels."""
     count = max(4, int(side * SCALE) // SCALE * SCALE)
     axis = (np.arange(count, dtype=np.float32) + 0.5) / SCALE - count / SCALE / 2
-    return np.broadcast_to(axis[None, :], (count, count)), np.broadcast_to(axis[:, None], (count, count))
+    return np.broadcast_to(axis[None, :], (count, count)), np.broadcast_to(
+        axis[:, None], (count, count)
+    )
 
 
 def _rotate(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
@@ -353,7 +427,9 @@ def _rotate(x: Array, y: Array, angle: float) -> tuple[Array, Array]:
 
 def _light(rng: Random) -> Array:
     """Where the light comes from: above, more or less, and towards the viewer."""
-    vector = np.array([rng.uniform(-0.8, 0.8), rng.uniform(-1.0, 0.1), rng.uniform(0.6, 1.2)], np.float32)
+    vector = np.array(
+        [rng.uniform(-0.8, 0.8), rng.uniform(-1.0, 0.1), rng.uniform(0.6, 1.2)], np.float32
+    )
     return vector / np.linalg.norm(vector)
 
 
@@ -371,14 +447,19 @@ def _rgba(colour: Array, alpha: Array) -> Array:
     return np.concatenate((colour, alpha[..., None]), -1).astype(np.float32)
 
 
-def _ball(rng: Random, size: int, hues: Any = ((0.0, 0.1), (0.2, 0.4), (0.55, 0.7), (0.85, 1.0))) -> Array:
+def _ball(
+    rng: Random, size: int, hues: Any = ((0.0, 0.1), (0.2, 0.4), (0.55, 0.7), (0.85, 1.0))
+) -> Array:
     radius = rng.uniform(0.04, 0.16) * size
     x, y = _canvas(2.2 * radius)
     u, v = x / radius, y / (radius * rng.uniform(0.85, 1.0))
     d = np.sqrt(u * u + v * v)
-    bright = 0.9 + 0.2 * _noise(rng, *x.shape, 12)
+    bright = 0.9 + 0.2 * _noise(rng, x.shape, 12)
     colour = _colour(rng, _pick(rng, hues), (0.5, 0.95), (0.4, 0.95)) * bright[..., None]
-    return _rgba(_shade(colour, u.clip(-1, 1), v.clip(-1, 1), _light(rng), 0.3), _smooth((1 - d) * radius + 0.5))
+    return _rgba(
+        _shade(colour, u.clip(-1, 1), v.clip(-1, 1), _light(rng), 0.3),
+        _smooth((1 - d) * radius + 0.5),
+    )
 
 
 def _lemon(rng: Random, size: int) -> Array:
@@ -387,8 +468,14 @@ def _lemon(rng: Random, size: int) -> Array:
     x, y = _rotate(*_canvas(2.6 * length), rng.uniform(0, 6.28))
     u, v = x / length, y / (length * rng.uniform(0.62, 0.8))
     d = np.sqrt(u * u + v * v) - 0.15 * np.exp(-((np.abs(u) - 1.05) ** 2) * 60 - v * v * 25)
-    colour = _colour(rng, (0.13, 0.18), (0.6, 0.9), (0.75, 0.98)) * (0.9 + 0.2 * _noise(rng, *x.shape, 20))[..., None]
-    return _rgba(_shade(colour, u.clip(-1, 1), v.clip(-1, 1), _light(rng), 0.25), _smooth((1 - d) * length + 0.5))
+    colour = (
+        _colour(rng, (0.13, 0.18), (0.6, 0.9), (0.75, 0.98))
+        * (0.9 + 0.2 * _noise(rng, x.shape, 20))[..., None]
+    )
+    return _rgba(
+        _shade(colour, u.clip(-1, 1), v.clip(-1, 1), _light(rng), 0.25),
+        _smooth((1 - d) * length + 0.5),
+    )
 
 
 def _leaf(rng: Random, size: int) -> Array:
@@ -397,7 +484,10 @@ def _leaf(rng: Random, size: int) -> Array:
     u = x / length
     wide = rng.uniform(0.25, 0.5) * np.cos(u.clip(-1, 1) * np.pi / 2).clip(0) ** 0.8
     v = y / length
-    colour = _colour(rng, (0.08, 0.4), (0.4, 0.8), (0.2, 0.6)) * (0.8 + 0.4 * _noise(rng, *x.shape, 10))[..., None]
+    colour = (
+        _colour(rng, (0.08, 0.4), (0.4, 0.8), (0.2, 0.6))
+        * (0.8 + 0.4 * _noise(rng, x.shape, 10))[..., None]
+    )
     veins = np.abs(((u + np.abs(v) * 0.8) * 7) % 1 - 0.5) < 0.06
     colour = colour * np.where(veins | (np.abs(v) < 0.015), 1.3, 1.0)[..., None]
     alpha = _smooth((wide - np.abs(v)) * length + 0.5) * (np.abs(u) < 1)
@@ -409,7 +499,10 @@ def _stick(rng: Random, size: int) -> Array:
     x, y = _rotate(*_canvas(2 * length + 4 * thick), rng.uniform(0, 6.28))
     bend = 0.06 * length * np.sin(x / length * rng.uniform(1, 4))
     v = (y - bend) / thick
-    colour = _colour(rng, (0.04, 0.12), (0.2, 0.6), (0.2, 0.6)) * (0.7 + 0.6 * _noise(rng, *x.shape, 14))[..., None]
+    colour = (
+        _colour(rng, (0.04, 0.12), (0.2, 0.6), (0.2, 0.6))
+        * (0.7 + 0.6 * _noise(rng, x.shape, 14))[..., None]
+    )
     alpha = _smooth((1 - np.abs(v)) * thick + 0.5) * _smooth(length - np.abs(x) + 0.5)
     return _rgba(_shade(colour, 0 * v, v.clip(-1, 1), _light(rng), 0.05), alpha)
 
@@ -421,7 +514,10 @@ def _book(rng: Random, size: int) -> Array:
     yellow = _colour(rng, (0.12, 0.17), (0.5, 0.9), (0.6, 0.95))
     colour = yellow if rng.random() < 0.5 else _any_colour(rng)
     inside = (np.abs(x) < 0.8 * w) & (np.abs(y) < 0.8 * h)
-    paint = np.where(inside[..., None], colour, 0.75 * colour) * (0.9 + 0.2 * _noise(rng, *x.shape, 8))[..., None]
+    paint = (
+        np.where(inside[..., None], colour, 0.75 * colour)
+        * (0.9 + 0.2 * _noise(rng, x.shape, 8))[..., None]
+    )
     return _rgba(paint.clip(0, 1), _smooth(w - np.abs(x) + 0.5) * _smooth(h - np.abs(y) + 0.5))
 
 
@@ -432,12 +528,15 @@ def _crescent(rng: Random, size: int) -> Array:
     shift = rng.uniform(0.25, 0.6) * radius
     outer, inner = np.hypot(x, y), np.hypot(x - shift, y)
     colour = _colour(rng, (0.5, 1.05), (0.0, 0.7), (0.3, 0.95))
-    return _rgba(np.broadcast_to(colour, (*x.shape, 3)), _smooth(radius - outer + 0.5) * _smooth(inner - 0.95 * radius + 0.5))
+    return _rgba(
+        np.broadcast_to(colour, (*x.shape, 3)),
+        _smooth(radius - outer + 0.5) * _smooth(inner - 0.95 * radius + 0.5),
+    )
 
 
 DISTRACTORS = (_ball, _ball, _lemon, _leaf, _stick, _book, _crescent)
 
-# Half the thickness of a banana along its length, from the stem to the tip, in parts of the thickest.
+# Half the thickness of a banana along its length, from stem to tip, in parts of the thickest.
 PROFILE_AT = (0.0, 0.02, 0.09, 0.13, 0.2, 0.32, 0.5, 0.7, 0.85, 0.93, 0.965, 0.985, 1.0)
 PROFILE = (0.2, 0.23, 0.22, 0.3, 0.62, 0.9, 1.0, 0.94, 0.72, 0.42, 0.25, 0.2, 0.12)
 STEM_END, TIP_START = 0.12, 0.962
@@ -455,28 +554,32 @@ def _profile() -> tuple[Array, Array]:
 
 def _banana(rng: Random, size: int) -> Array:
     """A banana, cut to the pixels that it covers."""
-    length = rng.uniform(0.24, 0.66) * size
-    thick = length * rng.uniform(0.088, 0.125)
-    bend = rng.uniform(0.75, 1.75)  # the angle, in radians, that the spine turns through
+    length = rng.uniform(0.3, 0.68) * size
+    thick = length * rng.uniform(0.095, 0.13)
+    bend = rng.uniform(0.9, 2.0)  # the angle, in radians, that the spine turns through
     radius = length / bend
     x, y = _canvas(length + 4 * thick)
     x, y = _rotate(x, y, rng.uniform(0, 6.28))
-    y = y / np.float32(rng.uniform(0.78, 1.0))  # seen from a little aside
+    y = y / np.float32(rng.uniform(0.82, 1.0))  # seen from a little aside
     if rng.random() < 0.5:
         x = -x
-    # The spine is an arc around (0, middle); t runs along it from 0 to 1, d points away from its center.
+    # The spine is an arc around (0, -middle); t runs along it from 0 to 1, u across from -1 to 1,
+    # and d is the distance from it, outwards.
     middle = radius * (1 + np.cos(bend / 2)) / 2
-    turn = np.arctan2(x, y + middle)
-    d = np.hypot(x, y + middle) - radius
-    t = turn / bend + 0.5
-    at, wide = _profile()
-    half = thick * np.interp(t, at, wide).astype(np.float32)
-    half = half * np.where(d < 0, 0.88, 1.0)  # flatter inside the bend
-    u = (d / half).clip(-1, 1)
-    alpha = _smooth(half - np.abs(d) + 0.5) * _smooth(t * length + 0.5) * _smooth((1 - t) * length + 0.5)
+    y = y + middle
+    d = np.hypot(x, y) - radius
+    alpha, along, across = (np.zeros_like(d) for _ in range(3))
+    near = np.abs(d) < thick + 1  # the rest, most of the canvas, is far from the banana
+    t = np.arctan2(x[near], y[near]) / bend + 0.5
+    half = thick * np.interp(t, *_profile())
+    half = half * np.where(d[near] < 0, 0.88, 1.0)  # flatter inside the bend
+    ends = _smooth(t * length + 0.5) * _smooth((1 - t) * length + 0.5)
+    alpha[near] = _smooth(half - np.abs(d[near]) + 0.5) * ends
+    along[near] = t
+    across[near] = (d[near] / half).clip(-1, 1)
     rows, columns = np.flatnonzero(alpha.max(1) > 0), np.flatnonzero(alpha.max(0) > 0)
     box = (_whole_pixels(rows), _whole_pixels(columns))
-    t, u, d, alpha = t[box], u[box], d[box], alpha[box]
+    t, u, d, alpha = along[box], across[box], d[box], alpha[box]
     # The direction away from the bend's middle, in the picture, is the one in which d grows.
     gy, gx = np.gradient(d)
     seen = alpha > 0  # nothing else is worth the paint
@@ -491,9 +594,11 @@ def _banana(rng: Random, size: int) -> Array:
     flat = 0.95 * (center + 0.45 * (u - center))
     ridge = np.exp(-((np.abs(u[:, None] - edges[1:-1]).min(-1) / 0.055) ** 2))
 
-    colour = _peel(rng, t, u, _noise(rng, *shape, 9)[seen], thick / length)
+    colour = _peel(rng, t, u, _noise(rng, shape, 9)[seen], thick / length)
     body = _shade(colour, flat * gx / norm, flat * gy / norm, _light(rng), rng.uniform(0.05, 0.3))
-    strength = rng.uniform(0.08, 0.22) * _smooth((t - STEM_END) / 0.1) * _smooth((TIP_START - t) / 0.08)
+    strength = (
+        rng.uniform(0.08, 0.22) * _smooth((t - STEM_END) / 0.1) * _smooth((TIP_START - t) / 0.08)
+    )
     layer = np.zeros((*shape, 4), np.float32)
     layer[seen, :3] = body * (1 - strength * ridge)[:, None]
     layer[..., 3] = alpha
@@ -506,12 +611,14 @@ def _whole_pixels(indices: Array) -> slice:
 
 
 def _peel(rng: Random, t: Array, u: Array, mottle: Array, slim: float) -> Array:
-    """Colours of the peel: green or ripe, with spots, a green neck, a brown stem end and a dark tip."""
+    """Colours of the peel: green or ripe, spots, a green neck, a brown stem end and a dark tip."""
     ripe = rng.random()
-    base = _colour(rng, (0.125 + 0.035 * (1 - ripe), 0.145 + 0.05 * (1 - ripe)), (0.7, 0.95), (0.82, 1.0))
+    base = _colour(
+        rng, (0.125 + 0.035 * (1 - ripe), 0.145 + 0.05 * (1 - ripe)), (0.7, 0.95), (0.82, 1.0)
+    )
     green = _colour(rng, (0.19, 0.25), (0.5, 0.8), (0.5, 0.75))
-    neck = np.exp(-((t - 0.08) / rng.uniform(0.08, 0.16)) ** 2) * rng.uniform(0.3, 0.9)
-    foot = np.exp(-((t - 0.97) / 0.06) ** 2) * rng.uniform(0.2, 0.7)
+    neck = np.exp(-(((t - 0.08) / rng.uniform(0.08, 0.16)) ** 2)) * rng.uniform(0.3, 0.9)
+    foot = np.exp(-(((t - 0.97) / 0.06) ** 2)) * rng.uniform(0.2, 0.7)
     amount = np.maximum(neck, foot)[..., None]
     colour = base * (1 - amount) + green * amount
     colour = colour * (0.93 + 0.14 * mottle)[..., None]
@@ -529,32 +636,47 @@ def _peel(rng: Random, t: Array, u: Array, mottle: Array, slim: float) -> Array:
 
 def _shadow(rng: Random) -> tuple[float, float, float, float]:
     """Offset to the right and down, blur, all in parts of the thing's size; and darkness."""
-    return rng.uniform(-0.06, 0.08), rng.uniform(0.02, 0.1), rng.uniform(0.02, 0.06), rng.uniform(0.2, 0.65)
+    return (
+        rng.uniform(-0.06, 0.08),
+        rng.uniform(0.02, 0.1),
+        rng.uniform(0.02, 0.06),
+        rng.uniform(0.2, 0.65),
+    )
 
 
-def _paste(image: Array, layer: Array, left: int, top: int, shadow: Any) -> tuple[Array, Array]:
-    """`image` with `layer` on it, its corner at (left, top), and the layer's alpha in the picture."""
-    height, width = layer.shape[0] // SCALE, layer.shape[1] // SCALE
-    layer = layer.reshape(height, SCALE, width, SCALE, 4)
-    alpha = layer[..., 3].mean((1, 3))
+def _paste(image: Array, layer: Array, left: int, top: int, shadow: Any) -> Array:
+    """Put `layer` on `image`, its corner at (left, top); the layer's alpha in the picture."""
+    pixels = [layer[i::SCALE, j::SCALE] for i in range(SCALE) for j in range(SCALE)]
+    alpha = np.mean([pixel[..., 3] for pixel in pixels], 0)
     # Weighted by alpha, so that the emptiness around a thing does not darken its rim.
-    colour = (layer[..., :3] * layer[..., 3:]).mean((1, 3)) / np.maximum(alpha, 1e-6)[..., None]
-    size = image.shape[0]
-    inside = tuple(slice(max(a, 0), max(0, min(a + n, size))) for a, n in ((top, height), (left, width)))
-    part = (slice(inside[0].start - top, inside[0].stop - top), slice(inside[1].start - left, inside[1].stop - left))
-    whole = np.zeros((size, size), np.float32)
-    whole[inside] = alpha[part]
+    colour = np.mean([pixel[..., :3] * pixel[..., 3:] for pixel in pixels], 0)
+    colour = colour / np.maximum(alpha, 1e-6)[..., None]
+
     right, down, blur, dark = shadow
-    reach = max(height, width)
-    cast = np.zeros_like(whole)
-    dy, dx = round(down * reach), round(right * reach)
-    cast[max(dy, 0) : size + min(dy, 0), max(dx, 0) : size + min(dx, 0)] = whole[
-        max(-dy, 0) : size - max(dy, 0), max(-dx, 0) : size - max(dx, 0)
-    ]
-    image = image * (1 - dark * _blur(cast, max(0.6, blur * reach)))[..., None]
-    cover = whole[inside][..., None]
-    image[inside] = image[inside] * (1 - cover) + colour[part] * cover
-    return image, whole
+    reach = max(alpha.shape)
+    radius = max(0.6, blur * reach)
+    margin = round(3 * radius)
+    cast = _blur(np.pad(alpha, margin), radius)
+    corner = (left + round(right * reach) - margin, top + round(down * reach) - margin)
+    inside, part = _overlap(image, cast, *corner)
+    image[inside] *= 1 - dark * cast[part][..., None]
+
+    inside, part = _overlap(image, alpha, left, top)
+    cover = alpha[part][..., None]
+    image[inside] += (colour[part] - image[inside]) * cover
+    whole = np.zeros(image.shape[:2], np.float32)
+    whole[inside] = alpha[part]
+    return whole
+
+
+def _overlap(image: Array, layer: Array, left: int, top: int) -> tuple[Any, Any]:
+    """Where in `image` a layer at (left, top) lies, and which part of the layer lies there."""
+    inside, part = [], []
+    for start, length, side in zip((top, left), layer.shape, image.shape, strict=False):
+        low, high = min(max(start, 0), side), max(min(start + length, side), 0)
+        inside.append(slice(low, high))
+        part.append(slice(low - start, max(high - start, 0)))
+    return tuple(inside), tuple(part)
 
 
 def _develop(rng: Random, image: Array) -> Array:
@@ -564,6 +686,15 @@ def _develop(rng: Random, image: Array) -> Array:
     image = image * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
     if rng.random() < 0.4:
         photo = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
-        image = np.asarray(photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8))), np.float32) / 255
-    image = image + rng.normal(0, rng.uniform(0.0, 0.025), image.shape).astype(np.float32)
+        image = (
+            np.asarray(photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8))), np.float32)
+            / 255
+        )
+    noise = rng.standard_normal(image.shape, np.float32)
+    image = image + np.float32(rng.uniform(0.0, 0.025)) * noise
     return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    for line in _draw_share(Path(sys.argv[1]), *map(int, sys.argv[2:])):
+        print(*line, flush=True)

@@ -1,0 +1,302 @@
+"""What the ops are held against: each the fastest form of its kind that we know.
+
+`d2l`: the algorithms of "Dive into Deep Learning" (section 14.4), image by image, with a Python
+loop over ground truths or over kept boxes. `eager`: the best that whole-batch tensor operations give.
+`torchvision`: its own operators, where it is installed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6  # the book's, inside the logarithm
+
+try:
+    from torchvision import ops as _torchvision
+    from torchvision.extension import _assert_has_ops
+
+    _assert_has_ops()
+    torchvision_nms, torchvision_box_iou = _torchvision.nms, _torchvision.box_iou
+except (
+    Exception
+) as error:  # it raises RuntimeError, not ImportError, where its library does not fit
+    _reason = str(error).strip().splitlines() or [type(error).__name__]
+    torchvision_nms = torchvision_box_iou = f"torchvision does not import ({_reason[0]})"
+
+
+# The book's way.
+
+
+def _to_center(boxes: Tensor) -> Tensor:
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=1)
+
+
+def _to_corners(boxes: Tensor) -> Tensor:
+    cx, cy, w, h = boxes.unbind(1)
+    return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=1)
+
+
+def d2l_multibox_prior(feature_map: Tensor, sizes, ratios) -> Tensor:
+    height, width = feature_map.shape[-2:]
+    size, ratio = torch.tensor(sizes), torch.tensor(ratios)
+    y = (torch.arange(height) + 0.5) / height
+    x = (torch.arange(width) + 0.5) / width
+    y, x = (grid.reshape(-1) for grid in torch.meshgrid(y, x, indexing="ij"))
+    w = torch.cat((size * ratio[0].sqrt(), size[0] * ratio[1:].sqrt())) * height / width
+    h = torch.cat((size / ratio[0].sqrt(), size[0] / ratio[1:].sqrt()))
+    shapes = torch.stack((-w, -h, w, h)).T.repeat(height * width, 1) / 2
+    centers = torch.stack((x, y, x, y), dim=1).repeat_interleave(len(w), dim=0)
+    return (centers + shapes)[None]
+
+
+def d2l_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
+    levels = zip(feature_maps, sizes, ratios, strict=True)
+    return torch.cat([d2l_multibox_prior(*level) for level in levels], dim=1)
+
+
+def d2l_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    area1 = (boxes1[:, 2] - boxes1[:, 0]) * (boxes1[:, 3] - boxes1[:, 1])
+    area2 = (boxes2[:, 2] - boxes2[:, 0]) * (boxes2[:, 3] - boxes2[:, 1])
+    top_left = torch.max(boxes1[:, None, :2], boxes2[:, :2])
+    bottom_right = torch.min(boxes1[:, None, 2:], boxes2[:, 2:])
+    side = (bottom_right - top_left).clamp(min=0)
+    inter = side[..., 0] * side[..., 1]
+    return inter / (area1[:, None] + area2 - inter)
+
+
+def d2l_encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    box, anchor = _to_center(boxes), _to_center(anchors)
+    xy = 10 * (box[:, :2] - anchor[:, :2]) / anchor[:, 2:]
+    return torch.cat((xy, 5 * torch.log(EPS + box[:, 2:] / anchor[:, 2:])), dim=1)
+
+
+def d2l_decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
+    anchor = _to_center(anchors)
+    xy = offsets[:, :2] * anchor[:, 2:] / 10 + anchor[:, :2]
+    wh = torch.exp(offsets[:, 2:] / 5) * anchor[:, 2:]
+    return _to_corners(torch.cat((xy, wh), dim=1))
+
+
+def _d2l_match(gts: Tensor, anchors: Tensor) -> Tensor:
+    iou = d2l_box_iou(anchors, gts)
+    matched = torch.full((len(anchors),), -1)
+    best, indices = iou.max(dim=1)
+    matched[best >= 0.5] = indices[best >= 0.5]
+    for _ in range(len(gts)):
+        flat = int(iou.argmax())
+        anchor, gt = divmod(flat, len(gts))
+        matched[anchor] = gt
+        iou[:, gt] = -1
+        iou[anchor, :] = -1
+    return matched
+
+
+def d2l_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    anchors = anchors[0]
+    offsets, masks, classes = [], [], []
+    for rows in labels:
+        matched = _d2l_match(rows[:, 1:], anchors)
+        positive = (matched >= 0).nonzero().flatten()
+        mask = (matched >= 0).float()[:, None].repeat(1, 4)
+        box = torch.zeros_like(anchors)
+        box[positive] = rows[matched[positive], 1:]
+        label = torch.zeros(len(anchors), dtype=torch.int64)
+        label[positive] = rows[matched[positive], 0].long() + 1
+        offsets.append((d2l_encode_boxes(box, anchors) * mask).flatten())
+        masks.append(mask.flatten())
+        classes.append(label)
+    return torch.stack(offsets), torch.stack(masks), torch.stack(classes)
+
+
+def d2l_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    order = scores.argsort(descending=True)
+    kept = []
+    while len(order) > 0:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        if len(order) == 0:
+            break
+        iou = d2l_box_iou(boxes[best][None], boxes[order])[0]
+        order = order[(iou <= iou_threshold).nonzero().flatten()]
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor) -> Tensor:
+    anchors = anchors[0]
+    out = []
+    for probs, offsets in zip(cls_probs, offset_preds, strict=True):
+        score, label = probs[1:].max(dim=0)
+        boxes = d2l_decode_boxes(offsets.reshape(-1, 4), anchors)
+        kept = d2l_nms(boxes, score, 0.5)
+        both = torch.cat((kept, torch.arange(len(anchors))))
+        values, counts = both.unique(return_counts=True)
+        dropped = values[counts == 1]
+        label[dropped] = -1
+        order = torch.cat((kept, dropped))
+        label, score, boxes = label[order], score[order], boxes[order]
+        below = score < 0.009999999
+        label[below] = -1
+        score[below] = 1 - score[below]
+        out.append(torch.cat((label[:, None], score[:, None], boxes), dim=1))
+    return torch.stack(out)
+
+
+# Whole batches of tensor operations.
+
+
+def eager_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
+    levels = []
+    for feature_map, size, ratio in zip(feature_maps, sizes, ratios, strict=True):
+        height, width = feature_map.shape[-2:]
+        pairs = [(s, ratio[0]) for s in size] + [(size[0], r) for r in ratio[1:]]
+        w = torch.tensor([s * r**0.5 * height / width / 2 for s, r in pairs])
+        h = torch.tensor([s / r**0.5 / 2 for s, r in pairs])
+        x = ((torch.arange(width) + 0.5) / width)[None, :, None]
+        y = ((torch.arange(height) + 0.5) / height)[:, None, None]
+        level = torch.empty(height, width, len(pairs), 4)
+        level[..., 0] = x - w
+        level[..., 1] = y - h
+        level[..., 2] = x + w
+        level[..., 3] = y + h
+        levels.append(level.view(-1, 4))
+    return torch.cat(levels)[None]
+
+
+def eager_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """[..., N, 4] x [..., M, 4], one coordinate at a time: fewer and smaller passes."""
+    a, b = boxes1[..., :, None, :].unbind(-1), boxes2[..., None, :, :].unbind(-1)
+    area1, area2 = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    inter = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).clamp_(min=0)
+    inter.mul_(torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).clamp_(min=0))
+    return inter / (area1 + area2).sub_(inter)
+
+
+def eager_encode_boxes(boxes: Tensor, anchors: Tensor, eps: float = EPS) -> Tensor:
+    size = anchors[..., 2:] - anchors[..., :2]
+    out = torch.empty_like(boxes)
+    center = boxes[..., :2] + boxes[..., 2:] - (anchors[..., :2] + anchors[..., 2:])
+    out[..., :2] = center.mul_(5).div_(size)
+    out[..., 2:] = ((boxes[..., 2:] - boxes[..., :2]) / size).add_(eps).log_().mul_(5)
+    return out
+
+
+def eager_decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = (offsets[..., :2] * (size / 10)).add_((anchors[..., :2] + anchors[..., 2:]) / 2)
+    half = (offsets[..., 2:] / 5).exp_().mul_(size / 2)
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def eager_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All images at once; a round looks again only where a ground truth lost its best anchor."""
+    anchors = anchors[0]
+    images, count, num_anchors = len(labels), labels.shape[1], len(anchors)
+    valid = labels[..., 0] >= 0
+    iou = eager_box_iou(labels[..., 1:], anchors)  # [B, G, A]: a ground truth's row lies together
+    iou.masked_fill_(~valid[..., None], -1)
+    best, matched = iou.max(dim=1)
+    matched.masked_fill_(best < 0.5, -1)
+    row_best, row_anchor = iou.max(dim=2)
+    batch = torch.arange(images)
+    for _ in range(count):
+        value, gt = row_best.max(dim=1)
+        live = value >= 0
+        anchor = row_anchor[batch, gt]
+        matched[batch[live], anchor[live]] = gt[live]
+        row_best[batch, gt] = -1
+        iou[batch, gt] = -1
+        iou[batch[live], :, anchor[live]] = -1
+        image, row = ((row_anchor == anchor[:, None]) & (row_best >= 0)).nonzero().unbind(1)
+        if len(image):
+            row_best[image, row], row_anchor[image, row] = iou[image, row].max(dim=1)
+    positive = matched >= 0
+    image, anchor = positive.nonzero().unbind(1)
+    gts = labels[image, matched[positive]]
+    offsets = torch.zeros(images, num_anchors, 4)
+    offsets[image, anchor] = eager_encode_boxes(gts[:, 1:], anchors[anchor])
+    classes = torch.zeros(images, num_anchors, dtype=torch.int64)
+    classes[image, anchor] = gts[:, 0].long() + 1
+    masks = positive.float()[..., None].expand(-1, -1, 4).reshape(images, -1)
+    return offsets.flatten(1), masks, classes
+
+
+def eager_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor:
+    selected = cls_labels > 0
+    negative = cls_labels == 0
+    wanted = torch.minimum(3 * selected.sum(dim=1), negative.sum(dim=1))
+    most = int(wanted.max())
+    hardest = losses.masked_fill(~negative, float("-inf")).topk(most, dim=1).indices
+    chosen = torch.arange(most) < wanted[:, None]
+    return selected.scatter(1, hardest, selected.gather(1, hardest) | chosen)
+
+
+def two_sorts_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor:
+    """Ranks by sorting twice, as SSD implementations in PyTorch commonly do."""
+    selected = cls_labels > 0
+    negative_loss = losses.masked_fill(cls_labels != 0, float("-inf"))
+    rank = negative_loss.sort(dim=1, descending=True).indices.sort(dim=1).indices
+    wanted = torch.minimum(3 * selected.sum(dim=1), (cls_labels == 0).sum(dim=1))
+    return selected | (rank < wanted[:, None])
+
+
+def _eager_keep(boxes: Tensor, iou_threshold: float, block: int = 512) -> Tensor:
+    """Which boxes, sorted by score, greedy NMS keeps: a block against the kept, then itself."""
+    kept = boxes[:0]
+    keep = torch.ones(len(boxes), dtype=torch.bool)
+    for start in range(0, len(boxes), block):
+        rows = boxes[start : start + block]
+        alive = ~(eager_box_iou(rows, kept) > iou_threshold).any(dim=1)
+        over = (eager_box_iou(rows, rows) > iou_threshold).triu_(1) & alive[:, None]
+        now = alive
+        while True:  # a fixed point after as many rounds as the longest chain
+            then = alive & ~(over & now[:, None]).any(dim=0)
+            if torch.equal(then, now):
+                break
+            now = then
+        keep[start : start + block] = now
+        kept = torch.cat((kept, rows[now]))
+    return keep
+
+
+def eager_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    order = scores.argsort(descending=True, stable=True)
+    return order[_eager_keep(boxes[order], iou_threshold)]
+
+
+def eager_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor) -> Tensor:
+    scores, labels = cls_probs[:, 1:].max(dim=1)
+    boxes = eager_decode_boxes(offset_preds.unflatten(1, (-1, 4)), anchors)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ordered = boxes.gather(1, order[..., None].expand_as(boxes))
+    kept = torch.stack([_eager_keep(image, 0.5) for image in ordered])
+    # Kept ones first, by score; then the others by anchor.
+    place = torch.arange(order.shape[1])
+    key = torch.where(kept, place, order.shape[1] + order)
+    order = order.gather(1, key.argsort(dim=1))
+    dropped = place >= kept.sum(dim=1, keepdim=True)
+    scores = scores.gather(1, order)
+    below = scores < 0.009999999
+    labels = labels.gather(1, order).masked_fill_(dropped | below, -1)
+    scores = torch.where(below, 1 - scores, scores)
+    boxes = boxes.gather(1, order[..., None].expand_as(boxes))
+    return torch.cat((labels[..., None].float(), scores[..., None], boxes), dim=2)
+
+
+# Whether two implementations agree. Ours has exp and log of its own: values are close, not equal.
+
+
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def same_targets(actual, expected) -> bool:
+    """Masks and classes equal, offsets close."""
+    return close(actual[0], expected[0]) and all(map(torch.equal, actual[1:], expected[1:]))
+
+
+def same_detections(actual: Tensor, expected: Tensor) -> bool:
+    """Equal rows, but for one image in ten: one bit of exp may move a box across the threshold."""
+    far = (actual - expected).abs().amax(dim=(1, 2)) > 1e-4
+    return int(far.sum()) <= len(far) // 10

@@ -1,0 +1,69 @@
+"""`pytest benchmarks` times every op beside its rivals. Nothing here fails because of a time.
+
+pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-json=out.json
+python benchmarks/table.py out.json
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssd_ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # cases.py
+
+
+def pytest_addoption(parser):
+    parser.addoption("--threads", type=int, default=2, help="threads of torch (default: 2)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("python_functions", "bench_*")
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["ssd_ops"] = ssd_ops.__version__
+    machine_info["torch"] = torch.__version__
+    machine_info["threads"] = config.getoption("--threads")
+    machine_info["simd"] = torch.backends.cpu.get_cpu_capability()
+    machine_info["system"] = platform.platform()
+
+
+@pytest.fixture(autouse=True)
+def _threads_and_seed(request):
+    """Every implementation of a case gets the same threads and the same numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.config.getoption("--threads"))
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def timed(benchmark):
+    """timed(case, impl, implementations, args, same): times one of the implementations of an op.
+
+    `implementations` maps names to functions, ours is "ssd_ops"; in place of a rival that cannot
+    run here stands the text why. Its result must be ours, by `same`, before the clock starts.
+    """
+
+    def run(case, impl, implementations, args, same):
+        function = implementations[impl]
+        if isinstance(function, str):
+            pytest.skip(f"{impl}: {function}")
+        benchmark.group = case
+        benchmark.extra_info["impl"] = impl
+        with torch.no_grad():
+            assert same(function(*args), implementations["ssd_ops"](*args)), f"{impl} gives others"
+            if benchmark.enabled:
+                benchmark(function, *args)
+            else:
+                benchmark(lambda: None)  # `--benchmark-disable`: the check was all
+
+    return run

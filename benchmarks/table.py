@@ -1,0 +1,58 @@
+"""Markdown table of a benchmark run: `python benchmarks/table.py out.json`.
+
+Medians, and in brackets how many times longer a rival takes than we do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+OURS = "ssd_ops"
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def table(run: dict) -> str:
+    medians: dict[str, dict[str, float]] = {}
+    for case in run["benchmarks"]:
+        row = medians.setdefault(case["group"] or case["name"], {})
+        row[case["extra_info"].get("impl", OURS)] = case["stats"]["median"]
+    names = [OURS, *sorted({name for row in medians.values() for name in row} - {OURS})]
+    lines = ["| case | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for case, row in medians.items():
+        cells = []
+        for name in names:
+            if name not in row:
+                cells.append("")
+            elif name == OURS or OURS not in row:
+                cells.append(duration(row[name]))
+            else:
+                cells.append(f"{duration(row[name])} ({row[name] / row[OURS]:.3g}x)")
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def where(run: dict) -> str:
+    machine, commit = run["machine_info"], run.get("commit_info", {})
+    processor = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or "?"
+    changed = " with changes" if commit.get("dirty") else ""
+    return (
+        f"{processor} ({machine.get('simd', '?')}), {machine.get('threads', '?')} threads, "
+        f"torch {machine.get('torch', '?')}, Python {machine.get('python_version', '?')}, "
+        f"commit {str(commit.get('id', '?'))[:10]}{changed}, {run.get('datetime', '?')[:10]}. "
+        "Medians; in brackets: times ours."
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/table.py out.json")
+    result = json.loads(Path(sys.argv[1]).read_text())
+    print(table(result) + "\n\n" + where(result))

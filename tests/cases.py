@@ -1,0 +1,133 @@
+"""Random inputs of the ops, for tests and benchmarks. They draw from torch's global generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssd_ops import reference
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+KINDS = ("uniform", "small", "grid", "copies", "chain", "odd")
+
+# Feature maps, sizes and ratios of each level. The last two have the shapes of SSD300 and SSD512.
+TINY_SSD = (
+    (32, 16, 8, 4, 1),
+    [[0.2, 0.272], [0.37, 0.447], [0.54, 0.619], [0.71, 0.79], [0.88, 0.961]],
+    [[1, 2, 0.5]] * 5,
+)
+SSD300 = (
+    (38, 19, 10, 5, 3, 1),
+    [[0.1, 0.14], [0.2, 0.27], [0.37, 0.45], [0.54, 0.62], [0.71, 0.79], [0.88, 0.96]],
+    [[1, 2, 0.5], *[[1, 2, 0.5, 3, 1 / 3]] * 3, [1, 2, 0.5], [1, 2, 0.5]],
+)
+SSD512 = (
+    (64, 32, 16, 8, 4, 2, 1),
+    [[0.07, 0.1], [0.15, 0.22], [0.3, 0.37], [0.45, 0.52], [0.6, 0.67], [0.75, 0.82], [0.9, 0.95]],
+    [[1, 2, 0.5], *[[1, 2, 0.5, 3, 1 / 3]] * 4, [1, 2, 0.5], [1, 2, 0.5]],
+)
+ANCHOR_COUNTS = {5444: TINY_SSD, 8732: SSD300, 24564: SSD512}
+
+
+def prior_anchors(count: int) -> Tensor:
+    """The anchors [1, count, 4] of a real detector: 5,444, 8,732 or 24,564 of them."""
+    maps, sizes, ratios = ANCHOR_COUNTS[count]
+    anchors = reference.multibox_priors([torch.zeros(n, n) for n in maps], sizes, ratios)
+    assert anchors.shape == (1, count, 4)
+    return anchors
+
+
+def boxes(*shape: int, kind: str = "uniform", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Boxes [*shape, 4] xyxy, in or near the unit square.
+
+    Kinds: `uniform` and `small` in general position; `grid` with corners on a grid of eighths, so
+    that equal IoUs and boxes without area are common; `copies` of few boxes; a `chain` in which
+    each box overlaps the next; `odd` with inverted, empty, NaN, infinite, huge and tiny ones.
+    """
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    if kind in ("uniform", "small"):
+        center = torch.rand(*shape, 2, dtype=real)
+        low, high = (0.05, 0.5) if kind == "uniform" else (0.01, 0.1)
+        half = (low + (high - low) * torch.rand(*shape, 2, dtype=real)) / 2
+        result = torch.cat((center - half, center + half), dim=-1)
+    elif kind == "grid":
+        corners = torch.randint(0, 9, (*shape, 2, 2)).to(real) / 8
+        result = corners.sort(dim=-2).values.flatten(-2)
+    elif kind == "copies":
+        few = boxes(3, dtype=real)
+        result = few[torch.randint(0, 3, shape)]
+    elif kind == "chain":
+        count = shape[-1]
+        left = (torch.arange(count, dtype=real) / 4).expand(shape)
+        zero = torch.zeros_like(left)
+        result = torch.stack((left, zero, left + 1, zero + 1), dim=-1) / 8
+    else:
+        result = _odd(boxes(*shape, dtype=real))
+    return result.to(dtype)
+
+
+def _odd(result: Tensor) -> Tensor:
+    flat = result.view(-1, 4)
+    specials = torch.tensor([float("nan"), float("inf"), float("-inf"), 1e30, -1e30, 1e-30, 0.0])
+    for row in flat:
+        what = int(torch.randint(0, 8, ()))
+        if what == 0:  # inverted, one side or both
+            row.copy_(row[[2, 1, 0, 3]] if torch.rand(()) < 0.5 else row[[2, 3, 0, 1]])
+        elif what == 1:  # without area: a line or a point
+            row[2] = row[0]
+            if torch.rand(()) < 0.5:
+                row[3] = row[1]
+        elif what == 2:
+            row[int(torch.randint(0, 4, ()))] = specials[int(torch.randint(0, 7, ()))].to(row.dtype)
+        elif what == 3:
+            row.mul_(torch.tensor([1e-12, 1e-22, 1e12, 1e19])[int(torch.randint(0, 4, ()))])
+    return result
+
+
+def labels(
+    images: int,
+    count: int,
+    *,
+    kind: str = "uniform",
+    padding: float = 0.3,
+    classes: int = 20,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Labels [images, count, 5] of which a share is padding, at any place: class -1, any box."""
+    box = boxes(images, count, kind=kind, dtype=dtype)
+    category = torch.randint(0, classes, (images, count, 1)).to(dtype)
+    pad = torch.rand(images, count, 1) < padding
+    return torch.cat((torch.where(pad, -torch.ones_like(category), category), box), dim=2)
+
+
+def scores(*shape: int, kind: str = "uniform", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scores in 0..1; of `ties` there are five, of `odd` some are NaN, infinite, negative or -0."""
+    result = torch.rand(*shape)
+    if kind in ("ties", "grid", "copies"):
+        result = torch.randint(0, 5, shape) / 4
+    elif kind == "odd":
+        specials = torch.tensor([float("nan"), float("inf"), float("-inf"), -1.0, -0.0, 0.0])
+        chosen = specials[torch.randint(0, 6, shape)]
+        result = torch.where(torch.rand(*shape) < 0.3, chosen, result)
+    return result.to(dtype)
+
+
+def detection(
+    images: int, classes: int, anchors: int, *, spread: float = 0.3
+) -> tuple[Tensor, Tensor]:
+    """(cls_probs [B, C + 1, A], offset_preds [B, 4A]) as from heads that were never trained."""
+    cls_probs = (spread * torch.randn(images, classes + 1, anchors)).softmax(dim=1)
+    return cls_probs, spread * torch.randn(images, 4 * anchors)
+
+
+def odd_layouts(tensor: Tensor) -> dict[str, Tensor]:
+    """Tensors equal to the given one whose memory is laid out differently."""
+    wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
+    wide[..., ::2] = tensor
+    shifted = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
+    shifted[1:] = tensor.flatten()
+    return {
+        "strided": wide[..., ::2],
+        "transposed": tensor.transpose(0, -1).contiguous().transpose(0, -1),
+        "offset": shifted[1:].view(tensor.shape),
+    }

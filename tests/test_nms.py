@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import itertools
+
+import cases
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ssd_ops
+from ssd_ops import reference
+
+nan, inf = float("nan"), float("inf")
+THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+def fast_nms(boxes, scores, iou_threshold):
+    """`reference.nms` in NumPy, with the boxes kept so far in arrays: for sets of thousands."""
+    order = scores.sort(descending=True, stable=True).indices
+    order = order[~scores[order].isnan()]
+    rows = boxes.to(reference._real(boxes))[order].numpy()
+    with np.errstate(all="ignore"):
+        x1, y1, x2, y2 = rows.T.copy()
+        areas = (x2 - x1) * (y2 - y1)
+        kept = np.zeros((5, len(rows)), dtype=rows.dtype)
+        indices = []
+        for i, index in enumerate(order.tolist()):
+            a = kept[:, : len(indices)]
+            w = np.minimum(a[2], x2[i]) - np.maximum(a[0], x1[i])
+            h = np.minimum(a[3], y2[i]) - np.maximum(a[1], y1[i])
+            inter = w * h
+            iou = inter / ((a[4] + areas[i]) - inter)
+            over = (w > 0) & (h > 0) & (inter > 0) & (iou.astype(np.float64) > iou_threshold)
+            if not over.any():
+                kept[:, len(indices)] = x1[i], y1[i], x2[i], y2[i], areas[i]
+                indices.append(index)
+    return torch.tensor(indices, dtype=torch.int64)
+
+
+def compare(boxes, scores, threshold, run=lambda op, *args: op(*args)):
+    got = run(ssd_ops.nms, boxes, scores, threshold)
+    assert got.dtype == torch.int64
+    expected = (reference.nms if len(boxes) <= 128 else fast_nms)(boxes, scores, threshold)
+    assert torch.equal(got, expected)
+
+
+def test_fast_nms_is_the_reference():
+    for kind in cases.KINDS:
+        for count, threshold in ((1, 0.5), (60, 0.0), (100, 0.3), (200, 0.7)):
+            inputs = cases.boxes(count, kind=kind), cases.scores(count, kind=kind), threshold
+            assert torch.equal(fast_nms(*inputs), reference.nms(*inputs))
+
+
+def test_by_hand():
+    # IoU of 0 and 1 is 1/3, of 1 and 2 too, of 0 and 2 it is 0.
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [2, 0, 4, 2]])
+    scores = torch.tensor([0.5, 0.9, 0.7])
+    assert ssd_ops.nms(boxes, scores, 0.4).tolist() == [1, 2, 0]
+    assert ssd_ops.nms(boxes, scores, 0.3).tolist() == [1]
+    # A dropped box drops nothing: 0 takes 1 away, and so 2 stays.
+    assert ssd_ops.nms(boxes, torch.tensor([0.9, 0.7, 0.5]), 0.3).tolist() == [0, 2]
+
+
+def test_identical_boxes_and_equal_scores():
+    boxes = torch.tensor([[0.0, 0, 1, 1]]).repeat(300, 1)
+    assert ssd_ops.nms(boxes, torch.ones(300), 0.5).tolist() == [0]
+    assert ssd_ops.nms(boxes, torch.ones(300), 1.0).tolist() == list(range(300))
+    assert ssd_ops.nms(boxes, torch.arange(300.0), 0.99).tolist() == [299]
+
+
+def test_nan_scores_are_dropped():
+    boxes = torch.tensor([[0.0, 0, 1, 1]]).repeat(4, 1)
+    assert ssd_ops.nms(boxes, torch.tensor([nan, 0.1, nan, 0.2]), 1.0).tolist() == [3, 1]
+    # A box with a NaN score suppresses nothing either.
+    assert ssd_ops.nms(boxes[:2], torch.tensor([nan, 0.1]), 0.5).tolist() == [1]
+    assert ssd_ops.nms(boxes, torch.full((4,), nan), 0.5).tolist() == []
+
+
+def test_infinite_scores_and_zeros():
+    boxes = torch.tensor([[i, 0, i + 1, 1] for i in range(5)]).float()
+    scores = torch.tensor([-0.0, inf, -inf, 0.0, -1])
+    assert ssd_ops.nms(boxes, scores, 0.5).tolist() == [1, 0, 3, 4, 2]
+
+
+def test_boxes_without_area_are_kept():
+    boxes = torch.tensor([[0.0, 0, 0, 0]] * 3 + [[0, 0, nan, 1]] * 2 + [[1, 1, 0, 0]] * 2)
+    assert ssd_ops.nms(boxes, torch.ones(7), 0.0).tolist() == list(range(7))
+
+
+def test_float32_iou_is_compared_with_the_threshold_itself():
+    # fl(1/3) in float32 is more than 1/3 in float64, as in torchvision on the CPU.
+    boxes, scores = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2]]), torch.tensor([1.0, 0.5])
+    for threshold in (1 / 3, 0.3333333432674408, 0.3333333432674407):
+        compare(boxes, scores, threshold)
+    assert ssd_ops.nms(boxes, scores, 1 / 3).tolist() == [0]
+    assert ssd_ops.nms(boxes, scores, 0.3333333432674408).tolist() == [0, 1]
+    assert ssd_ops.nms(boxes.double(), scores, 1 / 3).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_equals_reference(backend, dtype):
+    for kind, repeat in itertools.product(cases.KINDS, range(4)):
+        for count in (1, 2, 3, 7, 15, 16, 17, 33, 64, 100):
+            boxes = cases.boxes(count, kind=kind, dtype=dtype)
+            scores = cases.scores(count, kind=kind, dtype=dtype)
+            compare(boxes, scores, THRESHOLDS[(count + repeat) % 7], backend.run)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_equals_reference_on_small_sets(threshold):
+    """Hundreds of sets for each threshold, with ties in scores and in overlaps."""
+    for kind in cases.KINDS:
+        for _ in range(40):
+            compare(cases.boxes(12, kind=kind), cases.scores(12, kind="ties"), threshold)
+
+
+def test_equals_reference_at_block_sizes(backend):
+    sizes = (255, 256, 257, 1023, 1024, 1025, 3000)
+    kinds = (("uniform", 0.5), ("small", 0.1), ("odd", 0.3))
+    for count, (kind, threshold) in itertools.product(sizes, kinds):
+        compare(
+            cases.boxes(count, kind=kind), cases.scores(count, kind=kind), threshold, backend.run
+        )
+
+
+@pytest.mark.parametrize("threshold", [0.009, 0.01, 0.05, 0.3, 0.5, 0.7, 0.95, 0.999999, 1.0])
+def test_equals_reference_on_clusters(threshold):
+    """Many near-copies: overlaps on both sides of every threshold, in few and in many places."""
+    center = cases.boxes(40, kind="small").repeat_interleave(40, dim=0)
+    for jitter in (1e-7, 1e-3, 1e-2):
+        boxes = center + jitter * torch.randn(1600, 4)
+        compare(boxes, torch.rand(1600), threshold)
+
+
+@pytest.mark.parametrize("shape", ["tall", "wide", "sizes"])
+@pytest.mark.parametrize("threshold", [0.02, 0.3, 0.5, 0.9])
+def test_equals_reference_on_uneven_shapes(threshold, shape):
+    """Long boxes and sizes over six powers of ten."""
+    boxes = cases.boxes(1500)
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    if shape == "sizes":
+        half = half * 10 ** (-6 * torch.rand(1500, 1))
+    else:
+        half[:, 0 if shape == "tall" else 1] *= 0.01
+    boxes = torch.cat((center - half, center + half), dim=1)
+    compare(boxes, torch.rand(1500), threshold)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-22, 1e-19, 1e18, 3e18, 1e19, 1e37])
+def test_equals_reference_where_areas_leave_the_range(scale):
+    """Areas that are subnormal, zero or infinite in float32."""
+    for threshold in (0.0, 0.3, 0.5, 0.9):
+        compare(cases.boxes(900) * scale, torch.rand(900), threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_far_from_the_origin(threshold):
+    """Coordinates of which float32 has lost most digits."""
+    for offset in (1e3, 1e5, 1e6):
+        boxes = (cases.boxes(1200, kind="small") * 50 + offset).float()
+        compare(boxes, torch.rand(1200), threshold)
+
+
+def test_equals_reference_on_large_sets(backend):
+    sets = ((10_000, "grid"), (20_000, "uniform"), (20_000, "small"))
+    kinds = ((torch.float32, 0.5), (torch.float64, 0.3))
+    for (count, kind), (dtype, threshold) in itertools.product(sets, kinds):
+        boxes, scores = cases.boxes(count, kind=kind, dtype=dtype), cases.scores(count, kind=kind)
+        compare(boxes, scores, threshold, backend.run)
+
+
+def test_a_chain_keeps_every_other_box():
+    # Each box overlaps the next with 3/5 and the one after with 1/3.
+    boxes = cases.boxes(2000, kind="chain", dtype=torch.float64)
+    scores = torch.arange(2000, 0, -1).float()
+    assert ssd_ops.nms(boxes, scores, 0.5).tolist() == list(range(0, 2000, 2))
+    assert ssd_ops.nms(boxes, scores, 0.7).tolist() == list(range(2000))
+    assert ssd_ops.nms(boxes, scores.flip(0), 0.5).tolist() == list(range(1999, 0, -2))
+
+
+@given(
+    boxes=st.lists(st.tuples(*[st.floats(width=32)] * 4), min_size=1, max_size=12),
+    threshold=st.floats(0, 1),
+    data=st.data(),
+)
+def test_any_floats(boxes, threshold, data):
+    size = len(boxes)
+    scores = data.draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
+    compare(torch.tensor(boxes), torch.tensor(scores), threshold)
+
+
+def test_keeping_what_was_kept_changes_nothing():
+    boxes, scores = cases.boxes(1500, kind="uniform"), torch.rand(1500)
+    kept = ssd_ops.nms(boxes, scores, 0.5)
+    again = ssd_ops.nms(boxes[kept], scores[kept], 0.5)
+    assert again.tolist() == list(range(len(kept)))
+
+
+def test_order_of_boxes_does_not_matter():
+    boxes, scores = cases.boxes(1500), torch.randperm(1500).float()
+    order = torch.randperm(1500)
+    kept = ssd_ops.nms(boxes, scores, 0.5)
+    assert torch.equal(order[ssd_ops.nms(boxes[order], scores[order], 0.5)], kept)
+
+
+def test_powers_of_two_scale_without_a_change():
+    boxes, scores = cases.boxes(1500), torch.rand(1500)
+    kept = ssd_ops.nms(boxes, scores, 0.5)
+    for scale in (2.0**-20, 2.0**20):
+        assert torch.equal(ssd_ops.nms(boxes * scale, scores, 0.5), kept)
+
+
+def test_dtypes_in_any_mix():
+    for first in cases.DTYPES:
+        for second in cases.DTYPES:
+            compare(cases.boxes(150, dtype=first), cases.scores(150, dtype=second), 0.4)
+
+
+def test_layouts():
+    boxes, scores = cases.boxes(300), cases.scores(300, kind="ties")
+    expected = ssd_ops.nms(boxes, scores, 0.4)
+    for name, view in cases.odd_layouts(boxes).items():
+        assert torch.equal(ssd_ops.nms(view, scores, 0.4), expected), name
+    for name, view in cases.odd_layouts(scores).items():
+        assert torch.equal(ssd_ops.nms(boxes, view, 0.4), expected), name
+    assert torch.equal(
+        ssd_ops.nms(boxes, torch.ones(1).expand(300), 0.4), ssd_ops.nms(boxes, torch.ones(300), 0.4)
+    )
+
+
+def test_no_boxes():
+    kept = ssd_ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert kept.shape == (0,) and kept.dtype == torch.int64
+
+
+def test_threads_and_runs_agree(threads):
+    boxes, scores = cases.boxes(5000, kind="grid"), cases.scores(5000, kind="ties")
+    results = []
+    for count in (1, 2, 2):
+        threads(count)
+        results.append(ssd_ops.nms(boxes, scores, 0.5))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[1], results[2])

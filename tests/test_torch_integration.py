@@ -1,0 +1,278 @@
+"""What torch asks of an op: schemas, fake kernels, compilation, gradients, threads, processes."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import cases
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import ssd_ops
+
+OPS = [name for name in ssd_ops.__all__ if not name.startswith("_")]
+
+
+def inputs(name: str, images: int = 3, dtype: torch.dtype = torch.float32, size: int = 20):
+    """Arguments of the public function `name`, as a function of a batch size."""
+    anchors = cases.boxes(1, size, dtype=dtype)
+    rows = cases.boxes(images, size, dtype=dtype)
+    return {
+        "multibox_prior": (torch.zeros(images, 8, 7, 6, dtype=dtype), [0.5, 0.3], [1, 2]),
+        "multibox_priors": (
+            [torch.zeros(images, 8, n, n, dtype=dtype) for n in (7, 4)],
+            [[0.5, 0.3]] * 2,
+            [[1, 2]] * 2,
+        ),
+        "box_iou": (rows, anchors.expand(images, size, 4)),
+        "encode_boxes": (rows, anchors),
+        "decode_boxes": (torch.randn(images, size, 4).to(dtype), anchors),
+        "multibox_target": (anchors, cases.labels(images, 4, dtype=dtype)),
+        "hard_negative_mining": (
+            torch.rand(images, size).to(dtype),
+            torch.randint(-1, 2, (images, size)),
+        ),
+        "nms": (rows.flatten(0, 1), torch.rand(images * size).to(dtype), 0.5),
+        "multibox_detection": (
+            torch.rand(images, 3, size).to(dtype),
+            torch.randn(images, 4 * size).to(dtype),
+            anchors,
+        ),
+    }[name]
+
+
+def tensors_of(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return []
+
+
+def requiring_grad(value):
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad_() if value.is_floating_point() else value
+    return type(value)(map(requiring_grad, value)) if isinstance(value, list | tuple) else value
+
+
+def raw_call(name: str, args) -> tuple:
+    """(op, arguments) with which the public function calls `torch.ops.ssd_ops`."""
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "ssd_ops":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        getattr(ssd_ops, name)(*args)
+    assert len(calls) == 1, f"{name} makes {len(calls)} calls"
+    return calls[0]
+
+
+def test_every_op_of_the_library_is_public():
+    assert set(OPS) >= {
+        "multibox_prior",
+        "multibox_priors",
+        "box_iou",
+        "encode_boxes",
+        "decode_boxes",
+        "multibox_target",
+        "hard_negative_mining",
+        "nms",
+        "multibox_detection",
+    }
+    for name in OPS:
+        inputs(name)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name, grad):
+    """All four tests of torch.library.opcheck, on several shapes and dtypes."""
+    for images, size in ((1, 1), (3, 20), (0, 5), (2, 0)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            op, args = raw_call(name, inputs(name, images, dtype, size))
+            torch.library.opcheck(op, requiring_grad(args) if grad else args)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_gradient_and_no_warning(name):
+    args = requiring_grad(inputs(name))
+    leaves = tensors_of(args)
+    computed = [
+        t * 1 if t.is_floating_point() else t for t in leaves
+    ]  # not leaves: a graph hangs on them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = tensors_of(getattr(ssd_ops, name)(*args))
+        later = tensors_of(getattr(ssd_ops, name)(*_replace(args, iter(computed))))
+    for result in results + later:
+        assert not result.requires_grad
+        assert result.grad_fn is None
+    for first, second in zip(results, later, strict=True):
+        assert torch.equal(first, second)
+
+
+def _replace(value, tensors):
+    if isinstance(value, torch.Tensor):
+        return next(tensors)
+    if isinstance(value, list | tuple):
+        return type(value)(_replace(item, tensors) for item in value)
+    return value
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_inputs_are_not_written(name):
+    args = inputs(name)
+    before = [t.clone() for t in tensors_of(args)]
+    results = tensors_of(getattr(ssd_ops, name)(*args))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(args), before, strict=True))
+    memory = {t.untyped_storage().data_ptr() for t in tensors_of(args) if t.numel()}
+    assert not memory & {t.untyped_storage().data_ptr() for t in results if t.numel()}
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "nms"])
+def test_meta_shapes(name):
+    """On the meta device the shapes and dtypes come out, and nothing is computed."""
+    for dtype in cases.DTYPES:
+        args = inputs(name, dtype=dtype)
+        real = tensors_of(getattr(ssd_ops, name)(*args))
+        meta = [t.to("meta") for t in tensors_of(args)]
+        fake = tensors_of(getattr(ssd_ops, name)(*_replace(args, iter(meta))))
+        assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]
+        assert all(t.device.type == "meta" for t in fake)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiles_as_one_graph_for_any_batch(name):
+    torch.compiler.reset()
+    op = getattr(ssd_ops, name)
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=backend)
+    for images in (2, 3, 5, 9):
+        args = inputs(name, images)
+        expected, got = tensors_of(op(*args)), tensors_of(compiled(*args))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert len(graphs) == 1, "a batch size has been compiled in"
+
+
+def test_compiles_with_inductor():
+    """A training step's and a prediction's ops in one function, with the default compiler."""
+    torch.compiler.reset()
+    anchors = cases.boxes(1, 20)
+
+    def step(logits, offset_preds, labels):
+        offsets, masks, classes = ssd_ops.multibox_target(anchors, labels)
+        losses = torch.nn.functional.cross_entropy(logits.mT, classes, reduction="none")
+        selected = ssd_ops.hard_negative_mining(losses, classes, ratio=1)
+        loss = (losses * selected).sum() + ((offset_preds - offsets) * masks).abs().sum()
+        rows = ssd_ops.multibox_detection(logits.softmax(2).mT, offset_preds, anchors)
+        kept = ssd_ops.nms(rows[0, :, 2:], rows[0, :, 1], 0.3)
+        boxes = ssd_ops.decode_boxes(offset_preds.unflatten(1, (-1, 4)), anchors)
+        iou = ssd_ops.box_iou(boxes, labels[..., 1:])
+        return loss, rows, kept, iou, ssd_ops.encode_boxes(boxes, anchors)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for images in (2, 5):
+        args = (
+            torch.randn(images, 20, 4),
+            torch.randn(images, 80),
+            cases.labels(images, 7, classes=3),
+        )
+        for got, expected in zip(compiled(*args), step(*args), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_gradients_flow_round_the_ops():
+    """A loss over the targets trains the predictions, compiled or not."""
+    anchors, labels = cases.boxes(1, 20), cases.labels(2, 3)
+
+    def loss(offset_preds):
+        offsets, masks, _ = ssd_ops.multibox_target(anchors, labels)
+        return ((offset_preds - offsets) * masks).abs().sum()
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        predictions = torch.randn(2, 80, requires_grad=True)
+        function(predictions).backward()
+        grads.append(predictions.grad)
+    assert grads[0].abs().sum() > 0
+    assert torch.equal(grads[0], grads[1])
+
+
+def test_in_inference_mode_and_under_autocast():
+    for name in OPS:
+        args = inputs(name)
+        expected = tensors_of(getattr(ssd_ops, name)(*args))
+        with torch.inference_mode():
+            got = tensors_of(getattr(ssd_ops, name)(*args))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got += tensors_of(getattr(ssd_ops, name)(*args))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected * 2, strict=True))
+
+
+def test_python_threads_at_once():
+    """Two threads that call all ops at the same time get the answers of one alone."""
+    calls = [(getattr(ssd_ops, name), inputs(name, 4, size=300)) for name in OPS]
+    expected = [tensors_of(op(*args)) for op, args in calls]
+    wrong: list[str] = []
+
+    def work():
+        for _ in range(10):
+            for (op, args), right in zip(calls, expected, strict=True):
+                got = tensors_of(op(*args))
+                if not all(torch.equal(a, b) for a, b in zip(got, right, strict=True)):
+                    wrong.append(op.__name__)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert not any(worker.is_alive() for worker in workers), "a thread hangs"
+    assert not wrong
+
+
+class TargetsInWorker(Dataset):
+    """Computes targets of image i where the loader asks for it."""
+
+    def __init__(self):
+        self.anchors, self.labels = cases.prior_anchors(5444), cases.labels(6, 8)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return ssd_ops.multibox_target(self.anchors, self.labels[i : i + 1])
+
+
+def test_forked_workers_do_not_hang(threads):
+    """A child forked after the parent has used several threads, with more than one of its own."""
+    threads(2)
+    data = TargetsInWorker()
+    expected = ssd_ops.multibox_target(data.anchors, data.labels)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="fork",
+        timeout=60,
+        worker_init_fn=_two_threads,
+    )
+    for image, parts in enumerate(loader):
+        for got, whole in zip(parts, expected, strict=True):
+            assert torch.equal(got[0], whole[image])
+
+
+def _two_threads(_worker: int) -> None:
+    torch.set_num_threads(2)

@@ -1,0 +1,420 @@
+"""The trainer on rectangles: it learns, resumes to the same bits, and survives what goes wrong."""
+
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ssd_ops import checkpoint, ops
+from ssd_ops import train as trainer
+from ssd_ops.evaluate import predict
+from ssd_ops.model import Preprocess, TinySSD
+from ssd_ops.settings import learning_rate, pick_device, pick_dtype
+from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, targets, train
+
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+QUICK = replace(PRESETS["paper"], epochs=3, batch_size=4, device="cpu")
+
+
+def rectangles(count, seed, size=64):
+    """A bright rectangle on dark noise in every image."""
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 60, (count, 3, size, size), dtype=torch.uint8, generator=g)
+    labels = torch.zeros(count, 1, 5)
+    for image, row in zip(images, labels, strict=True):
+        sides = torch.randint(size // 4, size // 2, (2,), generator=g)
+        x1, y1 = (int(torch.randint(0, size - int(s), (1,), generator=g)) for s in sides)
+        x2, y2 = x1 + int(sides[0]), y1 + int(sides[1])
+        image[:, y1:y2, x1:x2] = 230
+        row[0, 1:] = torch.tensor([x1, y1, x2, y2]) / size
+    return SimpleNamespace(images=images, labels=labels, class_names=["rectangle"])
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return rectangles(10, seed=1), rectangles(6, seed=2)
+
+
+@pytest.fixture(scope="module")
+def unbroken(sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    model, history = train(QUICK, *sets, folder, progress=False)
+    return folder, model, history
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def stop_in_epoch(monkeypatch, epoch, error, after_steps=1):
+    """Make the given epoch (from 0) end in an error after some of its steps."""
+    real = trainer.augment
+    calls = []
+
+    def broken(images, labels, settings, rng):
+        calls.append(len(images))
+        if sum(calls) > 10 * epoch and len(calls) > 3 * epoch + after_steps:
+            raise error
+        return real(images, labels, settings, rng)
+
+    monkeypatch.setattr(trainer, "augment", broken)
+
+
+def test_learns_to_find_rectangles(tmp_path):
+    settings = replace(QUICK, epochs=8, lr=0.03)
+    _, history = train(
+        settings, rectangles(120, seed=1), rectangles(20, seed=2), tmp_path, progress=False
+    )
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert history[-1]["found"] >= 10 and history[-1]["truths"] == 20
+
+
+def test_history_and_files(unbroken):
+    folder, model, history = unbroken
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert set(history[0]) == {
+        "epoch", "loss", "class_error", "offset_error", "val_class_error", "val_offset_error",
+        "found", "truths", "false_boxes", "ap", "ap50", "lr", "examples_per_second",
+    }  # fmt: skip
+    assert json.loads((folder / "history.json").read_text()) == history
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.safetensors",
+        "history.json",
+    ]
+    assert not model.training
+
+
+def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
+    """One epoch of one batch: the weights are those of a plain step of gradient descent."""
+    settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
+    settings = replace(settings, match_iou=0.5, ignore_iou=None)
+    model, history = train(settings, *sets, tmp_path, progress=False)
+    torch.manual_seed(settings.seed)
+    plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
+    plain.to(memory_format=torch.channels_last)
+    order = torch.from_numpy(np.random.default_rng((settings.seed, 0)).permutation(10))
+    images, labels = sets[0].images[order], sets[0].labels[order]
+    anchors, cls_preds, bbox_preds = plain((images.float() - 127.5) / 64.0)
+    bbox_labels, bbox_masks, cls_labels = ops.multibox_target(anchors, labels)
+    loss = settings.criterion()(cls_preds, cls_labels, bbox_preds, bbox_labels, bbox_masks).mean()
+    loss.backward()
+    assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            step = parameter.grad + settings.weight_decay * parameter
+            parameter -= settings.lr / 25 * step
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_same_seed_same_bits(unbroken, sets, tmp_path):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    model, _ = train(QUICK, *sets, tmp_path, progress=False)
+    assert_same_bits(state(model), state(unbroken[1]))
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random state was touched"
+    other, _ = train(replace(QUICK, seed=1), *sets, tmp_path, progress=False)
+    assert not torch.equal(other.cls_0.weight, model.cls_0.weight)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_interrupted_and_resumed_ends_with_the_same_bits(
+    unbroken, sets, tmp_path, monkeypatch, epoch
+):
+    _, whole, history = unbroken
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, epoch, KeyboardInterrupt)
+        with pytest.raises(Interrupted, match=rf"stopped in epoch {epoch + 1}; .* the {epoch} fin"):
+            train(QUICK, *sets, tmp_path, progress=False)
+    left, settings, meta = load(tmp_path)
+    assert meta["epoch"] == epoch == len(meta["history"]) and settings == QUICK
+    assert len(predict(left, sets[1].images[0]).scores) > 0
+    model, resumed = train(QUICK, *sets, tmp_path, resume=True, progress=False)
+    assert_same_bits(state(model), state(whole))
+    assert_same_bits(*(safetensors_torch.load_file(f / checkpoint.FILE_NAME)
+                       for f in (tmp_path, unbroken[0])))  # fmt: skip
+    for row, expected in zip(resumed, history, strict=True):
+        row, expected = dict(row), dict(expected)
+        row.pop("examples_per_second"), expected.pop("examples_per_second")
+        assert row == expected
+
+
+def test_interrupted_is_a_keyboard_interrupt():
+    assert issubclass(Interrupted, KeyboardInterrupt)
+
+
+def test_resume_of_a_finished_run_changes_nothing(unbroken, sets):
+    folder, whole, history = unbroken
+    model, again = train(QUICK, *sets, folder, resume=True, progress=False)
+    assert again == history
+    assert_same_bits(state(model), state(whole))
+
+
+def test_constant_schedule_can_be_prolonged(sets, tmp_path):
+    short = Settings(epochs=1, batch_size=5, lr=0.01, device="cpu")
+    train(short, *sets, tmp_path / "a", progress=False)
+    longer = replace(short, epochs=2)
+    model, history = train(longer, *sets, tmp_path / "a", resume=True, progress=False)
+    whole, _ = train(longer, *sets, tmp_path / "b", progress=False)
+    assert len(history) == 2
+    assert_same_bits(state(model), state(whole))
+
+
+def test_resume_refuses_what_does_not_fit(unbroken, sets, tmp_path):
+    folder = unbroken[0]
+    for change, message in (
+        ({"lr": 0.5}, r"lr must be .* as in the checkpoint, got 0\.5"),
+        ({"epochs": 5}, "epochs must be 3 as in the checkpoint, got 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(replace(QUICK, **change), *sets, folder, resume=True, progress=False)
+    other = rectangles(4, seed=3, size=32)
+    with pytest.raises(ValueError, match="train_set must have the classes and the image size"):
+        train(QUICK, other, other, folder, resume=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="checkpoint must be a file"):
+        train(QUICK, *sets, tmp_path, resume=True, progress=False)
+
+
+def test_not_finite_loss_names_the_step(sets, tmp_path):
+    settings = replace(QUICK, lr=1e30, schedule="constant", precision="float32")
+    with pytest.raises(FloatingPointError, match=r"loss must be finite, got .* at step \d+, in ep"):
+        train(settings, *sets, tmp_path, progress=False)
+    assert load(tmp_path)[2]["epoch"] == 0, "the checkpoint from before is left"
+
+
+def test_load_gives_the_trained_model(unbroken, sets):
+    folder, model, history = unbroken
+    for path in (folder, str(folder / checkpoint.FILE_NAME)):
+        loaded, settings, meta = load(path, device="cpu")
+        assert settings == QUICK and meta["class_names"] == ["rectangle"]
+        assert meta["epoch"] == 3 and meta["history"] == history
+        assert loaded.preprocess == Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3)
+        assert_same_bits(state(loaded), state(model))
+        for got, expected in zip(
+            predict(loaded, sets[1].images[0]), predict(model, sets[1].images[0]), strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
+def test_load_refuses_foreign_and_damaged_files(unbroken, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint must be a file, got .*nothing"):
+        load(tmp_path / "nothing")
+    whole = (unbroken[0] / checkpoint.FILE_NAME).read_bytes()
+    for name, content in {
+        "empty": b"",
+        "text": b"not a checkpoint",
+        "cut": whole[: len(whole) // 2],
+        "head cut": whole[100:],
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="load: checkpoint must be a whole safetensors file"):
+            load(path)
+    foreign = tmp_path / "foreign"
+    safetensors_torch.save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(ValueError, match="load: checkpoint must be one that `train`"):
+        load(foreign)
+    for key, value in {"settings": {"lr": -1}, "model": {"num_classes": 9}}.items():
+        content, tensors = checkpoint.read(unbroken[0] / checkpoint.FILE_NAME)
+        content[key] = {**content[key], **value}
+        metadata = {"format": checkpoint.FORMAT, "ssd_ops": json.dumps(content)}
+        safetensors_torch.save_file(tensors, foreign, metadata)
+        with pytest.raises(ValueError, match="load: checkpoint must fit this version") as caught:
+            load(foreign)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_aside(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            checkpoint.write_aside(path, b"new")
+    assert path.read_bytes() == b"old"
+    checkpoint.write_aside(path, b"new")
+    assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_interrupt_while_a_checkpoint_is_written(sets, tmp_path, monkeypatch):
+    real, calls = os.replace, []
+
+    def interrupt(*paths):
+        calls.append(paths)
+        # The third file: the checkpoint of the first finished epoch.
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(Interrupted):
+            train(QUICK, *sets, tmp_path, progress=False)
+    assert load(tmp_path)[2]["epoch"] == 0
+
+
+def test_progress_bar_shows_errors_and_speed(sets, tmp_path, capfd):
+    pytest.importorskip("tqdm")
+    train(replace(QUICK, epochs=1), *sets, tmp_path, progress=True)
+    out, err = capfd.readouterr()
+    for word in ("epoch 1/1", "class error", "offset error", "examples/s"):
+        assert word in err
+    assert "of 6 found" in out
+
+
+def test_missing_extras_are_named(sets, tmp_path, monkeypatch):
+    for module, progress in (("tqdm", True), ("safetensors.torch", False)):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
+                train(QUICK, *sets, tmp_path, progress=progress)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": torch.zeros(2, 3, 8, 8)}, r"train_set.images must be uint8 \[N, 3, H, W\]"),
+        ({"labels": torch.zeros(2, 1, 5)}, r"train_set.labels must be \[10, G, 5\], got \[2, 1,"),
+    ],
+)
+def test_sets_that_do_not_fit(sets, tmp_path, change, message):
+    bad = SimpleNamespace(**{**vars(sets[0]), **change})
+    with pytest.raises(ValueError, match=message):
+        train(QUICK, bad, sets[1], tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"lr": math.nan}, "lr must be a finite number, got nan"),
+        ({"lr": "fast"}, "lr must be a finite number, got 'fast'"),
+        ({"lr": 0}, "lr must be positive, got 0"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"weight_decay": -1}, "weight_decay must be 0 or more"),
+        ({"schedule": "cosine"}, "schedule must be constant or one_cycle, got 'cosine'"),
+        ({"warmup": 0}, "warmup must be between 0 and 1"),
+        ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
+        ({"flip": 2}, "flip must be in 0..1"),
+        ({"match_iou": 1.5}, "match_iou must be in 0..1"),
+        ({"ignore_iou": 0.6}, "ignore_iou must be None, or above 0 and below match_iou, got 0.6"),
+        ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
+        ({"device": "toaster"}, "device must be auto or a device of torch"),
+        ({"seed": -1}, "seed must be 0 or more"),
+    ],
+)
+def test_bad_settings(change, message):
+    with pytest.raises(ValueError, match=f"settings: {message}"):
+        Settings(**change)
+
+
+def test_defaults_are_the_chapters():
+    s = PRESETS["chapter"]
+    assert s == Settings()
+    assert (s.epochs, s.batch_size, s.lr, s.weight_decay, s.momentum) == (20, 32, 0.2, 5e-4, 0.0)
+    assert s.schedule == "constant" and s.input_mean == 0 and s.input_std == 1
+    loss = s.criterion()
+    assert loss.offset_loss == "l1" and loss.negative_mining_ratio is None
+    assert loss.normalize == "mean"
+
+
+def test_paper_preset():
+    loss = PRESETS["paper"].criterion()
+    assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 3.0
+    assert loss.normalize == "positives"
+
+
+def test_one_cycle_fits_any_number_of_steps():
+    s = Settings(lr=0.4, schedule="one_cycle", warmup=0.25)
+    for total in (4, 40, 4000):
+        rates = [learning_rate(s, step, total) for step in range(total + 1)]
+        assert rates[0] == pytest.approx(0.4 / 25) and max(rates) == pytest.approx(0.4)
+        assert np.argmax(rates) == total // 4 and rates[-1] == pytest.approx(0)
+    assert learning_rate(Settings(), 7, 9) == 0.2
+
+
+def test_targets_ignore_the_band_below_a_match():
+    """Anchors of IoU 1, 0.45, 0.35 and 0.2 with the only object, and a padding row."""
+    anchors = torch.tensor([[[0.0, 0, w, 1] for w in (1.0, 0.45, 0.35, 0.2)]])
+    labels = torch.tensor([[[-1.0] * 5, [0, 0, 0, 1, 1]]])
+    for match, ignore, expected in (
+        (0.5, None, [1, 0, 0, 0]),
+        (0.4, None, [1, 1, 0, 0]),
+        (0.4, 0.3, [1, 1, -1, 0]),
+        (0.5, 0.3, [1, -1, -1, 0]),
+    ):
+        settings = Settings(match_iou=match, ignore_iou=ignore)
+        _, masks, cls_labels = targets(anchors, labels, settings)
+        assert cls_labels.tolist() == [expected]
+        assert masks.reshape(4, 4)[:, 0].tolist() == [float(c > 0) for c in expected]
+
+
+def test_flip_mirrors_images_and_boxes_alike():
+    images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 2:6, 4:12] = 255
+    labels = torch.tensor([[0, 0.25, 0.125, 0.75, 0.375], [-1.0] * 5]).repeat(40, 1, 1)
+    kept = images.clone(), labels.clone()
+    got, rows = augment(images, labels, Settings(flip=0.5), np.random.default_rng(0))
+    assert torch.equal(images, kept[0]) and torch.equal(labels, kept[1])
+    assert (rows[:, 1] == -1).all() and got.dtype == torch.uint8
+    for image, row in zip(got, rows[:, 0], strict=True):
+        x1, y1, x2, y2 = (row[1:] * 16).round().int().tolist()
+        assert (image[:, y1:y2, x1:x2] == 255).all() and image.sum(dtype=torch.int64) == 96 * 255
+    assert 5 < (rows[:, 0, 2] > 0.5).sum() < 35
+    same, untouched = augment(images, labels, Settings(), np.random.default_rng(0))
+    assert torch.equal(same, images) and torch.equal(untouched, labels)
+
+
+def test_jitter_stays_in_range():
+    images = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8)
+    got, _ = augment(images, torch.zeros(8, 1, 5), Settings(jitter=0.2), np.random.default_rng(0))
+    assert got.min() >= 0 and got.max() <= 255 and not torch.equal(got, images.float())
+    assert (got - images).abs().max() <= 0.4 * 255
+
+
+def test_device_and_precision():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="device must be one this machine has, got 'cuda:99'"):
+        pick_device("cuda:99")
+    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_every_variant_trains(sets, tmp_path, precision, channels_last):
+    settings = replace(QUICK, epochs=1, precision=precision, channels_last=channels_last)
+    model, history = train(settings, *sets, tmp_path, progress=False)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    assert math.isfinite(history[0]["loss"])
+    loaded = load(tmp_path)[0]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert loaded.blk_0[1][0].weight.is_contiguous(memory_format=layout)
+
+
+def test_precisions_agree_on_the_loss(sets, tmp_path):
+    losses = [
+        train(replace(QUICK, precision=p), *sets, tmp_path, progress=False)[1][0]["loss"]
+        for p in ("float32", "bfloat16")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

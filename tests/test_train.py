@@ -100,7 +100,7 @@ def test_history_and_files(unbroken):
 def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
     settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
-    settings = replace(settings, match_iou=0.5, ignore_iou=None)
+    settings = replace(settings, match_iou=0.5, ignore_iou=None, optimizer="sgd")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -163,8 +163,12 @@ def test_resume_of_a_finished_run_changes_nothing(unbroken, sets):
     assert_same_bits(state(model), state(whole))
 
 
-def test_constant_schedule_can_be_prolonged(sets, tmp_path):
-    short = Settings(epochs=1, batch_size=5, lr=0.01, device="cpu")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_constant_schedule_can_be_prolonged(sets, tmp_path, optimizer):
+    """And momentum is resumed, of either optimizer."""
+    short = Settings(
+        epochs=1, batch_size=5, lr=0.01, momentum=0.9, optimizer=optimizer, device="cpu"
+    )
     train(short, *sets, tmp_path / "a", progress=False)
     longer = replace(short, epochs=2)
     model, history = train(longer, *sets, tmp_path / "a", resume=True, progress=False)
@@ -309,6 +313,7 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"lr": math.nan}, "lr must be a finite number, got nan"),
         ({"lr": "fast"}, "lr must be a finite number, got 'fast'"),
         ({"lr": 0}, "lr must be positive, got 0"),
+        ({"optimizer": "lion"}, "optimizer must be sgd or adamw, got 'lion'"),
         ({"momentum": 1.0}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more"),
         ({"schedule": "cosine"}, "schedule must be constant or one_cycle, got 'cosine'"),

@@ -1,4 +1,4 @@
-"""One safetensors file that holds a training run: weights, momentum, settings and history."""
+"""One safetensors file that holds a training run: weights, optimizer, settings and history."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_aside(path: Path, data: bytes) -> None:
 def save(
     path: Path,
     model: TinySSD,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     settings: Settings,
     meta: dict[str, Any],
 ) -> None:
@@ -53,15 +53,15 @@ def save(
     Args:
         path: the file, replaced at one stroke.
         model: its weights, shape and preprocessing are stored.
-        optimizer: its momentum is stored, under the names of the parameters.
+        optimizer: its tensors are stored, under the names of the parameters.
         settings: stored as JSON.
         meta: "epoch", "class_names" and "history".
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
     content = {
         "settings": asdict(settings),
         "model": {
@@ -117,7 +117,9 @@ def build(
         p = content["preprocess"]
         preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]))
         with torch.random.fork_rng(devices=[]):
-            model = TinySSD(**content["model"], preprocess=preprocess)
+            model = TinySSD(
+                **content["model"], preprocess=preprocess, nms_threshold=settings.nms_threshold
+            )
         model.load_state_dict(_part(tensors, "model."))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
@@ -130,16 +132,18 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[start:]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def restore_momentum(
-    model: TinySSD, optimizer: torch.optim.SGD, tensors: dict[str, Tensor]
+def restore_optimizer(
+    model: TinySSD, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put the momentum of a checkpoint into an optimizer of the model's parameters."""
-    momentum = _part(tensors, "momentum.")
-    for name, parameter in model.named_parameters():
-        if name in momentum:
-            # In the layout of the parameter, as the optimizer itself makes it.
-            buffer = torch.empty_like(parameter).copy_(momentum[name])
-            optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+    """Put the state of a checkpoint into an optimizer of the model's parameters."""
+    parameters = dict(model.named_parameters())
+    for entry, value in _part(tensors, "optimizer.").items():
+        key, name = entry.split(".", 1)
+        parameter = parameters[name]
+        # In the layout of the parameter, as the optimizer itself makes it; the count of steps is
+        # a number, and stays on the CPU.
+        like = torch.empty_like(parameter) if value.ndim else torch.empty(())
+        optimizer.state[parameter][key] = like.detach().copy_(value)
 
 
 def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:

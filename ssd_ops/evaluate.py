@@ -15,6 +15,7 @@ from ssd_ops.predict import (
     Prediction,
     detect,
     inference,
+    own_nms_threshold,
     predict,
     predict_batch,
     run,
@@ -104,7 +105,7 @@ def evaluate(
     batch_size: int = 32,
     score_threshold: float = 0.5,
     iou_threshold: float = 0.5,
-    nms_threshold: float = 0.5,
+    nms_threshold: float | None = None,
 ) -> Measures:
     """Measures of a model over a data set.
 
@@ -134,6 +135,7 @@ def evaluate(
     if not len(images):
         raise ValueError("evaluate: dataset must hold an image at least, got none")
     height, width = images.shape[2:]
+    nms = own_nms_threshold(model, nms_threshold)
     correct = anchors_seen = offsets_seen = offset_sum = 0.0
     predictions = []
     with inference(model) as device:
@@ -146,7 +148,7 @@ def evaluate(
             offset_sum += bbox_eval(bbox_preds, bbox_labels, bbox_masks)
             anchors_seen += cls_labels.numel()
             offsets_seen += bbox_labels.numel()
-            detections = detect(outputs, SCORE_THRESHOLD, nms_threshold)
+            detections = detect(outputs, SCORE_THRESHOLD, nms)
             predictions += [to_prediction(image, height, width) for image in detections]
 
     truths = labels.clone()

@@ -176,6 +176,8 @@ class TinySSD(nn.Module):
             one scale less than there are entries.
         preprocess: what the model expects of raw images; `forward` does not apply it. The default
             is the chapter's: 256 x 256 pixels, 0..255.
+        nms_threshold: what `predict` and `evaluate` suppress at where they are not told; not used
+            by `forward`. The default is the chapter's.
 
     Raises:
         ValueError: a number of classes below 1, or sizes, ratios and channels that do not agree.
@@ -201,6 +203,7 @@ class TinySSD(nn.Module):
         ratios: Sequence[Sequence[float]] = RATIOS,
         channels: Sequence[int] = CHANNELS,
         preprocess: Preprocess | None = None,
+        nms_threshold: float = 0.5,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -221,6 +224,7 @@ class TinySSD(nn.Module):
         self.ratios = [[float(ratio) for ratio in row] for row in ratios]
         self.channels = tuple(channels)
         self.preprocess = preprocess or Preprocess()
+        self.nms_threshold = nms_threshold
         self._anchors: dict[tuple[Any, ...], Tensor] = {}
 
         blocks: list[nn.Module] = [base_net(channels[:BASE_BLOCKS])]

@@ -47,6 +47,11 @@ def run(model: nn.Module, images: Tensor) -> Any:
     return model(preprocess(images))
 
 
+def own_nms_threshold(model: nn.Module, nms_threshold: float | None) -> float:
+    """The threshold that is asked for, or else the model's own."""
+    return getattr(model, "nms_threshold", 0.5) if nms_threshold is None else nms_threshold
+
+
 def detect(outputs: tuple[Tensor, Tensor, Tensor], score: float, nms: float) -> Tensor:
     """Rows of `ops.multibox_detection` for what a model returned, `[B, A, 6]` on the CPU."""
     anchors, cls_preds, bbox_preds = outputs
@@ -65,7 +70,7 @@ def predict_batch(
     images: Tensor,
     *,
     score_threshold: float = SCORE_THRESHOLD,
-    nms_threshold: float = 0.5,
+    nms_threshold: float | None = None,
 ) -> list[Prediction]:
     """Detections of a batch of images of one size.
 
@@ -75,7 +80,8 @@ def predict_batch(
         images: ``[B, 3, H, W]`` in 0..255, uint8 or float, on any device.
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
-            whatever their classes; 0.5 is the chapter's.
+            whatever their classes. None, the default: ``model.nms_threshold``, which is 0.5, the
+            chapter's, unless the model was trained for another.
 
     Returns:
         One `Prediction` for each image.
@@ -92,7 +98,7 @@ def predict_batch(
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
     with inference(model) as device:
         outputs = run(model, images.to(device))
-        rows = detect(outputs, score_threshold, nms_threshold)
+        rows = detect(outputs, score_threshold, own_nms_threshold(model, nms_threshold))
     height, width = images.shape[2:]
     return [to_prediction(image, height, width) for image in rows]
 
@@ -140,7 +146,7 @@ def predict(
     image: str | os.PathLike[str] | np.ndarray | Tensor,
     *,
     score_threshold: float = SCORE_THRESHOLD,
-    nms_threshold: float = 0.5,
+    nms_threshold: float | None = None,
 ) -> Prediction:
     """Detections of one image of any size, in its own pixels.
 
@@ -169,5 +175,6 @@ def predict(
         4
     """
     batch = _read_image(image)[None]
-    options = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
-    return predict_batch(model, batch, **options)[0]
+    return predict_batch(
+        model, batch, score_threshold=score_threshold, nms_threshold=nms_threshold
+    )[0]

@@ -128,7 +128,7 @@ def _check_set(name: str, dataset: Any) -> None:
 
 def _start(
     settings: Settings, train_set: Any, path: Path, device: torch.device, resume: bool
-) -> tuple[TinySSD, torch.optim.SGD, History]:
+) -> tuple[TinySSD, torch.optim.Optimizer, History]:
     """Model, optimizer and history of a new run, or of the run whose checkpoint is resumed."""
     names = list(train_set.class_names)
     preprocess = Preprocess(
@@ -150,16 +150,19 @@ def _start(
         # The caller's own random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            model = TinySSD(len(names), preprocess=preprocess)
+            model = TinySSD(len(names), preprocess=preprocess, nms_threshold=settings.nms_threshold)
     checkpoint.place(model, settings, device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
-    checkpoint.restore_momentum(model, optimizer, tensors)
+    optimizer = _optimizer(settings, model)
+    checkpoint.restore_optimizer(model, optimizer, tensors)
     return model, optimizer, history
+
+
+def _optimizer(settings: Settings, model: TinySSD) -> torch.optim.Optimizer:
+    decay = settings.weight_decay
+    if settings.optimizer == "adamw":
+        betas = (settings.momentum, 0.99)
+        return torch.optim.AdamW(model.parameters(), settings.lr, betas, weight_decay=decay)
+    return torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=decay)
 
 
 def _check_resume(settings: Settings, saved: Settings, finished: int) -> None:
@@ -179,7 +182,7 @@ def _check_resume(settings: Settings, saved: Settings, finished: int) -> None:
 def _run_epoch(
     settings: Settings,
     model: TinySSD,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     train_set: Any,
     epoch: int,
     progress: bool,
@@ -220,7 +223,7 @@ def _run_epoch(
             with torch.no_grad():
                 correct += cls_eval(cls_preds, cls_labels)
                 offset_sum += bbox_eval(bbox_preds, bbox_labels, bbox_masks)
-            anchors_seen += int((cls_labels >= 0).sum())
+            anchors_seen += cls_labels.numel()
             offsets_seen += bbox_labels.numel()
             loss_sum += loss.item() * len(index)
             seen += len(index)
@@ -245,17 +248,16 @@ def targets(anchors: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor
     Args:
         anchors: ``[1, A, 4]``.
         labels: ``[B, G, 5]``.
-        settings: its `match_iou` and `ignore_iou`.
+        settings: its `match_iou` and `offset_iou`.
 
     Returns:
-        Offsets and masks ``[B, 4A]``, and class labels ``[B, A]``, -1 where an anchor is ignored.
+        Offsets and masks ``[B, 4A]``, and class labels ``[B, A]``.
     """
     offsets, masks, cls_labels = ops.multibox_target(
         anchors, labels, iou_threshold=settings.match_iou
     )
-    if settings.ignore_iou is not None:
-        _, _, loose = ops.multibox_target(anchors, labels, iou_threshold=settings.ignore_iou)
-        cls_labels = cls_labels.masked_fill((cls_labels == 0) & (loose > 0), -1)
+    if settings.offset_iou != settings.match_iou:
+        offsets, masks, _ = ops.multibox_target(anchors, labels, iou_threshold=settings.offset_iou)
     return offsets, masks, cls_labels
 
 

@@ -72,6 +72,17 @@ def test_predict_by_hand():
     assert len(predict(model, torch.zeros(3, 5, 5), nms_threshold=1.0).scores) == 3
 
 
+def test_the_models_own_nms_threshold_is_the_default():
+    """The first two anchors overlap with an IoU of 0.95."""
+    model = Fixed([[0.9], [0.8], [0.001], [0.001]])
+    image = torch.zeros(3, 8, 8)
+    for own, asked, kept in ((0.5, None, 1), (0.97, None, 2), (0.97, 0.5, 1), (0.5, 0.97, 2)):
+        model.nms_threshold = own
+        assert len(predict(model, image, nms_threshold=asked).scores) == kept
+        dataset = SimpleNamespace(images=image[None].byte(), labels=torch.full((1, 1, 5), -1.0))
+        assert evaluate(model, dataset, nms_threshold=asked).false_boxes == kept
+
+
 def test_path_array_and_tensor_agree(small, tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     for height, width in ((64, 64), (37, 91), (300, 20)):

@@ -100,7 +100,7 @@ def test_history_and_files(unbroken):
 def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
     settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
-    settings = replace(settings, match_iou=0.5, ignore_iou=None, optimizer="sgd")
+    settings = replace(settings, match_iou=0.5, offset_iou=0.5, optimizer="sgd")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -206,6 +206,7 @@ def test_load_gives_the_trained_model(unbroken, sets):
         assert settings == QUICK and meta["class_names"] == ["rectangle"]
         assert meta["epoch"] == 3 and meta["history"] == history
         assert loaded.preprocess == Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3)
+        assert loaded.nms_threshold == model.nms_threshold == QUICK.nms_threshold != 0.5
         assert_same_bits(state(loaded), state(model))
         for got, expected in zip(
             predict(loaded, sets[1].images[0]), predict(model, sets[1].images[0]), strict=True
@@ -321,7 +322,7 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
         ({"flip": 2}, "flip must be in 0..1"),
         ({"match_iou": 1.5}, "match_iou must be in 0..1"),
-        ({"ignore_iou": 0.6}, "ignore_iou must be None, or above 0 and below match_iou, got 0.6"),
+        ({"offset_iou": -1}, "offset_iou must be in 0..1, got -1"),
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
         ({"device": "toaster"}, "device must be auto or a device of torch"),
         ({"seed": -1}, "seed must be 0 or more"),
@@ -357,20 +358,22 @@ def test_one_cycle_fits_any_number_of_steps():
     assert learning_rate(Settings(), 7, 9) == 0.2
 
 
-def test_targets_ignore_the_band_below_a_match():
+def test_targets_at_two_thresholds():
     """Anchors of IoU 1, 0.45, 0.35 and 0.2 with the only object, and a padding row."""
     anchors = torch.tensor([[[0.0, 0, w, 1] for w in (1.0, 0.45, 0.35, 0.2)]])
     labels = torch.tensor([[[-1.0] * 5, [0, 0, 0, 1, 1]]])
-    for match, ignore, expected in (
-        (0.5, None, [1, 0, 0, 0]),
-        (0.4, None, [1, 1, 0, 0]),
-        (0.4, 0.3, [1, 1, -1, 0]),
-        (0.5, 0.3, [1, -1, -1, 0]),
+    for match, offset, classes, masked in (
+        (0.5, 0.5, [1, 0, 0, 0], [1, 0, 0, 0]),
+        (0.4, 0.4, [1, 1, 0, 0], [1, 1, 0, 0]),
+        (0.4, 0.3, [1, 1, 0, 0], [1, 1, 1, 0]),
+        (0.5, 0.1, [1, 0, 0, 0], [1, 1, 1, 1]),
     ):
-        settings = Settings(match_iou=match, ignore_iou=ignore)
-        _, masks, cls_labels = targets(anchors, labels, settings)
-        assert cls_labels.tolist() == [expected]
-        assert masks.reshape(4, 4)[:, 0].tolist() == [float(c > 0) for c in expected]
+        offsets, masks, cls_labels = targets(
+            anchors, labels, Settings(match_iou=match, offset_iou=offset)
+        )
+        assert cls_labels.tolist() == [classes]
+        assert masks.reshape(4, 4)[:, 0].tolist() == masked
+        assert ((offsets != 0).reshape(4, 4).any(1) <= masks.reshape(4, 4).bool().any(1)).all()
 
 
 def test_flip_mirrors_images_and_boxes_alike():

@@ -206,7 +206,9 @@ def _run_epoch(
             X, Y = model.preprocess(images.to(device)), labels.to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 anchors, cls_preds, bbox_preds = model(X)
-            bbox_labels, bbox_masks, cls_labels = targets(anchors, Y, settings)
+            bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
+                anchors, Y, iou_threshold=settings.match_iou
+            )
             loss = criterion(cls_preds, cls_labels, bbox_preds, bbox_labels, bbox_masks).mean()
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(
@@ -240,25 +242,6 @@ def _run_epoch(
         "lr": lr,
         "examples_per_second": rate,
     }
-
-
-def targets(anchors: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """`ops.multibox_target` at the thresholds of the settings.
-
-    Args:
-        anchors: ``[1, A, 4]``.
-        labels: ``[B, G, 5]``.
-        settings: its `match_iou` and `offset_iou`.
-
-    Returns:
-        Offsets and masks ``[B, 4A]``, and class labels ``[B, A]``.
-    """
-    offsets, masks, cls_labels = ops.multibox_target(
-        anchors, labels, iou_threshold=settings.match_iou
-    )
-    if settings.offset_iou != settings.match_iou:
-        offsets, masks, _ = ops.multibox_target(anchors, labels, iou_threshold=settings.offset_iou)
-    return offsets, masks, cls_labels
 
 
 class _NoBar:

@@ -16,7 +16,7 @@ from ssd_ops import train as trainer
 from ssd_ops.evaluate import predict
 from ssd_ops.model import Preprocess, TinySSD
 from ssd_ops.settings import learning_rate, pick_device, pick_dtype
-from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, targets, train
+from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, train
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -100,7 +100,7 @@ def test_history_and_files(unbroken):
 def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
     settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
-    settings = replace(settings, match_iou=0.5, offset_iou=0.5, optimizer="sgd")
+    settings = replace(settings, match_iou=0.5, optimizer="sgd")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -322,7 +322,6 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
         ({"flip": 2}, "flip must be in 0..1"),
         ({"match_iou": 1.5}, "match_iou must be in 0..1"),
-        ({"offset_iou": -1}, "offset_iou must be in 0..1, got -1"),
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
         ({"device": "toaster"}, "device must be auto or a device of torch"),
         ({"seed": -1}, "seed must be 0 or more"),
@@ -345,7 +344,7 @@ def test_defaults_are_the_chapters():
 
 def test_paper_preset():
     loss = PRESETS["paper"].criterion()
-    assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 3.0
+    assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 4.0
     assert loss.normalize == "positives"
 
 
@@ -356,24 +355,6 @@ def test_one_cycle_fits_any_number_of_steps():
         assert rates[0] == pytest.approx(0.4 / 25) and max(rates) == pytest.approx(0.4)
         assert np.argmax(rates) == total // 4 and rates[-1] == pytest.approx(0)
     assert learning_rate(Settings(), 7, 9) == 0.2
-
-
-def test_targets_at_two_thresholds():
-    """Anchors of IoU 1, 0.45, 0.35 and 0.2 with the only object, and a padding row."""
-    anchors = torch.tensor([[[0.0, 0, w, 1] for w in (1.0, 0.45, 0.35, 0.2)]])
-    labels = torch.tensor([[[-1.0] * 5, [0, 0, 0, 1, 1]]])
-    for match, offset, classes, masked in (
-        (0.5, 0.5, [1, 0, 0, 0], [1, 0, 0, 0]),
-        (0.4, 0.4, [1, 1, 0, 0], [1, 1, 0, 0]),
-        (0.4, 0.3, [1, 1, 0, 0], [1, 1, 1, 0]),
-        (0.5, 0.1, [1, 0, 0, 0], [1, 1, 1, 1]),
-    ):
-        offsets, masks, cls_labels = targets(
-            anchors, labels, Settings(match_iou=match, offset_iou=offset)
-        )
-        assert cls_labels.tolist() == [classes]
-        assert masks.reshape(4, 4)[:, 0].tolist() == masked
-        assert ((offsets != 0).reshape(4, 4).any(1) <= masks.reshape(4, 4).bool().any(1)).all()
 
 
 def test_flip_mirrors_images_and_boxes_alike():

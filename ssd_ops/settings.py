@@ -208,9 +208,9 @@ def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
 # The SSD paper's loss, with what a run of a few epochs needs. A step takes eight images, for such a run
 # lacks steps, and smaller ones cost no time; AdamW needs fewer of them than plain gradient descent with
 # momentum. Anchors match from IoU 0.45 on: at the paper's 0.5 small and thin objects have so few
-# positives that many score below 0.5, and at 0.4 more false boxes surround an object. For the same
-# reason four negatives count for a positive, not three. The false boxes that are left are second boxes
-# on an object, and suppression at 0.3 removes most of them.
+# positives that many score below 0.5, and at 0.4 more false boxes surround an object. False boxes are
+# few with six negatives for a positive, not three; most that are left are second boxes on an object,
+# and suppression at 0.2 removes them. Raise that for pictures in which objects overlap.
 PAPER = Settings(
     batch_size=8,
     optimizer="adamw",
@@ -221,13 +221,13 @@ PAPER = Settings(
     warmup=0.15,
     offset_loss="smooth_l1",
     beta=0.2,
-    negative_mining_ratio=4.0,
+    negative_mining_ratio=6.0,
     normalize="positives",
     match_iou=0.45,
     input_mean=127.5,
     input_std=64.0,
     flip=0.5,
-    nms_threshold=0.3,
+    nms_threshold=0.2,
 )
 
 PRESETS = {"chapter": Settings(), "paper": PAPER}

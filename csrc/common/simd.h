@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 // SSD_SIMD(result, name, parameters, arguments) defines `name`, which runs name_lanes, a function of
 // plain loops that is always inlined, in the version for the processor at hand.
@@ -37,12 +38,17 @@
 namespace ssd_ops {
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// Width in bits of the widest vectors that this processor has.
+// Width in bits of the widest vectors that this processor has, or the environment variable
+// SSD_OPS_SIMD allows: 128, 256 or 512. Tests use it to compare the versions.
 inline int simd_level() {
-  static const int level = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                               ? 512
-                               : (__builtin_cpu_supports("avx2") ? 256 : 128);
+  static const int level = [] {
+    const char* limit = std::getenv("SSD_OPS_SIMD");
+    const int widest = limit ? std::atoi(limit) : 512;
+    if (widest >= 512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      return 512;
+    return widest >= 256 && __builtin_cpu_supports("avx2") ? 256 : 128;
+  }();
   return level;
 }
 #endif

@@ -112,6 +112,9 @@ def _parser() -> Parser:
     command.add_argument("--epochs", type=int, help="passes over the data (the preset's)")
     command.add_argument("--batch-size", type=int, help="images in a step (the preset's)")
     command.add_argument("--lr", type=float, help="learning rate (the preset's)")
+    command.add_argument(
+        "--input-size", type=int, help="pixels a side (the preset's, or the images')"
+    )
     command.add_argument("--seed", type=int, help="of weights, order and augmentation (0)")
     command.add_argument("--device", help="auto, cpu, cuda, cuda:1 (auto)")
     command.add_argument("--precision", help="auto, float32 or bfloat16 (auto)")
@@ -224,7 +227,7 @@ def _train(args: argparse.Namespace) -> None:
         raise ValueError(f"--preset must be {' or '.join(PRESETS)}, got {args.preset}")
     given = {
         name: getattr(args, name)
-        for name in ("epochs", "batch_size", "lr", "seed", "device", "precision")
+        for name in ("epochs", "batch_size", "lr", "input_size", "seed", "device", "precision")
         if getattr(args, name) is not None
     }
     settings = replace(PRESETS[args.preset], **given)

@@ -10,7 +10,7 @@ import torch
 
 from ssd_ops.loss import MultiBoxLoss
 
-DEMO_EPOCHS = 14
+DEMO_EPOCHS = 12
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Settings:
         normalize: "mean" or "positives", as for `MultiBoxLoss`.
         match_iou: least IoU of an anchor with an object that makes it a positive.
         offset_weight: factor of the offset loss, as for `MultiBoxLoss`.
+        input_size: height and width in pixels that images are resized to before the network sees
+            them, in training and wherever the model is used; None for the training images' own.
         input_mean: subtracted from images in 0..255; the chapter feeds them as they are.
         input_std: images are divided by it afterwards.
         flip: probability of mirroring an image left to right, and again of mirroring it top to
@@ -74,6 +76,7 @@ class Settings:
     normalize: str = "mean"
     match_iou: float = 0.5
     offset_weight: float = 1.0
+    input_size: int | None = None
     input_mean: float = 0.0
     input_std: float = 1.0
     flip: float = 0.0
@@ -99,6 +102,10 @@ class Settings:
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("batch_size", self.batch_size >= 1, "at least 1")
         self._check("seed", self.seed >= 0, "0 or more")
+        size = self.input_size
+        self._check(
+            "input_size", size is None or (type(size) is int and size >= 1), "pixels or None"
+        )
         for name in ("lr", "input_std"):
             self._check(name, getattr(self, name) > 0, "positive")
         self._check("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw")
@@ -205,12 +212,14 @@ def learning_rate(settings: Settings, step: int, total_steps: int) -> float:
     return low + (settings.lr - low) * (1 - math.cos(math.pi * share)) / 2
 
 
-# The SSD paper's loss, with what a run of a few epochs needs. A step takes eight images, for such a run
-# lacks steps, and smaller ones cost no time; AdamW needs fewer of them than plain gradient descent with
-# momentum. Anchors match from IoU 0.45 on: at the paper's 0.5 small and thin objects have so few
-# positives that many score below 0.5, and at 0.4 more false boxes surround an object. False boxes are
-# few with six negatives for a positive, not three; most that are left are second boxes on an object,
-# and suppression at 0.2 removes them. Raise that for pictures in which objects overlap.
+# The SSD paper's loss, with what a run of a few epochs needs. At 128 pixels the base network's field of
+# view covers a whole object, as it does not at 256: that finds more, and closer, in a quarter of the
+# time. A step takes eight images, for such a run lacks steps, and smaller ones cost no time; AdamW
+# needs fewer of them than plain gradient descent with momentum. Anchors match from IoU 0.45 on: at the
+# paper's 0.5 small and thin objects have so few positives that many score below 0.5, and at 0.4 more
+# false boxes surround an object. False boxes are few with six negatives for a positive, not three; most
+# that are left are second boxes on an object, and suppression at 0.2 removes them. Raise that for
+# pictures in which objects overlap.
 PAPER = Settings(
     batch_size=8,
     optimizer="adamw",
@@ -224,6 +233,7 @@ PAPER = Settings(
     negative_mining_ratio=6.0,
     normalize="positives",
     match_iou=0.45,
+    input_size=128,
     input_mean=127.5,
     input_std=64.0,
     flip=0.5,

@@ -58,7 +58,7 @@ def train(
         settings: how; see `Settings` and `PRESETS`.
         train_set: ``images`` uint8 ``[N, 3, H, W]``, ``labels`` float32 ``[N, G, 5]`` rows (class,
             x1, y1, x2, y2) in fractions of the image, class -1 padding, and ``class_names``; a
-            `ssd_ops.data.BananaDetection` is one. The model takes images of this size.
+            `ssd_ops.data.BananaDetection` is one.
         val_set: the same, to measure on.
         out_dir: folder for ``checkpoint.safetensors`` and ``history.json``, made if need be. The
             checkpoint is written before the first epoch and after each one, and is always whole.
@@ -131,9 +131,8 @@ def _start(
 ) -> tuple[TinySSD, torch.optim.Optimizer, History]:
     """Model, optimizer and history of a new run, or of the run whose checkpoint is resumed."""
     names = list(train_set.class_names)
-    preprocess = Preprocess(
-        tuple(train_set.images.shape[2:]), (settings.input_mean,) * 3, (settings.input_std,) * 3
-    )
+    size = (settings.input_size,) * 2 if settings.input_size else train_set.images.shape[2:]
+    preprocess = Preprocess(tuple(size), (settings.input_mean,) * 3, (settings.input_std,) * 3)
     tensors: dict[str, Tensor] = {}
     history: History = []
     if resume:

@@ -20,7 +20,7 @@ from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, train
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-QUICK = replace(PRESETS["paper"], epochs=3, batch_size=4, device="cpu")
+QUICK = replace(PRESETS["paper"], epochs=3, batch_size=4, input_size=None, device="cpu")
 
 
 def rectangles(count, seed, size=64):
@@ -325,6 +325,8 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
         ({"device": "toaster"}, "device must be auto or a device of torch"),
         ({"seed": -1}, "seed must be 0 or more"),
+        ({"input_size": 0}, "input_size must be pixels or None, got 0"),
+        ({"input_size": 1.5}, "input_size must be pixels or None, got 1.5"),
     ],
 )
 def test_bad_settings(change, message):
@@ -378,6 +380,19 @@ def test_jitter_stays_in_range():
     got, _ = augment(images, torch.zeros(8, 1, 5), Settings(jitter=0.2), np.random.default_rng(0))
     assert got.min() >= 0 and got.max() <= 255 and not torch.equal(got, images.float())
     assert (got - images).abs().max() <= 0.4 * 255
+
+
+def test_input_size_is_the_models_from_then_on(sets, tmp_path):
+    settings = replace(QUICK, epochs=1, input_size=32)
+    model, _ = train(settings, *sets, tmp_path, progress=False)
+    assert model.preprocess.size == (32, 32)
+    loaded, saved, _ = load(tmp_path)
+    assert loaded.preprocess == model.preprocess and saved.input_size == 32
+    # Pictures of any size go in, and boxes come out in their pixels.
+    big = torch.nn.functional.interpolate(sets[1].images.float(), scale_factor=3)[0]
+    assert predict(loaded, big.byte(), score_threshold=0.0).boxes.abs().max() > 64
+    with pytest.raises(ValueError, match="input_size must be 32"):
+        train(replace(settings, input_size=None), *sets, tmp_path, resume=True, progress=False)
 
 
 def test_device_and_precision():

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
+from ssd_ops import _ext  # loading registers the ops
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 _SEMANTICS = {"d2l": 0}
@@ -566,15 +566,5 @@ def _(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances,
 # A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
 # would mark them as requiring one and only warn when backward finds nothing.
 _autograd = torch.library.Library("ssd_ops", "IMPL")
-for _name in (
-    "multibox_priors",
-    "box_iou",
-    "encode_boxes",
-    "decode_boxes",
-    "multibox_target",
-    "hard_negative_mining",
-    "nms",
-    "nms_padded",
-    "multibox_detection",
-):
+for _name in _ext.op_names():
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -120,7 +120,8 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs, const Tensor& offset_pred
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "multibox_detection(Tensor cls_probs, Tensor offset_preds, Tensor anchors, float nms_threshold, "
-      "float pos_threshold, float[] variances, int semantics) -> Tensor");
+      "float pos_threshold, float[] variances, bool clip, bool class_agnostic, int topk, int semantics) "
+      "-> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("multibox_detection", TORCH_BOX(&multibox_detection_cpu));

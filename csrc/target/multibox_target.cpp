@@ -85,8 +85,9 @@ std::tuple<Tensor, Tensor, Tensor> multibox_target_cpu(const Tensor& anchors, co
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
-      "multibox_target(Tensor anchors, Tensor labels, float iou_threshold, float[] variances, int semantics) "
-      "-> (Tensor, Tensor, Tensor)");
+      "multibox_target(Tensor anchors, Tensor labels, Tensor? cls_preds, float iou_threshold, "
+      "float[] variances, float negative_mining_ratio, float negative_mining_threshold, int min_negatives, "
+      "int ignore_label, int semantics) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("multibox_target", TORCH_BOX(&multibox_target_cpu));

@@ -112,14 +112,15 @@ def _has_extent(boxes: Tensor) -> Tensor:
 def _greedy_match(iou: Tensor, usable: Tensor, least: float) -> list[tuple[int, int]]:
     """Pairs (anchor, gt): always the free one with the highest IoU, as long as that is over `least`."""
     free = torch.where(usable[:, None], iou, torch.full_like(iou, -1))
-    pairs = []
-    while free.numel() and free.max() > least:
+    pairs: list[tuple[int, int]] = []
+    while True:
         # The flat argmax: the lowest anchor on ties, then the lowest ground truth.
         anchor, gt = divmod(int(free.argmax()), iou.shape[1])
+        if not free[anchor, gt] > least:
+            return pairs
         pairs.append((anchor, gt))
         free[anchor, :] = -1
         free[:, gt] = -1
-    return pairs
 
 
 def assign_anchors(

@@ -82,7 +82,7 @@ Five run(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anc
         for (int64_t c = background; c < width; ++c) {
           T* row = &tile[c * kTile];
           if (settings.activation == kActivationSigmoid) sigmoid_row(row, least);
-          selection.add(c - background, first, row, count);
+          selection.add(c - background, first, row);
         }
       }
       const auto box_at = [&](int64_t anchor) {

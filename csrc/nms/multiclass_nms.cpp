@@ -22,7 +22,7 @@ Five run(const Tensor& boxes, const Tensor& scores, SelectionRules<T> rules) {
         const int64_t count = std::min(kTile, num_boxes - first);
         const int64_t start = (image * num_boxes + first) * num_classes;
         to_tile(read_scores.read(start, count * num_classes, score_buffer), count, num_classes, tile.data());
-        for (int64_t c = 0; c < num_classes; ++c) selection.add(c, first, &tile[c * kTile], count);
+        for (int64_t c = 0; c < num_classes; ++c) selection.add(c, first, &tile[c * kTile]);
       }
       const T* rows = read_boxes.read(4 * image * num_boxes, 4 * num_boxes, box_buffer);
       selection.finish([&](int64_t i) { return load_box(rows + 4 * i); }, out.rows(image));

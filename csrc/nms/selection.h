@@ -1,15 +1,17 @@
 // The core of multiclass_nms and detect on the CPU: from the scores of one image to its detections.
 //
 // Candidates are looked at from the best on, and only until max_detections are kept: whatever comes
-// later changes nothing, so most are never sorted, decoded or compared. A histogram of the scores hands
-// them out in portions, best first, each of which is a heap. In that order the candidates of a class
-// come in its own order too, so counting them is all it takes to leave topk of a class.
+// later changes nothing, so most are never sorted, decoded or compared. They come in portions, each a heap:
+// first those over a score that a sample puts near the top, then more and more of the rest. In that
+// order the candidates of a class come in its own order too, so counting them is all it takes to leave
+// topk of a class.
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <vector>
 
-#include "common/order.h"
 #include "common/simd.h"
 #include "common/tensor.h"
 #include "nms/grouped.h"
@@ -30,29 +32,33 @@ struct DetectionRows {
   int64_t *labels, *indices, *count;
 };
 
-// Appends to `found` and `at` the scores over the threshold and their numbers, from `first` on; returns
-// how many. There must be room for all.
+constexpr int64_t kTile = 64;  // boxes whose scores are laid out class by class at a time
+
+// Appends to `found` and `at` those of kTile scores that are over the threshold, and their numbers, from
+// `first` on; returns how many. There must be room for all.
 template <typename T>
-SSD_HOST_DEVICE int64_t append_over_lanes(const T* __restrict scores, int64_t count, T threshold, int64_t first,
+SSD_HOST_DEVICE int64_t append_over_lanes(const T* __restrict scores, T threshold, int64_t first,
                                           T* __restrict found, int64_t* __restrict at) {
-  typename FloatTraits<T>::Signed any = 0;
-  for (int64_t i = 0; i < count; ++i) any |= scores[i] > threshold ? 1 : 0;
-  if (!any) return 0;
   int64_t appended = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    found[appended] = scores[i];
-    at[appended] = first + i;
-    appended += scores[i] > threshold ? 1 : 0;
+  for (int64_t start = 0; start < kTile; start += kLanes) {
+    typename FloatTraits<T>::Signed any = 0;
+    for (int64_t i = start; i < start + kLanes; ++i) any |= scores[i] > threshold ? 1 : 0;
+    if (!any) continue;
+    for (int64_t i = start; i < start + kLanes; ++i) {  // no branch: what is not over is written over
+      found[appended] = scores[i];
+      at[appended] = first + i;
+      appended += scores[i] > threshold ? 1 : 0;
+    }
   }
   return appended;
 }
 
 SSD_SIMD(int64_t, append_over,
-         (const float* scores, int64_t count, float threshold, int64_t first, float* found, int64_t* at),
-         (scores, count, threshold, first, found, at))
+         (const float* scores, float threshold, int64_t first, float* found, int64_t* at),
+         (scores, threshold, first, found, at))
 SSD_SIMD(int64_t, append_over,
-         (const double* scores, int64_t count, double threshold, int64_t first, double* found, int64_t* at),
-         (scores, count, threshold, first, found, at))
+         (const double* scores, double threshold, int64_t first, double* found, int64_t* at),
+         (scores, threshold, first, found, at))
 
 // Boxes with their class, of which the last lanes may be empty.
 template <typename T>
@@ -95,15 +101,15 @@ class Selection {
   Selection(SelectionRules<T> rules, int64_t num_boxes, int64_t num_classes)
       : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {}
 
-  // The scores of one class for the boxes from `first` on.
-  void add(int64_t category, int64_t first, const T* scores, int64_t count) {
-    if (found_.size() < size_ + static_cast<size_t>(count)) {
-      const size_t room = 2 * found_.size() + static_cast<size_t>(count);
+  // The scores of one class for the kTile boxes from `first` on; past the last box they are NaN.
+  void add(int64_t category, int64_t first, const T* scores) {
+    if (found_.size() < size_ + static_cast<size_t>(kTile)) {
+      const size_t room = 2 * found_.size() + static_cast<size_t>(kTile);
       found_.resize(room);
       flat_.resize(room);
     }
-    size_ += static_cast<size_t>(append_over(scores, count, rules_.score_threshold,
-                                             category * num_boxes_ + first, &found_[size_], &flat_[size_]));
+    size_ += static_cast<size_t>(append_over(scores, rules_.score_threshold, category * num_boxes_ + first,
+                                             &found_[size_], &flat_[size_]));
   }
 
   // The detections among what was added, and the selection is empty again.
@@ -126,11 +132,10 @@ class Selection {
   }
 
  private:
-  using Key = typename FloatTraits<T>::Bits;
   using ClassId = typename FloatTraits<T>::Signed;  // as wide as T, for the lanes
   static constexpr int64_t kMaxSearched = 1024;
-  static constexpr size_t kBins = 4096;
-  static constexpr size_t kPortion = 1024;
+  static constexpr size_t kPortion = 512;
+  static constexpr size_t kSample = 512;
 
   struct Candidate {
     T score;
@@ -156,18 +161,9 @@ class Selection {
   template <typename BoxAt>
   int64_t keep_best(const BoxAt& box_at, DetectionRows<T> rows) {
     clear_kept();
-    count_bins();
     int64_t count = 0;
-    size_t portion = kPortion, top = kBins;
-    while (top > 0 && count < rules_.max_detections) {
-      size_t bottom = top, inside = 0;
-      while (bottom > 0 && inside < portion) inside += bins_[--bottom];
-      heap_.clear();
-      for (size_t i = 0; i < size_; ++i) {
-        const size_t bin = bin_of(found_[i]);
-        if (bin >= bottom && bin < top) heap_.push_back({found_[i], flat_[i]});
-      }
-      std::make_heap(heap_.begin(), heap_.end(), goes_last);
+    for (size_t portion = kPortion; size_ > 0 && count < rules_.max_detections; portion *= 4) {
+      take_best(portion);
       while (!heap_.empty() && count < rules_.max_detections) {
         std::pop_heap(heap_.begin(), heap_.end(), goes_last);
         const Candidate best = heap_.back();
@@ -175,17 +171,39 @@ class Selection {
         if (!enters(best)) continue;
         const Box<T> box = box_at(best.flat % num_boxes_);
         const ClassId category = rules_.class_agnostic ? 0 : static_cast<ClassId>(best.flat / num_boxes_);
-        const KeptRows<T> kept{x1_.data(),    y1_.data(),      x2_.data(),
-                               y2_.data(),    areas_.data(),   classes_.data(),
+        const KeptRows<T> kept{x1_.data(),    y1_.data(),    x2_.data(),
+                               y2_.data(),    areas_.data(), classes_.data(),
                                (count + kLanes - 1) / kLanes * kLanes};
         if (any_of_class_over(kept, box, category, rules_.iou_threshold)) continue;
         file(box, category, static_cast<size_t>(count));
         write(best, box, count++, rows);
       }
-      top = bottom;
-      portion *= 2;
     }
     return count;
+  }
+
+  // Moves about `wanted` of the best candidates to the heap: all from some score on.
+  void take_best(size_t wanted) {
+    T least = rules_.score_threshold;
+    if (size_ > 2 * wanted) {
+      sample_.clear();
+      for (size_t i = 0; i < kSample; ++i) sample_.push_back(found_[i * (size_ / kSample)]);
+      const auto at = sample_.begin() + static_cast<int64_t>(kSample * wanted / size_);
+      std::nth_element(sample_.begin(), at, sample_.end(), std::greater<T>());
+      least = *at;
+    }
+    heap_.clear();
+    size_t left = 0;
+    for (size_t i = 0; i < size_; ++i) {
+      if (found_[i] >= least) {
+        heap_.push_back({found_[i], flat_[i]});
+      } else {
+        found_[left] = found_[i];
+        flat_[left++] = flat_[i];
+      }
+    }
+    size_ = left;
+    std::make_heap(heap_.begin(), heap_.end(), goes_last);
   }
 
   template <typename BoxAt>
@@ -211,20 +229,6 @@ class Selection {
     return count;
   }
 
-  // Scores as numbers of equal order, from 0 on at the threshold, in equal steps of a power of two.
-  static Key ascending_key(T score) { return static_cast<Key>(~descending_key(score)); }
-  size_t bin_of(T score) const { return static_cast<size_t>((ascending_key(score) - lowest_) >> shift_); }
-
-  void count_bins() {
-    T greatest = rules_.score_threshold;
-    for (size_t i = 0; i < size_; ++i) greatest = max_of(greatest, found_[i]);
-    lowest_ = ascending_key(rules_.score_threshold);
-    shift_ = 0;
-    while (((ascending_key(greatest) - lowest_) >> shift_) >= kBins) ++shift_;
-    bins_.assign(kBins, 0);
-    for (size_t i = 0; i < size_; ++i) ++bins_[bin_of(found_[i])];
-  }
-
   void clear_kept() {
     const size_t room = static_cast<size_t>((rules_.max_detections + kLanes - 1) / kLanes * kLanes);
     for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &areas_}) values->assign(room, T(0));
@@ -243,23 +247,21 @@ class Selection {
   SelectionRules<T> rules_;
   int64_t num_boxes_, num_classes_;
   size_t size_ = 0;  // of the candidates
-  std::vector<T> found_;
+  std::vector<T> found_, sample_;
   std::vector<int64_t> flat_, seen_;
-  Key lowest_ = 0;
-  int shift_ = 0;
-  std::vector<size_t> bins_;
   std::vector<Candidate> heap_;
   std::vector<T> x1_, y1_, x2_, y2_, areas_;
   std::vector<ClassId> classes_;
 };
 
-constexpr int64_t kTile = 64;  // boxes whose scores are laid out class by class at a time
-
-// rows [count, width] -> tile [width, kTile], count at most kTile. The rest of each row stays as it is.
+// rows [count, width] -> tile [width, kTile]; what is left of each row is NaN. No SSD_SIMD: wide vectors
+// would be stored element by element.
 template <typename T>
-SSD_HOST_DEVICE void to_tile(const T* __restrict rows, int64_t count, int64_t width, T* __restrict tile) {
+void to_tile(const T* __restrict rows, int64_t count, int64_t width, T* __restrict tile) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < width; ++c) tile[c * kTile + i] = rows[i * width + c];
+  for (int64_t c = 0; c < width; ++c)
+    std::fill(tile + c * kTile + count, tile + (c + 1) * kTile, std::numeric_limits<T>::quiet_NaN());
 }
 
 // The five results of multiclass_nms and detect.

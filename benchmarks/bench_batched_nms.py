@@ -19,5 +19,12 @@ def bench_batched_nms(timed, count, classes, impl):
     half = 16 * 16 ** torch.rand(count, 2) / 2
     # No two scores are equal: torchvision's last sort is not stable.
     scores = torch.randperm(count) / count
-    args = torch.cat((center - half, center + half), 1), scores, torch.randint(0, classes, (count,)), 0.5
-    timed(f"batched_nms {count:,} boxes, {classes} classes", impl, IMPLEMENTATIONS, args, torch.equal)
+    args = (
+        torch.cat((center - half, center + half), 1),
+        scores,
+        torch.randint(0, classes, (count,)),
+        0.5,
+    )
+    timed(
+        f"batched_nms {count:,} boxes, {classes} classes", impl, IMPLEMENTATIONS, args, torch.equal
+    )

@@ -15,6 +15,7 @@ from ssd_ops.ops import (
     multibox_target,
     multiclass_nms,
     nms,
+    nms_padded,
 )
 from ssd_ops.version import __version__
 
@@ -34,4 +35,5 @@ __all__ = [
     "multibox_target",
     "multiclass_nms",
     "nms",
+    "nms_padded",
 ]

@@ -17,13 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
+from ssd_ops import _ext  # loading registers the ops
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 # The numbers that stand for the names in the schemas.
 _SEMANTICS = {"d2l": 0, "mxnet": 1, "torchvision": 2}
 _FORCE_MATCH = {"none": 0, "bipartite": 1, "argmax": 2, "low_quality": 3}
 _ACTIVATION = {"none": 0, "softmax": 1, "sigmoid": 2}
+_LISTS = (list, tuple, Sequence, Tensor)  # the common ones first: the abstract one is slow to ask
 
 
 class Detections(NamedTuple):
@@ -59,11 +60,18 @@ def _fraction(op: str, name: str, value: object) -> float:
     return number
 
 
+def _numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:
+    try:
+        return list(map(float, values))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return [_number(op, name, value) for value in values]  # says which one
+
+
 def _positives(op: str, name: str, values: object) -> list[float]:
     """A non-empty list of positive, finite numbers."""
-    if isinstance(values, str) or not isinstance(values, Sequence | Tensor):
+    if isinstance(values, str) or not isinstance(values, _LISTS):
         raise TypeError(f"{op}: {name} must be a list of numbers, got {type(values).__name__}")
-    numbers = [_number(op, name, value) for value in values]
+    numbers = _numbers(op, name, values)
     if not numbers:
         raise ValueError(f"{op}: {name} must be at least one number, got none")
     for number in numbers:
@@ -73,9 +81,9 @@ def _positives(op: str, name: str, values: object) -> list[float]:
 
 
 def _tuple_of(op: str, name: str, values: object, count: int) -> list[float]:
-    if isinstance(values, str) or not isinstance(values, Sequence | Tensor) or len(values) != count:
+    if isinstance(values, str) or not isinstance(values, _LISTS) or len(values) != count:
         raise ValueError(f"{op}: {name} must be {count} numbers, got {values!r}")
-    return [_number(op, name, value) for value in values]
+    return _numbers(op, name, values)
 
 
 def _variances(op: str, values: object) -> list[float]:
@@ -90,7 +98,7 @@ def _choice(op: str, name: str, value: object, numbers: Mapping[str, int]) -> in
 
 
 def _integer(op: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {name} must be an int, got {value!r}")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{op}: {name} must be an int of 64 bits, got {value}")
@@ -641,6 +649,49 @@ def _(boxes, scores, iou_threshold):
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """`nms` in a shape that does not depend on the boxes, for one image or a batch.
+
+    On a GPU nothing waits for the host, so it can be captured in a CUDA graph; `nms` has to wait once, for
+    the size of its result.
+
+    Args:
+        boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, any unit.
+        scores: ``[N]`` or ``[B, N]``.
+        iou_threshold: 0..1, as in `nms`.
+
+    Returns:
+        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. ``indices[b, :counts[b]]``
+        is what `nms` returns for image b, and -1 follows.
+
+    Raises:
+        ValueError: the threshold is outside 0..1.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        The padded form of TensorRT's EfficientNMS; the rules are `nms`'s.
+
+    Example:
+        >>> boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]])
+        >>> nms_padded(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
+        (tensor([ 1,  2, -1]), tensor(2))
+    """
+    _check_tensors("nms_padded", boxes=boxes, scores=scores)
+    threshold = _fraction("nms_padded", "iou_threshold", iou_threshold)
+    if boxes.ndim != 2 or scores.ndim != 1:
+        return torch.ops.ssd_ops.nms_padded(boxes, scores, threshold)
+    indices, counts = torch.ops.ssd_ops.nms_padded(boxes[None], scores[None], threshold)
+    return indices[0], counts[0]
+
+
+@torch.library.register_fake("ssd_ops::nms_padded")
+def _(boxes, scores, iou_threshold):
+    return (
+        boxes.new_empty(scores.shape, dtype=torch.int64),
+        boxes.new_empty(scores.shape[:1], dtype=torch.int64),
+    )
+
+
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that greedy non-maximum suppression within each class keeps.
 
@@ -917,6 +968,5 @@ def _(cls_scores, offset_preds, anchors, activation, score, iou, topk, max_detec
 # A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
 # would mark them as requiring one and only warn when backward finds nothing.
 _autograd = torch.library.Library("ssd_ops", "IMPL")
-for _name in torch._C._dispatch_get_all_op_names():
-    if _name.startswith("ssd_ops::"):
-        _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+for _name in _ext.op_names():
+    _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

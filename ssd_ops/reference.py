@@ -6,6 +6,7 @@ whatever memory is convenient. Read them to learn what an op computes; call `ssd
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -137,7 +138,7 @@ def assign_anchors(
         images = list(gt_boxes)
     elif gt_boxes.ndim == 2:
         cuts = gt_counts.clamp(0, len(gt_boxes)).tolist()
-        images = [gt_boxes[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+        images = [gt_boxes[begin:end] for begin, end in itertools.pairwise(cuts)]
     elif gt_counts is None:
         images = list(gt_boxes)
     else:
@@ -145,7 +146,9 @@ def assign_anchors(
             boxes[: max(count, 0)]
             for boxes, count in zip(gt_boxes, gt_counts.tolist(), strict=True)
         ]
-    real = _real(anchors, *images) if isinstance(gt_boxes, list | tuple) else _real(anchors, gt_boxes)
+    real = (
+        _real(anchors, *images) if isinstance(gt_boxes, list | tuple) else _real(anchors, gt_boxes)
+    )
     anchors = anchors.reshape(-1, 4).to(real)
     high = _round(iou_threshold, real)
     low = high if background_threshold is None else _round(background_threshold, real)
@@ -301,6 +304,20 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     order = [index for index in order if not scores[index].isnan()]
     kept = _greedy_nms(boxes, order, iou_threshold)
     return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+
+
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Kept indices, then -1, and their number, for one image or a batch; see `ssd_ops.nms_padded`."""
+    if boxes.ndim == 2:
+        indices, counts = nms_padded(boxes[None], scores[None], iou_threshold)
+        return indices[0], counts[0]
+    indices = torch.full(scores.shape, -1, dtype=torch.int64, device=boxes.device)
+    counts = torch.zeros(len(scores), dtype=torch.int64, device=boxes.device)
+    for image in range(len(scores)):
+        kept = nms(boxes[image], scores[image], iou_threshold)
+        indices[image, : len(kept)] = kept
+        counts[image] = len(kept)
+    return indices, counts
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:

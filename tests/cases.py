@@ -127,7 +127,9 @@ def library_exp(x: Tensor) -> Tensor:
     rows = torch.zeros(*x.shape, 4, dtype=x.dtype)
     rows[..., 2] = x
     anchor = torch.tensor([-1.0, -1, 1, 1], dtype=x.dtype)
-    return ssd_ops.decode_boxes(rows.reshape(-1, 4), anchor, variances=(1, 1, 1, 1))[:, 2].reshape(x.shape)
+    return ssd_ops.decode_boxes(rows.reshape(-1, 4), anchor, variances=(1, 1, 1, 1))[:, 2].reshape(
+        x.shape
+    )
 
 
 def odd_layouts(tensor: Tensor) -> dict[str, Tensor]:

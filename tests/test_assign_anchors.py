@@ -96,9 +96,7 @@ def test_any_floats(data):
     high = data.draw(st.floats(0, 1))
     low = data.draw(st.one_of(st.none(), st.floats(0, high)))
     force = data.draw(st.sampled_from(FORCES))
-    compare(
-        anchors, gts, iou_threshold=high, background_threshold=low, force_match=force
-    )
+    compare(anchors, gts, iou_threshold=high, background_threshold=low, force_match=force)
 
 
 @pytest.mark.parametrize("force", FORCES)

@@ -37,7 +37,11 @@ def compare(*args, run=lambda op, *args: op(*args)):
 def test_by_hand():
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.9], [0, 0, 2, 2], [5, 5, 6, 6]])
     scores = torch.tensor([0.8, 0.9, 0.1, 0.9])
-    assert ssd_ops.batched_nms(boxes, scores, torch.tensor([7, 7, -2, -2]), 0.5).tolist() == [1, 3, 2]
+    assert ssd_ops.batched_nms(boxes, scores, torch.tensor([7, 7, -2, -2]), 0.5).tolist() == [
+        1,
+        3,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -84,16 +88,17 @@ def test_coordinates_of_any_range(shift):
 def test_one_class_is_nms_and_a_class_each_keeps_all():
     boxes, scores = cases.boxes(700), cases.scores(700, kind="ties")
     expected = ssd_ops.nms(boxes, scores, 0.3)
-    assert torch.equal(
-        ssd_ops.batched_nms(boxes, scores, torch.full((700,), -4), 0.3), expected
-    )
+    assert torch.equal(ssd_ops.batched_nms(boxes, scores, torch.full((700,), -4), 0.3), expected)
     kept = ssd_ops.batched_nms(boxes, scores, torch.arange(700), 0.3)
     assert torch.equal(kept, scores.sort(descending=True, stable=True).indices)
 
 
 def test_nan_scores_are_dropped():
     boxes, idxs = torch.tensor([[0.0, 0, 1, 1]]).repeat(4, 1), torch.tensor([0, 1, 0, 1])
-    assert ssd_ops.batched_nms(boxes, torch.tensor([nan, 0.1, 0.3, nan]), idxs, 0.5).tolist() == [2, 1]
+    assert ssd_ops.batched_nms(boxes, torch.tensor([nan, 0.1, 0.3, nan]), idxs, 0.5).tolist() == [
+        2,
+        1,
+    ]
 
 
 @given(

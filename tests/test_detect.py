@@ -39,7 +39,9 @@ def inputs(images, classes, anchors, kind, dtype=torch.float32):
 def test_by_hand():
     anchors = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.48], [0.6, 0.6, 1.2, 0.9]])
     logits = torch.tensor([[[0.0, 2, 1], [0, 3, 0], [0, 0, 2]]])
-    found = ssd_ops.detect(logits, torch.zeros(1, 12), anchors, score_threshold=0.2, max_detections=5)
+    found = ssd_ops.detect(
+        logits, torch.zeros(1, 12), anchors, score_threshold=0.2, max_detections=5
+    )
     scores = logits[0].softmax(1)
     assert isinstance(found, ssd_ops.Detections)
     assert found.labels.tolist() == [[0, 1, 1, -1, -1]]
@@ -79,14 +81,22 @@ def test_equals_reference_on_ssd300(backend, same_exp):
 def test_scores_are_those_of_torch(activation):
     """With torch's own activations; in general position, so that no bit decides."""
     logits, offsets, anchors = inputs(2, 6, 300, "uniform")
-    got = ssd_ops.detect(logits, offsets, anchors, activation=activation, iou_threshold=1.0, topk=-1)
-    own = {"softmax": lambda x: x.softmax(2)[..., 1:], "sigmoid": torch.sigmoid, "none": lambda x: x}
+    got = ssd_ops.detect(
+        logits, offsets, anchors, activation=activation, iou_threshold=1.0, topk=-1
+    )
+    own = {
+        "softmax": lambda x: x.softmax(2)[..., 1:],
+        "sigmoid": torch.sigmoid,
+        "none": lambda x: x,
+    }
     scores = own[activation](logits).flatten(1).sort(descending=True).values[:, :200]
     torch.testing.assert_close(got.scores, scores, rtol=2e-6, atol=0)
 
 
 def test_large_logits(backend, same_exp):
-    logits = torch.tensor([[[1e4, -1e4, 90.0], [-1e4, 1e4, 1e4], [inf, 0, 0], [0, nan, 0], [0, -inf, 1]]])
+    logits = torch.tensor(
+        [[[1e4, -1e4, 90.0], [-1e4, 1e4, 1e4], [inf, 0, 0], [0, nan, 0], [0, -inf, 1]]]
+    )
     args = logits, torch.zeros(1, 5, 4), cases.boxes(5)
     for activation in ("softmax", "sigmoid"):
         compare(args, run=backend.run, activation=activation, score_threshold=0.0)

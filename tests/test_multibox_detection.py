@@ -252,6 +252,8 @@ def test_mxnet_suppresses_at_the_threshold_itself():
 def test_mxnet_nan_is_never_the_best():
     probs = torch.tensor([[[0.5, 0.5, 0.5], [nan, nan, -1.0], [0.2, nan, -1.0]]])
     anchors = cases.boxes(3)
-    rows = ssd_ops.multibox_detection(probs, torch.zeros(1, 12), anchors, 0.5, 0.0, semantics="mxnet")
+    rows = ssd_ops.multibox_detection(
+        probs, torch.zeros(1, 12), anchors, 0.5, 0.0, semantics="mxnet"
+    )
     assert rows[0, :, 0].tolist() == [1, -1, -1]
     assert rows[0, 1:].eq(-1).all()

@@ -19,7 +19,9 @@ def multiclass_nms(*args, **options) -> tuple:
 
 def same(got, expected) -> bool:
     pairs = zip(got, expected, strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in pairs)
+    return all(
+        a.dtype == b.dtype and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in pairs
+    )
 
 
 def compare(boxes, scores, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
@@ -105,7 +107,9 @@ def test_odd_scores(backend):
 
 def test_it_is_batched_nms_of_each_image(backend):
     boxes, scores = inputs(3, 400, 5, "uniform")
-    got = backend.run(multiclass_nms, boxes, scores, score_threshold=0.3, topk=-1, max_detections=9000)
+    got = backend.run(
+        multiclass_nms, boxes, scores, score_threshold=0.3, topk=-1, max_detections=9000
+    )
     for image in range(3):
         rows, classes = (scores[image] > 0.3).T.nonzero().flip(1).unbind(1)
         kept = ssd_ops.batched_nms(boxes[image, rows], scores[image, rows, classes], classes, 0.5)

@@ -18,8 +18,7 @@ SSD_HOST_DEVICE typename FloatTraits<T>::Bits descending_key(T value) {
   return bits & kSign ? bits : ~(bits | kSign);
 }
 
-// The key of a loss, where NaN comes first: no number has the key 0, as that of +infinity is 2^23 - 1 or
-// more.
+// Of a loss; smaller is harder. 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
 template <typename T>
 SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
   return loss == loss ? descending_key(loss) : 0;

@@ -1,6 +1,6 @@
 #include "mining/hard_negative_mining.h"
 
-#include "common/order.h"
+#include "mining/selection.h"
 
 namespace ssd_ops {
 namespace {
@@ -21,10 +21,7 @@ class Miner {
       negatives_.push_back(i);
     }
     const int64_t negatives = static_cast<int64_t>(keys_.size());
-    // Compared as double: ratio * positives may exceed any integer.
-    const double by_ratio = std::floor(ratio * static_cast<double>(positives));
-    int64_t wanted = by_ratio < static_cast<double>(negatives) ? static_cast<int64_t>(by_ratio) : negatives;
-    wanted = std::min(std::max(wanted, min_negatives), negatives);
+    const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
     choose_smallest(keys_, wanted, spare_, [&](size_t i) { selected[negatives_[i]] = true; });
   }
 

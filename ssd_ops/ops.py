@@ -965,6 +965,56 @@ def _(cls_scores, offset_preds, anchors, activation, score, iou, topk, max_detec
     return _fake_detections(cls_scores, cls_scores.shape[0], max_detections, real)
 
 
+def _in_front(info, tensor: Tensor, dim: int | None) -> Tensor:
+    """The mapped dimension first, made by repeating where the tensor has none."""
+    if dim is None:
+        return tensor.expand(info.batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+@torch.library.register_vmap("ssd_ops::box_iou")
+def _(info, in_dims, *boxes):
+    both = [_in_front(info, b, dim) for b, dim in zip(boxes, in_dims, strict=True)]
+    return torch.ops.ssd_ops.box_iou(*both), 0
+
+
+def _register_row_vmap(name: str) -> None:
+    """For encode_boxes and decode_boxes: rows [..., A, 4], and anchors of their last dimensions."""
+    op = getattr(torch.ops.ssd_ops, name)
+
+    def rule(info, in_dims, rows, anchors, *settings):
+        rows = _in_front(info, rows, in_dims[0])
+        if in_dims[1] is not None:
+            anchors = anchors.movedim(in_dims[1], 0)
+            while anchors.ndim > rows.ndim and anchors.shape[1] == 1:
+                anchors = anchors.squeeze(1)
+            missing = rows.ndim - anchors.ndim
+            anchors = anchors.reshape(anchors.shape[0], *[1] * missing, *anchors.shape[1:])
+            anchors = anchors.expand(rows.shape)
+        return op(rows, anchors, *settings), 0
+
+    torch.library.register_vmap(f"ssd_ops::{name}", rule)
+
+
+def _register_image_vmap(name: str) -> None:
+    """For ops of two tensors [B, ...] whose results have B images too: B is the product."""
+    op = getattr(torch.ops.ssd_ops, name)
+
+    def rule(info, in_dims, *args):
+        pair = [_in_front(info, t, dim) for t, dim in zip(args[:2], in_dims[:2], strict=True)]
+        outer = pair[0].shape[:2]
+        results = op(*(t.flatten(0, 1) for t in pair), *args[2:])
+        return tuple(t.unflatten(0, outer) for t in results), (0,) * len(results)
+
+    torch.library.register_vmap(f"ssd_ops::{name}", rule)
+
+
+_register_row_vmap("encode_boxes")
+_register_row_vmap("decode_boxes")
+_register_image_vmap("nms_padded")
+_register_image_vmap("multiclass_nms")
+
+
 # A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
 # would mark them as requiring one and only warn when backward finds nothing.
 _autograd = torch.library.Library("ssd_ops", "IMPL")

@@ -137,7 +137,7 @@ def assign_anchors(
     if not isinstance(gt_boxes, Tensor):
         images = list(gt_boxes)
     elif gt_boxes.ndim == 2:
-        cuts = gt_counts.clamp(0, len(gt_boxes)).tolist()
+        cuts = gt_counts.clamp(0, len(gt_boxes)).cummax(0).values.tolist()
         images = [gt_boxes[begin:end] for begin, end in itertools.pairwise(cuts)]
     elif gt_counts is None:
         images = list(gt_boxes)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 FORCES = ("bipartite", "argmax", "low_quality", "none")
 
@@ -114,9 +116,9 @@ def test_three_ways_to_pass_the_ground_truths(backend, force):
 
 def test_offsets_that_leave_the_boxes_are_cut(backend):
     anchors, gts = cases.boxes(50), cases.boxes(6)
-    for offsets in ([-3, 2, 9], [4, 2, 6], [7, 8, 9], [-(2**62), 2**62, 0]):
+    for offsets in ([-3, 2, 9], [4, 2, 6], [7, 8, 9], [-(2**62), 2**62, 0], [0, 5, 2, 6]):
         idxs, _ = backend.run(ssd_ops.assign_anchors, anchors, gts, torch.tensor(offsets))
-        cut = [min(max(offset, 0), 6) for offset in offsets]
+        cut = list(itertools.accumulate((min(max(offset, 0), 6) for offset in offsets), max))
         images = [gts[begin:end] for begin, end in itertools.pairwise(cut)]
         assert torch.equal(idxs, ssd_ops.assign_anchors(anchors, images)[0]), offsets
 

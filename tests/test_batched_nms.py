@@ -12,6 +12,8 @@ from test_nms import THRESHOLDS, fast_nms
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 
 

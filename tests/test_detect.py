@@ -10,6 +10,8 @@ from test_multiclass_nms import same
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 

@@ -128,8 +128,7 @@ __global__ void cluster_barriers(int rounds) {
 
 __global__ void maxima(unsigned long long* at, int addresses, int rounds) {
   const unsigned long long thread = blockIdx.x * blockDim.x + threadIdx.x;
-  for (int i = 0; i < rounds; ++i)
-    atomicMax(&at[(thread * 7 + i) % addresses], thread * 2654435761ull + i);
+  for (int i = 0; i < rounds; ++i) atomicMax(&at[(thread * 7 + i) % addresses], thread * 2654435761ull + i);
 }
 
 int main() {
@@ -158,11 +157,11 @@ int main() {
   const int blocks = properties.multiProcessorCount * 8, rounds = 200;
   const double pairs = 256.0 * blocks * 256.0 * rounds;
   say("IoU tests without division, 1e9/s", pairs / 1e3 / in_graph([&](cudaStream_t s) {
-                                            iou_pairs<false><<<blocks, 256, 0, s>>>(boxes, rounds, hits);
-                                          }));
+                                             iou_pairs<false><<<blocks, 256, 0, s>>>(boxes, rounds, hits);
+                                           }));
   say("IoU tests with division, 1e9/s", pairs / 1e3 / in_graph([&](cudaStream_t s) {
-                                         iou_pairs<true><<<blocks, 256, 0, s>>>(boxes, rounds, hits);
-                                       }));
+                                          iou_pairs<true><<<blocks, 256, 0, s>>>(boxes, rounds, hits);
+                                        }));
 
   const int most = 100000;
   std::vector<uint64_t> keys(most);
@@ -177,16 +176,16 @@ int main() {
   check(cudaMemcpy(in, keys.data(), most * 8, cudaMemcpyHostToDevice));
   check(cudaFuncSetAttribute(sort_block, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024));
   for (const int count : {1024, 2048, 4096, 8192})
-    say("block sort of " + std::to_string(count) + ", us", in_graph([&](cudaStream_t s) {
-          sort_block<<<1, 1024, 8 * count, s>>>(in, count, out);
-        }));
+    say("block sort of " + std::to_string(count) + ", us",
+        in_graph([&](cudaStream_t s) { sort_block<<<1, 1024, 8 * count, s>>>(in, count, out); }));
   for (const int count : {10000, 100000}) {
     size_t bytes = 0;
     check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, in, out, values, sorted_values, count, 0, 32));
     void* storage;
     check(cudaMalloc(&storage, bytes));
     say("CUB sort of " + std::to_string(count) + " by 32 bits, us", in_graph([&](cudaStream_t s) {
-          check(cub::DeviceRadixSort::SortPairs(storage, bytes, in, out, values, sorted_values, count, 0, 32, s));
+          check(cub::DeviceRadixSort::SortPairs(storage, bytes, in, out, values, sorted_values, count, 0, 32,
+                                                s));
         }));
     check(cudaFree(storage));
   }
@@ -198,8 +197,8 @@ int main() {
     void* arguments[] = {&barriers};
     const double us = in_graph([&](cudaStream_t s) {
       check(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(&grid_barriers),
-                                        dim3(static_cast<unsigned>(properties.multiProcessorCount)), dim3(256),
-                                        arguments, 0, s));
+                                        dim3(static_cast<unsigned>(properties.multiProcessorCount)),
+                                        dim3(256), arguments, 0, s));
     });
     say("grid barrier, ns", us);
   }

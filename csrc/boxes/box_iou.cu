@@ -1,6 +1,5 @@
-#include "boxes/box_iou.h"
-
 #include "boxes/box_iou.cuh"
+#include "boxes/box_iou.h"
 #include "common/launch.cuh"
 
 namespace ssd_ops {
@@ -28,7 +27,9 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("box_iou", TORCH_BOX(&box_iou_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("box_iou", TORCH_BOX(&box_iou_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

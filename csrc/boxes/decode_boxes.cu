@@ -1,5 +1,4 @@
 #include "boxes/decode_boxes.h"
-
 #include "boxes/transform_launch.cuh"
 
 namespace ssd_ops {
@@ -19,7 +18,9 @@ Tensor decode_boxes_cuda(const Tensor& offsets, const Tensor& anchors, std::vect
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("decode_boxes", TORCH_BOX(&decode_boxes_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("decode_boxes", TORCH_BOX(&decode_boxes_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -1,5 +1,4 @@
 #include "boxes/encode_boxes.h"
-
 #include "boxes/transform_launch.cuh"
 
 namespace ssd_ops {
@@ -19,7 +18,9 @@ Tensor encode_boxes_cuda(const Tensor& boxes, const Tensor& anchors, std::vector
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("encode_boxes", TORCH_BOX(&encode_boxes_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("encode_boxes", TORCH_BOX(&encode_boxes_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -14,8 +14,8 @@ Tensor transform_cuda(const char* op, const Tensor& rows, const Tensor& anchors,
   const int64_t total = rows.numel() / 4;
   if (total == 0) return out;
   const DeviceInput row_input(rows), anchor_input(anchors);
-  launcher.run(&transform_kernel<T, Convert>, ceil_div(total, kTransformThreads), kTransformThreads, row_input,
-               anchor_input, total, anchors.numel() / 4, convert, data<T>(out));
+  launcher.run(&transform_kernel<T, Convert>, ceil_div(total, kTransformThreads), kTransformThreads,
+               row_input, anchor_input, total, anchors.numel() / 4, convert, data<T>(out));
   return out;
 }
 

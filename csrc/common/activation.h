@@ -19,21 +19,21 @@ SSD_HOST_DEVICE T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-// Softmax of the `count` logits at `stride`: class c has the probability exp(logit_c - greatest) / sum.
+// Softmax of `count` logits, at(c) each: class c has the probability exp(logit_c - greatest) / sum.
 // A NaN logit, or an infinite one, makes every probability NaN.
 template <typename T>
 struct Softmax {
   T greatest, sum;
 };
 
-template <typename T>
-SSD_HOST_DEVICE Softmax<T> softmax_of(const T* logits, int64_t count, int64_t stride) {
-  Softmax<T> s{logits[0], T(0)};
+template <typename T, typename At>
+SSD_HOST_DEVICE Softmax<T> softmax_of(const At& at, int64_t count) {
+  Softmax<T> s{at(0), T(0)};
   for (int64_t c = 1; c < count; ++c) {
-    const T logit = logits[c * stride];
+    const T logit = at(c);
     s.greatest = logit > s.greatest ? logit : s.greatest;
   }
-  for (int64_t c = 0; c < count; ++c) s.sum += exp(logits[c * stride] - s.greatest);
+  for (int64_t c = 0; c < count; ++c) s.sum += exp(at(c) - s.greatest);
   return s;
 }
 

@@ -6,8 +6,8 @@
 namespace ssd_ops {
 
 // Bitonic sort, ascending. Every comparison puts the smaller key in front (each merge begins with mirrored
-// pairs), so what is missing to a power of two needs no memory: it would stay at the end. Pairs within 64 keys
-// belong to one warp, which needs no barrier of the block for them.
+// pairs), so what is missing to a power of two needs no memory: it would stay at the end. Pairs within 64
+// keys belong to one warp, which needs no barrier of the block for them.
 __device__ inline void block_sort(uint64_t* keys, int count) {
   constexpr int kChunk = 2 * kWarp;
   const int lane = lane_index(), warp = warp_index();
@@ -47,7 +47,8 @@ __device__ inline void block_sort(uint64_t* keys, int count) {
     __syncthreads();
     int stride = size / 4;
     for (; stride > kWarp; stride /= 2) {
-      for (int pair = static_cast<int>(threadIdx.x); pair < padded / 2; pair += threads) strided(pair, stride);
+      for (int pair = static_cast<int>(threadIdx.x); pair < padded / 2; pair += threads)
+        strided(pair, stride);
       __syncthreads();
     }
     for (int chunk = warp; chunk < padded / kChunk; chunk += warps) {

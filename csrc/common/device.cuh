@@ -1,4 +1,5 @@
-// What kernels need beside the box formulas: loads of any dtype, and steps of a warp or a block. No torch header.
+// What kernels need beside the box formulas: loads of any dtype, and steps of a warp or a block. No torch
+// header.
 //
 // Nothing here or in a kernel is specific to one GPU: warps, shared memory and barriers only. The same files
 // also compile as plain C++ against tests/emulation/, so a kernel is launched by cudaLaunchKernelEx, never
@@ -112,20 +113,28 @@ __device__ __forceinline__ Box<T> nowhere() {
   return {kMax, kMax, -kMax, -kMax};
 }
 
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
-__device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1; }
+__device__ __forceinline__ int lane_index() {
+  return static_cast<int>(threadIdx.x) % kWarp;
+}
+__device__ __forceinline__ int warp_index() {
+  return static_cast<int>(threadIdx.x) / kWarp;
+}
+__device__ __forceinline__ unsigned lanes_below(int lane) {
+  return (1u << lane) - 1;
+}
 
 // Whether bit i of a bitmap is set.
-__device__ __forceinline__ bool test_bit(const unsigned* bits, int64_t i) { return bits[i / 32] >> (i % 32) & 1; }
+__device__ __forceinline__ bool test_bit(const unsigned* bits, int64_t i) {
+  return bits[i / 32] >> (i % 32) & 1;
+}
 
 // Index of the thread in a one-dimensional grid.
 __device__ __forceinline__ int64_t global_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-// The sum of the values of threads of lower index, and (in `total`) of all the block's. `warp_sums` has room for
-// every warp. Every thread has to call it; a barrier stands before and after the sums are read.
+// The sum of the values of threads of lower index, and (in `total`) of all the block's. `warp_sums` has room
+// for every warp. Every thread has to call it; a barrier stands before and after the sums are read.
 __device__ __forceinline__ int block_exclusive_sum(int value, int* warp_sums, int& total) {
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;
   int upto = value;

@@ -26,7 +26,9 @@ inline void check_cuda(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, "CUDA said: ", cudaGetErrorString(error));
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // One call of an op: makes the tensor's device current, and launches on torch's current stream there.
 class Launcher {

@@ -1,17 +1,29 @@
 #include "detection/multibox_detection.cuh"
-
 #include "detection/multibox_detection.h"
 #include "nms/greedy_launch.cuh"
 
 namespace ssd_ops {
 namespace {
 
+template <typename T, typename Writer>
+void launch_detection_nms(Launcher& launcher, const BestClasses<T>& best, const Writer& writer,
+                          const NmsPlan<T>& plan, bool class_agnostic) {
+  constexpr const char* op = "multibox_detection";
+  if (class_agnostic)
+    launch_greedy_nms<T>(launcher, op, DetectionSource<T, false>{best}, writer, plan);
+  else
+    launch_greedy_nms<T>(launcher, op, DetectionSource<T, true>{best}, writer, plan);
+}
+
 Tensor multibox_detection_cuda(const Tensor& cls_probs, const Tensor& offset_preds, const Tensor& anchors,
                                double nms_threshold, double pos_threshold, std::vector<double> variances,
-                               int64_t semantics) {
-  check_multibox_detection(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances,
+                               bool clip, bool class_agnostic, int64_t topk, int64_t semantics) {
+  check_multibox_detection(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances, topk,
                            semantics);
-  const int64_t num_images = cls_probs.size(0), num_anchors = cls_probs.size(2), total = num_images * num_anchors;
+  const int64_t num_images = cls_probs.size(0), num_anchors = cls_probs.size(2),
+                total = num_images * num_anchors;
+  const bool mxnet = semantics == kSemanticsMxnet;
+  const int64_t max_ranked = topk == -1 ? num_anchors : topk;
   Launcher launcher("multibox_detection", cls_probs);
   Tensor out = cls_probs;
   dispatch_real(
@@ -19,24 +31,39 @@ Tensor multibox_detection_cuda(const Tensor& cls_probs, const Tensor& offset_pre
         using T = decltype(zero);
         out = new_real<T>(cls_probs, {num_images, num_anchors, 6});
         if (total == 0) return;
+        const T threshold = static_cast<T>(nms_threshold), positive = static_cast<T>(pos_threshold);
         const DeviceInput probs(cls_probs), offsets(offset_preds), anchor_input(anchors);
-        Candidates<T> candidates = {};
-        candidates.num_anchors = num_anchors;
-        candidates.scores = launcher.scratch<T>(total);
-        candidates.boxes = launcher.scratch<T>(4 * total);
-        candidates.classes = launcher.scratch<int32_t>(total);
-        launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs, offsets,
-                     anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances), candidates);
-        const D2lRows<T> writer{candidates, static_cast<T>(pos_threshold), data<T>(out)};
-        const NmsPlan<T> plan{num_images, num_anchors, num_anchors, num_anchors,
-                              static_cast<T>(nms_threshold)};
-        launch_greedy_nms<T>(launcher, "multibox_detection", candidates, writer, plan);
+        BestClasses<T> best = {};
+        best.num_anchors = num_anchors;
+        best.scores = launcher.scratch<T>(total);
+        best.boxes = launcher.scratch<T>(4 * total);
+        best.classes = launcher.scratch<int32_t>(total);
+        launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs,
+                     offsets, anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances),
+                     clip, mxnet, positive, best);
+        NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, threshold};
+        T* rows = data<T>(out);
+        if (!mxnet) {
+          launch_detection_nms(launcher, best, D2lRows<T>{best, positive, rows}, plan, class_agnostic);
+          return;
+        }
+        Marks marks = {};
+        const bool with_nms = threshold > T(0);
+        if (with_nms) {
+          marks = {num_anchors, launcher.scratch<int32_t>(total), launcher.scratch<uint8_t>(total)};
+          // At this threshold or more: more than the number before it.
+          plan.threshold = std::nextafter(threshold, T(-1));
+          launch_detection_nms(launcher, best, marks, plan, class_agnostic);
+        }
+        launcher.run(&mxnet_rows_kernel<T>, num_images, kRowThreads, best, marks, with_nms, max_ranked, rows);
       },
       cls_probs, offset_preds, anchors);
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("multibox_detection", TORCH_BOX(&multibox_detection_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("multibox_detection", TORCH_BOX(&multibox_detection_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

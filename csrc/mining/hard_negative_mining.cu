@@ -1,6 +1,5 @@
-#include "mining/hard_negative_mining.cuh"
-
 #include "common/launch.cuh"
+#include "mining/hard_negative_mining.cuh"
 #include "mining/hard_negative_mining.h"
 
 namespace ssd_ops {
@@ -20,7 +19,7 @@ Tensor hard_negative_mining_cuda(const Tensor& losses, const Tensor& cls_labels,
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        launcher.run(&hard_negative_mining_kernel<T>, num_images, kMiningThreads, loss_input,
+        launcher.run(&hard_negative_mining_kernel<T>, num_images, kSelectThreads, loss_input,
                      static_cast<const int64_t*>(labels.const_data_ptr()), num_anchors, ratio, min_negatives,
                      data<bool>(out));
       },
@@ -28,7 +27,9 @@ Tensor hard_negative_mining_cuda(const Tensor& losses, const Tensor& cls_labels,
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("hard_negative_mining", TORCH_BOX(&hard_negative_mining_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("hard_negative_mining", TORCH_BOX(&hard_negative_mining_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -1,5 +1,5 @@
-// Exact greedy NMS on the GPU, of many equally long segments (images) at once. No synchronisation with the host,
-// memory linear in the boxes, and the kept boxes of the CPU, in its order.
+// Exact greedy NMS on the GPU, of many equally long segments (images) at once. No synchronisation with the
+// host, memory linear in the boxes, and the kept boxes of the CPU, in its order.
 //
 // Two ways, by the number of segments (greedy_launch.cuh):
 //
@@ -7,14 +7,17 @@
 // boxes kept so far, newest first, a warp each; the 32 among themselves are settled by votes of one warp.
 //
 // The other way spreads a segment over the whole GPU: rank (sort by score), gather, file the boxes by their
-// center in a grid (prune.h), then nms_resolve_kernel: a warp for each box looks through the cells that matter for
-// boxes of higher rank that overlap it. A kept one ends it; an undecided one is waited for. Blocks take their
-// boxes in the order of rank from a counter, so whatever a warp waits for is running or done. Chains of
-// dependence are short (2 to 12 links for 1,000 to 100,000 boxes, see Blelloch et al., arXiv 1202.3205).
+// center in a grid (prune.h), then nms_resolve_kernel: a warp for each box looks through the cells that
+// matter for boxes of higher rank that overlap it. A kept one ends it; an undecided one is waited for. Blocks
+// take their boxes in the order of rank from a counter, so whatever a warp waits for is running or done.
+// Chains of dependence are short (2 to 12 links for 1,000 to 100,000 boxes, see Blelloch et al., arXiv
+// 1202.3205).
 //
-// A Source gives, for box i of a segment: `Score score(segment, i)`, `Box<T> box(segment, i)` and, where kGrouped,
-// `int64_t group(segment, i)`: only boxes of one group suppress each other. A Writer gets every box once: `kept`
-// with its place among the kept ones, `other` with a place after them; `done` with the number kept.
+// A Source gives, for box i of a segment: `Score score(segment, i)`, `Box<T> box(segment, i)` and, where
+// kGrouped, `int64_t group(segment, i)`: only boxes of one group suppress each other. A Writer gets every box
+// once: `kept` with its place among the kept ones, or, where kWritesOthers, `other` with a place after them.
+// Where kWritesRanks, `ranked` gets the rank of every box by score. At the end all threads call `done` with
+// the number kept.
 #pragma once
 
 #include "common/block_sort.cuh"
@@ -56,7 +59,9 @@ struct KeptList {
   int64_t* groups;  // [segments, count], where the source has groups
 };
 
-inline int64_t nms_block_shared(int64_t count) { return count * 8 + (count + 31) / 32 * 8; }
+inline int64_t nms_block_shared(int64_t count) {
+  return count * 8 + (count + 31) / 32 * 8;
+}
 
 template <typename T, typename Source, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
@@ -130,7 +135,8 @@ __global__ void __launch_bounds__(kNmsThreads)
       const int place = num_kept + __popc(kept & lanes_below(lane));
       const bool keep = (kept >> lane & 1) != 0 && place < max_kept;
       const bool lists = keep && can_overlap(tile[lane], area(tile[lane]));
-      const unsigned kept_lanes = __ballot_sync(kAllLanes, keep), lists_lanes = __ballot_sync(kAllLanes, lists);
+      const unsigned kept_lanes = __ballot_sync(kAllLanes, keep),
+                     lists_lanes = __ballot_sync(kAllLanes, lists);
       if (keep) {
         const uint32_t kept_index = static_cast<uint32_t>(keys[base + lane]);
         writer.kept(segment, place, kept_index);
@@ -150,21 +156,26 @@ __global__ void __launch_bounds__(kNmsThreads)
     __syncthreads();
   }
 
-  int kept_in_words = 0;
-  for (int begin = 0; begin < words; begin += kNmsThreads) {
-    const int w = begin + thread;
-    int total;
-    const int sum = block_exclusive_sum(w < words ? __popc(is_kept[w]) : 0, sums, total);
-    if (w < words) before[w] = kept_in_words + sum;
-    kept_in_words += total;
+  if constexpr (Writer::kWritesRanks)
+    for (int rank = thread; rank < count; rank += kNmsThreads)
+      writer.ranked(segment, rank, static_cast<uint32_t>(keys[rank]));
+  if constexpr (Writer::kWritesOthers) {
+    int kept_in_words = 0;
+    for (int begin = 0; begin < words; begin += kNmsThreads) {
+      const int w = begin + thread;
+      int total;
+      const int sum = block_exclusive_sum(w < words ? __popc(is_kept[w]) : 0, sums, total);
+      if (w < words) before[w] = kept_in_words + sum;
+      kept_in_words += total;
+    }
+    __syncthreads();
+    for (int i = thread; i < count; i += kNmsThreads) {
+      if (test_bit(is_kept, i)) continue;
+      const int kept_before = before[i / 32] + __popc(is_kept[i / 32] & lanes_below(i % 32));
+      writer.other(segment, num_kept + i - kept_before, i);
+    }
   }
-  __syncthreads();
-  for (int i = thread; i < count; i += kNmsThreads) {
-    if (test_bit(is_kept, i)) continue;
-    const int kept_before = before[i / 32] + __popc(is_kept[i / 32] & lanes_below(i % 32));
-    writer.other(segment, num_kept + i - kept_before, i);
-  }
-  if (thread == 0) writer.done(segment, num_kept);
+  writer.done(segment, num_kept);
 }
 
 // Scores as sortable numbers; dropped ones go last. Scores of 32 bits leave room for the segment above them.
@@ -191,8 +202,7 @@ __global__ void __launch_bounds__(kNmsThreads) nms_rank_kernel(Source source, in
   SSD_DYNAMIC_SHARED(shared);
   uint64_t* keys = reinterpret_cast<uint64_t*>(shared);
   const int64_t segment = blockIdx.x;
-  for (int64_t i = threadIdx.x; i < count; i += kNmsThreads)
-    keys[i] = rank_key(source.score(segment, i), i);
+  for (int64_t i = threadIdx.x; i < count; i += kNmsThreads) keys[i] = rank_key(source.score(segment, i), i);
   __syncthreads();
   block_sort(keys, static_cast<int>(count));
   for (int64_t i = threadIdx.x; i < count; i += kNmsThreads)
@@ -209,12 +219,15 @@ struct Ranked {
   int64_t* groups;
   uint8_t* states;
   uint8_t* index_is_kept;
-  uint64_t* bounds;  // [segments, 4], 0 at first: of centers left, top, right, bottom, as keys of which the greatest counts
+  uint64_t* bounds;  // [segments, 4], 0 at first: of centers left, top, right, bottom, as keys of which the
+                     // greatest counts
   unsigned long long* next;  // block to start, 0 at first
   int64_t side;
 };
 
-__device__ __forceinline__ uint64_t ascending_key(double x) { return ~descending_key(x); }
+__device__ __forceinline__ uint64_t ascending_key(double x) {
+  return ~descending_key(x);
+}
 __device__ __forceinline__ double of_descending_key(uint64_t key) {
   constexpr uint64_t kSign = uint64_t{1} << 63;
   return bit_cast<double>(key & kSign ? key : ~key & ~kSign);
@@ -240,7 +253,8 @@ __global__ void __launch_bounds__(kSpreadThreads)
     nms_gather_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks) {
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
   uint64_t bounds[4] = {0, 0, 0, 0};
-  for (int64_t rank = block * kSpreadThreads + threadIdx.x; rank < plan.count; rank += blocks * kSpreadThreads) {
+  for (int64_t rank = block * kSpreadThreads + threadIdx.x; rank < plan.count;
+       rank += blocks * kSpreadThreads) {
     const int64_t at = segment * plan.count + rank, index = ranked.order[at];
     const auto score = source.score(segment, index);
     const Box<T> box = source.box(segment, index);
@@ -382,22 +396,26 @@ __global__ void __launch_bounds__(kNmsThreads)
     int total;
     const int64_t place = num_kept + block_exclusive_sum(kept, sums, total);
     num_kept = min_of(num_kept + total, max_kept);
-    if (!kept || place >= max_kept) continue;
+    if (rank >= plan.count) continue;
     const int64_t index = ranked.order[first + rank];
+    if constexpr (Writer::kWritesRanks) writer.ranked(segment, rank, index);
+    if (!kept || place >= max_kept) continue;
     ranked.index_is_kept[first + index] = 1;
     writer.kept(segment, place, index);
   }
   __syncthreads();
-  int64_t kept_before = 0;
-  for (int64_t begin = 0; begin < plan.count; begin += kNmsThreads) {
-    const int64_t index = begin + threadIdx.x;
-    const bool kept = index < plan.count && ranked.index_is_kept[first + index];
-    int total;
-    const int64_t before = kept_before + block_exclusive_sum(kept, sums, total);
-    kept_before += total;
-    if (index < plan.count && !kept) writer.other(segment, num_kept + index - before, index);
+  if constexpr (Writer::kWritesOthers) {
+    int64_t kept_before = 0;
+    for (int64_t begin = 0; begin < plan.count; begin += kNmsThreads) {
+      const int64_t index = begin + threadIdx.x;
+      const bool kept = index < plan.count && ranked.index_is_kept[first + index];
+      int total;
+      const int64_t before = kept_before + block_exclusive_sum(kept, sums, total);
+      kept_before += total;
+      if (index < plan.count && !kept) writer.other(segment, num_kept + index - before, index);
+    }
   }
-  if (threadIdx.x == 0) writer.done(segment, num_kept);
+  writer.done(segment, num_kept);
 }
 
 }  // namespace ssd_ops

@@ -8,11 +8,12 @@ namespace ssd_ops {
 
 // From so many segments on, one block for each keeps the GPU busy enough to save the other launches.
 constexpr int64_t kSegmentsForBlocks = 16;
-constexpr int64_t kAlwaysOneBlock = 256;   // boxes: for so few, spreading them costs more than it saves
+constexpr int64_t kAlwaysOneBlock = 256;  // boxes: for so few, spreading them costs more than it saves
 #ifdef SSD_OPS_EMULATION
 constexpr int64_t kGridFrom = 512;  // so that the tests' sets meet the grid
 #else
-constexpr int64_t kGridFrom = 8192;        // boxes: below, looking through all of higher rank is quicker than filing
+constexpr int64_t kGridFrom =
+    8192;  // boxes: below, looking through all of higher rank is quicker than filing
 #endif
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridSide = 256;
@@ -56,8 +57,8 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   // Bounds and the counter of blocks, which begin at 0.
   ranked.bounds = launcher.scratch<uint64_t>(4 * plan.segments + 1);
   ranked.next = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
-  launcher.check(cudaMemsetAsync(ranked.bounds, 0, static_cast<size_t>(4 * plan.segments + 1) * 8,
-                                 launcher.stream()));
+  launcher.check(
+      cudaMemsetAsync(ranked.bounds, 0, static_cast<size_t>(4 * plan.segments + 1) * 8, launcher.stream()));
   const int64_t gather_blocks = std::min<int64_t>(ceil_div(plan.count, kSpreadThreads), 64);
   launcher.run(&nms_gather_kernel<T, Source>, plan.segments * gather_blocks, kSpreadThreads, source, plan,
                ranked, gather_blocks);
@@ -96,8 +97,8 @@ void launch_greedy_nms(Launcher& launcher, const char* op, const Source& source,
       KeptList<T> list = {};
       list.boxes = launcher.scratch<T>(4 * plan.segments * plan.count);
       if (Source::kGrouped) list.groups = launcher.scratch<int64_t>(plan.segments * plan.count);
-      launcher.run_with_shared(&nms_block_kernel<T, Source, Writer>, plan.segments, kNmsThreads, shared, source,
-                               writer, plan, list);
+      launcher.run_with_shared(&nms_block_kernel<T, Source, Writer>, plan.segments, kNmsThreads, shared,
+                               source, writer, plan, list);
       return;
     }
   }

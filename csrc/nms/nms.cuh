@@ -1,29 +1,38 @@
-// The source and the writer of nms and nms_padded.
+// The source and the writer of nms, batched_nms and nms_padded.
 #pragma once
 
 #include "nms/greedy.cuh"
 
 namespace ssd_ops {
 
-template <typename T, typename Score>
+template <typename T, typename Score, bool kWithGroups>
 struct BoxList {
-  static constexpr bool kGrouped = false;
+  static constexpr bool kGrouped = kWithGroups;
   Input boxes, scores;
+  const int64_t* groups;
   int64_t count;
 
-  __device__ Score score(int64_t segment, int64_t i) const { return load<Score>(scores, segment * count + i); }
+  __device__ Score score(int64_t segment, int64_t i) const {
+    return load<Score>(scores, segment * count + i);
+  }
   __device__ Box<T> box(int64_t segment, int64_t i) const { return load_row<T>(boxes, segment * count + i); }
+  __device__ int64_t group(int64_t segment, int64_t i) const { return groups[segment * count + i]; }
 };
 
 struct PaddedIndices {
+  static constexpr bool kWritesOthers = true, kWritesRanks = false;
   int64_t count;
   int64_t *indices, *counts;
 
   __device__ void kept(int64_t segment, int64_t place, int64_t index) const {
     indices[segment * count + place] = index;
   }
-  __device__ void other(int64_t segment, int64_t place, int64_t) const { indices[segment * count + place] = -1; }
-  __device__ void done(int64_t segment, int64_t num_kept) const { counts[segment] = num_kept; }
+  __device__ void other(int64_t segment, int64_t place, int64_t) const {
+    indices[segment * count + place] = -1;
+  }
+  __device__ void done(int64_t segment, int64_t num_kept) const {
+    if (threadIdx.x == 0) counts[segment] = num_kept;
+  }
 };
 
 }  // namespace ssd_ops

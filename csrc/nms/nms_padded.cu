@@ -1,8 +1,7 @@
-#include "nms/nms_padded.h"
-
 #include <tuple>
 
 #include "nms/nms_launch.cuh"
+#include "nms/nms_padded.h"
 
 namespace ssd_ops {
 namespace {
@@ -13,12 +12,14 @@ std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& boxes, const Tensor& sc
   Launcher launcher("nms_padded", boxes);
   Tensor indices = torch::stable::new_empty(boxes, {num_images, count}, ScalarType::Long);
   Tensor counts = torch::stable::new_empty(boxes, {num_images}, ScalarType::Long);
-  launch_nms_padded(launcher, "nms_padded", boxes, scores, iou_threshold, num_images, count,
+  launch_nms_padded(launcher, "nms_padded", boxes, scores, nullptr, iou_threshold, num_images, count,
                     data<int64_t>(indices), data<int64_t>(counts));
   return {indices, counts};
 }
 
-SSD_CUDA_IMPL(m) { m.impl("nms_padded", TORCH_BOX(&nms_padded_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("nms_padded", TORCH_BOX(&nms_padded_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

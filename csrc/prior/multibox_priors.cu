@@ -1,7 +1,6 @@
-#include "prior/multibox_priors.cuh"
-
 #include "common/launch.cuh"
 #include "prior/levels.h"
+#include "prior/multibox_priors.cuh"
 
 namespace ssd_ops {
 namespace {
@@ -56,7 +55,9 @@ Tensor multibox_priors_cuda(std::vector<Tensor> feature_maps, std::vector<double
   return out;
 }
 
-SSD_CUDA_IMPL(m) { m.impl("multibox_priors", TORCH_BOX(&multibox_priors_cuda)); }
+SSD_CUDA_IMPL(m) {
+  m.impl("multibox_priors", TORCH_BOX(&multibox_priors_cuda));
+}
 
 }  // namespace
 }  // namespace ssd_ops

@@ -15,8 +15,9 @@ constexpr int kPriorHalves = 128;
 template <typename T>
 struct PriorPart {
   int64_t first_thread, first_anchor;
-  int64_t width;                                // cells in a row
-  int32_t count, begin, per_cell, first_half;  // boxes first .. of a cell's per_cell, and where their halves are
+  int64_t width;  // cells in a row
+  int32_t count, begin, per_cell,
+      first_half;  // boxes first .. of a cell's per_cell, and where their halves are
   T step_y, step_x;
 };
 

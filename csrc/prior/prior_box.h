@@ -5,7 +5,8 @@
 
 namespace ssd_ops {
 
-// (y, x) in cells; `offset` where in its cell a center lies, `step` from cell to cell in fractions of the image.
+// (y, x) in cells; `offset` where in its cell a center lies, `step` from cell to cell in fractions of the
+// image.
 template <typename T>
 SSD_HOST_DEVICE T prior_center(int64_t cell, T offset, T step) {
   return (static_cast<T>(cell) + offset) * step;

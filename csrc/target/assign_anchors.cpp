@@ -7,19 +7,6 @@
 namespace ssd_ops {
 namespace {
 
-Force force_of(int64_t force_match) {
-  switch (force_match) {
-    case kForceBipartite:
-      return Force::kBipartite;
-    case kForceArgmax:
-      return Force::kArgmax;
-    case kForceLowQuality:
-      return Force::kLowQuality;
-    default:
-      return Force::kNone;
-  }
-}
-
 // The boxes of one image that can match, and which of its rows they are.
 template <typename T>
 struct GtRows {
@@ -58,14 +45,15 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors, const Tenso
   std::optional<Tensor> counts;
   if (gt_counts) counts = torch::stable::contiguous(*gt_counts);
   const int64_t* count_data = counts ? static_cast<const int64_t*>(counts->const_data_ptr()) : nullptr;
-  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long), ious = anchors;
+  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long),
+         ious = anchors;
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         ious = new_real<T>(anchors, {num_images, num_anchors});
         if (idxs.numel() == 0) return;
         const MatchRules<T> rules{static_cast<T>(iou_threshold), static_cast<T>(background_threshold),
-                                  force_of(force_match)};
+                                  static_cast<Force>(force_match)};
         const AnchorBlocks<T> blocks = lay_out_anchors<T>(anchors);
         const Reader<T> reader(gt_boxes);
         int64_t* idx_data = data<int64_t>(idxs);

@@ -6,9 +6,10 @@
 //   -> matched_idxs [B, A] int64 (row of the image; -1 background, -2 between the thresholds),
 //      matched_ious [B, A] of the arithmetic's dtype
 //
-// Counts and offsets are not read on the host: they are cut to 0..G, and to 0..N. A ground truth without
-// extent (common/box.h), an infinite or a NaN corner among them, matches nothing; so does such an
-// anchor, which is -1 with IoU 0. Without a ground truth that can match every anchor is -1 with IoU 0.
+// Counts and offsets are not read on the host: they are cut to 0..G, and to 0..N and at least the one before.
+// A ground truth without extent (common/box.h), an infinite or a NaN corner among them, matches nothing; so
+// does such an anchor, which is -1 with IoU 0. Without a ground truth that can match every anchor is -1 with
+// IoU 0.
 //
 // Otherwise, in this order:
 // 1. An anchor's best ground truth has the highest IoU, the lowest row on ties. With an IoU of at least
@@ -29,32 +30,15 @@
 #include <optional>
 
 #include "common/tensor.h"
+#include "target/rules.h"
 
 namespace ssd_ops {
 
+// In the schema; the order of Force (target/rules.h).
 constexpr int64_t kForceNone = 0;
 constexpr int64_t kForceBipartite = 1;
 constexpr int64_t kForceArgmax = 2;
 constexpr int64_t kForceLowQuality = 3;
-
-// Rows [begin, end) of an image. `counts` may be null where boxes are padded.
-struct GtRange {
-  int64_t begin, end;
-};
-
-SSD_HOST_DEVICE int64_t cut_to(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : (value > high ? high : value);
-}
-
-// padded: gt_boxes [B, num_rows, 4] and counts [B] or null; else [num_rows, 4] and offsets [B + 1].
-SSD_HOST_DEVICE GtRange gt_range(bool padded, int64_t num_rows, const int64_t* counts, int64_t image) {
-  if (padded) {
-    const int64_t count = counts ? cut_to(counts[image], 0, num_rows) : num_rows;
-    return {image * num_rows, image * num_rows + count};
-  }
-  const int64_t begin = cut_to(counts[image], 0, num_rows);
-  return {begin, cut_to(counts[image + 1], begin, num_rows)};
-}
 
 inline void check_assign_anchors(const Tensor& anchors, const Tensor& gt_boxes,
                                  const std::optional<Tensor>& gt_counts, double iou_threshold,

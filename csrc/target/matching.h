@@ -17,6 +17,7 @@
 
 #include "common/simd.h"
 #include "common/tensor.h"
+#include "target/rules.h"
 
 namespace ssd_ops {
 
@@ -110,16 +111,6 @@ SSD_SIMD(double, match_block,
           Box<double> gt, int64_t gt_index, double* best_iou, int64_t* best_gt, double* ious),
          (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
 
-enum class Force { kNone, kBipartite, kArgmax, kLowQuality };
-
-template <typename T>
-struct MatchRules {
-  T match_from;        // an anchor takes its best ground truth at an IoU of at least this
-  T background_below;  // it is background below this, and -2 between the two
-  Force force;         // csrc/target/assign_anchors.h says what each does
-  T force_above = -1;  // IoU that a bipartite match has to exceed
-};
-
 template <typename T>
 class Matcher {
  public:
@@ -209,8 +200,7 @@ class Matcher {
   }
 
   void force_argmax(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
-    const int64_t first =
-        std::find(a_.usable.begin(), a_.usable.end(), uint8_t(1)) - a_.usable.begin();
+    const int64_t first = std::find(a_.usable.begin(), a_.usable.end(), uint8_t(1)) - a_.usable.begin();
     for (size_t g = 0; g < gts.size(); ++g)  // without an overlap every IoU is 0, and the first the best
       matched[column_[g].anchor >= 0 ? column_[g].anchor : first] = static_cast<int32_t>(g);
   }

@@ -30,17 +30,6 @@ void read_gts(const T* rows, int64_t count, int64_t semantics, GroundTruths<T>& 
   }
 }
 
-template <typename T>
-MatchRules<T> rules_of(int64_t semantics, double iou_threshold) {
-  const T threshold = static_cast<T>(iou_threshold), infinity = std::numeric_limits<T>::infinity();
-  if (semantics == kSemanticsMxnet) {
-    // More than the threshold, in a form of "at least"; MXNet takes 0 for none.
-    const T from = threshold > 0 ? std::nextafter(threshold, infinity) : infinity;
-    return {from, from, Force::kBipartite, static_cast<T>(kMxnetMinIou)};
-  }
-  return {threshold, threshold, semantics == kSemanticsD2l ? Force::kBipartite : Force::kArgmax};
-}
-
 // The probability of background of `count` anchors; logits [C+1, count] with rows `stride` apart. The same
 // operations, in the same order, as softmax_of and probability have for each.
 template <typename T>
@@ -97,10 +86,7 @@ class Miner {
       candidates_.push_back(i);
     }
     const int64_t most = static_cast<int64_t>(keys_.size());
-    // The product in float32 is MXNet's; it may exceed any integer.
-    const float by_ratio = static_cast<float>(num_matched) * static_cast<float>(mining_.ratio);
-    int64_t wanted = by_ratio < static_cast<float>(most) ? static_cast<int64_t>(by_ratio) : most;
-    wanted = std::min(std::max(wanted, mining_.min_negatives), most);
+    const int64_t wanted = mined_wanted(num_matched, most, mining_.ratio, mining_.min_negatives);
     choose_smallest(keys_, wanted, spare_, [&](size_t i) { cls_labels[candidates_[i]] = 0; });
   }
 

@@ -35,7 +35,6 @@
 namespace ssd_ops {
 
 constexpr double kD2lEps = 1e-6;
-constexpr double kMxnetMinIou = 1e-6;
 
 inline void check_multibox_target(const Tensor& anchors, const Tensor& labels,
                                   const std::optional<Tensor>& cls_preds, double iou_threshold,

@@ -64,7 +64,9 @@ struct cudaLaunchConfig_t {
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = emulation::kSharedLimit;
   return cudaSuccess;
@@ -81,7 +83,9 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return cudaSuccess;
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -105,8 +109,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-inline void __syncthreads() { emulation::block_barrier(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::warp_exchange(mask, 0); }
+inline void __syncthreads() {
+  emulation::block_barrier();
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  emulation::warp_exchange(mask, 0);
+}
 inline void __threadfence() {}
 
 namespace emulation {
@@ -158,12 +166,22 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     if (mask >> lane & 1) result |= static_cast<unsigned>(given[lane]) << lane;
   return result;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline int __any_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __clz(int x) {
+  return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x));
+}
 
 // Relaxed, as on a GPU: they order nothing but themselves.
 namespace ssd_ops {
@@ -189,6 +207,14 @@ template <typename T>
 T atomicMax(T* at, std::type_identity_t<T> value) {
   T old = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (old < value &&
+         !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+template <typename T>
+T atomicMin(T* at, std::type_identity_t<T> value) {
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value < old &&
          !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return old;

@@ -54,7 +54,9 @@ emulation_switch:
   ret
 .size emulation_switch, . - emulation_switch
 )");
-static void switch_context(Context& from, Context& to) { emulation_switch(&from, to); }
+static void switch_context(Context& from, Context& to) {
+  emulation_switch(&from, to);
+}
 static void make_context(Context& context, char* stack, size_t size, void (*start)()) {
   // As after a call: the six registers, the address to return to, and 8 bytes to where the stack is aligned.
   void** top = reinterpret_cast<void**>(stack + size) - 2;
@@ -63,7 +65,9 @@ static void make_context(Context& context, char* stack, size_t size, void (*star
 }
 #else
 using Context = ucontext_t;
-static void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+static void switch_context(Context& from, Context& to) {
+  swapcontext(&from, &to);
+}
 static void make_context(Context& context, char* stack, size_t size, void (*start)()) {
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
@@ -86,10 +90,10 @@ struct Fiber {
   Context context;
   State state;
   Position position;
-  unsigned mask;           // waited for in a warp
-  uint64_t given;          // to the other lanes
-  uint64_t view[kWarp];    // what they gave
-  void* sanitizer;         // its fiber for ThreadSanitizer, its fake stack for AddressSanitizer
+  unsigned mask;         // waited for in a warp
+  uint64_t given;        // to the other lanes
+  uint64_t view[kWarp];  // what they gave
+  void* sanitizer;       // its fiber for ThreadSanitizer, its fake stack for AddressSanitizer
 };
 
 Fiber fibers[kMaxThreads];
@@ -190,9 +194,13 @@ void run_block() {
 
 }  // namespace
 
-const Position& position() { return fibers[current].position; }
+const Position& position() {
+  return fibers[current].position;
+}
 
-unsigned char* dynamic_shared() { return shared_memory; }
+unsigned char* dynamic_shared() {
+  return shared_memory;
+}
 
 void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*), void* argument) {
   static std::mutex one_at_a_time;
@@ -220,8 +228,7 @@ void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*),
                       static_cast<unsigned>(b / grid.x / grid.y)};
     for (int i = 0; i < count; ++i) {
       const unsigned t = static_cast<unsigned>(i);
-      fibers[i].position = {
-          {t % block.x, t / block.x % block.y, t / block.x / block.y}, at, block, grid};
+      fibers[i].position = {{t % block.x, t / block.x % block.y, t / block.x / block.y}, at, block, grid};
     }
     run_block();
   }

@@ -92,8 +92,8 @@ def _variances(op: str, values: object) -> list[float]:
 
 def _choice(op: str, name: str, value: object, numbers: Mapping[str, int]) -> int:
     if not isinstance(value, str) or value not in numbers:
-        known = ", ".join(repr(known) for known in numbers)
-        raise ValueError(f"{op}: {name} must be one of {known}, got {value!r}")
+        *names, last = map(repr, numbers)
+        raise ValueError(f"{op}: {name} must be {', '.join(names)} or {last}, got {value!r}")
     return numbers[value]
 
 

@@ -31,7 +31,8 @@ inline void check_detect(const Tensor& cls_scores, const Tensor& offset_preds, c
   const int64_t num_images = cls_scores.size(0), num_anchors = cls_scores.size(1);
   if (anchors.numel() != 4 * num_anchors)
     fail(op, "anchors must be [", num_anchors, ", 4], as many as cls_scores has, got ", shape_text(anchors));
-  const bool rows = offset_preds.dim() == 3 && offset_preds.size(1) == num_anchors && offset_preds.size(2) == 4;
+  const bool rows =
+      offset_preds.dim() == 3 && offset_preds.size(1) == num_anchors && offset_preds.size(2) == 4;
   const bool flat = offset_preds.dim() == 2 && offset_preds.size(1) == 4 * num_anchors;
   if (!(rows || flat) || offset_preds.size(0) != num_images)
     fail(op, "offset_preds must be [", num_images, ", ", num_anchors, ", 4] or [", num_images, ", ",

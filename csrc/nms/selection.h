@@ -171,8 +171,12 @@ class Selection {
         if (!enters(best)) continue;
         const Box<T> box = box_at(best.flat % num_boxes_);
         const ClassId category = rules_.class_agnostic ? 0 : static_cast<ClassId>(best.flat / num_boxes_);
-        const KeptRows<T> kept{x1_.data(),    y1_.data(),    x2_.data(),
-                               y2_.data(),    areas_.data(), classes_.data(),
+        const KeptRows<T> kept{x1_.data(),
+                               y1_.data(),
+                               x2_.data(),
+                               y2_.data(),
+                               areas_.data(),
+                               classes_.data(),
                                (count + kLanes - 1) / kLanes * kLanes};
         if (any_of_class_over(kept, box, category, rules_.iou_threshold)) continue;
         file(box, category, static_cast<size_t>(count));
@@ -211,9 +215,9 @@ class Selection {
     std::vector<Candidate> candidates;
     for (size_t i = 0; i < size_; ++i) candidates.push_back({found_[i], flat_[i]});
     std::sort(candidates.begin(), candidates.end(), goes_first);
-    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
-                                    [&](const Candidate& c) { return !enters(c); }),
-                     candidates.end());
+    candidates.erase(
+        std::remove_if(candidates.begin(), candidates.end(), [&](const Candidate& c) { return !enters(c); }),
+        candidates.end());
     std::vector<Box<T>> boxes;
     std::vector<int64_t> order, kept;
     for (const Candidate& c : candidates) {

@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors, const Tenso
   std::optional<Tensor> counts;
   if (gt_counts) counts = torch::stable::contiguous(*gt_counts);
   const int64_t* count_data = counts ? static_cast<const int64_t*>(counts->const_data_ptr()) : nullptr;
-  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long), ious = anchors;
+  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long),
+         ious = anchors;
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);

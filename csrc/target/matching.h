@@ -209,8 +209,7 @@ class Matcher {
   }
 
   void force_argmax(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
-    const int64_t first =
-        std::find(a_.usable.begin(), a_.usable.end(), uint8_t(1)) - a_.usable.begin();
+    const int64_t first = std::find(a_.usable.begin(), a_.usable.end(), uint8_t(1)) - a_.usable.begin();
     for (size_t g = 0; g < gts.size(); ++g)  // without an overlap every IoU is 0, and the first the best
       matched[column_[g].anchor >= 0 ? column_[g].anchor : first] = static_cast<int32_t>(g);
   }

@@ -661,8 +661,8 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
         iou_threshold: 0..1, as in `nms`.
 
     Returns:
-        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. ``indices[b, :counts[b]]``
-        is what `nms` returns for image b, and -1 follows.
+        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. What `nms` returns for
+        image b is ``indices[b, :counts[b]]``, and -1 follows.
 
     Raises:
         ValueError: the threshold is outside 0..1.

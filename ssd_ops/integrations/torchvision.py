@@ -29,7 +29,7 @@ def accelerate(model):
     """Makes a torchvision SSD or RetinaNet assign, mine and post-process through this library.
 
     Args:
-        model: torchvision's SSD300, SSDLite or RetinaNet, or a subclass's instance made of them.
+        model: An `SSD` (SSD300, SSDLite) or a `RetinaNet` of torchvision, not of a subclass of yours.
 
     Returns:
         The same object, changed in place: its class is a subclass of the one it had, and weights,

@@ -2,7 +2,8 @@
 
 All of them: take float16, bfloat16, float32 and float64 tensors in any mix, contiguous or not; compute
 and return float32, or float64 where an input is float64; give the same bits on every run and for any
-number of threads; carry no gradient (outputs are detached); can be compiled with `fullgraph=True`.
+number of threads; carry no gradient (outputs are detached); can be compiled with `fullgraph=True` and
+exported; and are the same under autocast: half-precision inputs are computed with in float32 anyway.
 
 Tensors that do not fit (rank, dtype, device, sizes) raise `RuntimeError`, whatever Python can see by
 itself `TypeError` or `ValueError`, always as `op: argument must be X, got Y`.
@@ -92,8 +93,8 @@ def _variances(op: str, values: object) -> list[float]:
 
 def _choice(op: str, name: str, value: object, numbers: Mapping[str, int]) -> int:
     if not isinstance(value, str) or value not in numbers:
-        known = ", ".join(repr(known) for known in numbers)
-        raise ValueError(f"{op}: {name} must be one of {known}, got {value!r}")
+        *names, last = map(repr, numbers)
+        raise ValueError(f"{op}: {name} must be {', '.join(names)} or {last}, got {value!r}")
     return numbers[value]
 
 

@@ -183,8 +183,8 @@ def _assign(anchors, gt_boxes, high: float, low: float, force_match: str) -> tup
     return matched, torch.where(matched >= 0, of_match, best_iou)
 
 
-def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """As `_assign`: forced matches first, and then only what they left, above the threshold."""
+def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> Tensor:
+    """The ground truth of each anchor, or -1: forced matches, and above the threshold what they left."""
     usable = _has_extent(anchors)
     iou = torch.where(usable[:, None], box_iou(anchors, gt_boxes), 0)
     best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)
@@ -192,7 +192,7 @@ def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> tuple[Tensor, Tenso
     matched = torch.where(over, best, -1)
     for anchor, gt in _greedy_match(iou, usable, _round(MXNET_MIN_IOU, anchors.dtype)):
         matched[anchor] = gt
-    return matched, best_iou
+    return matched
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
@@ -242,18 +242,19 @@ def multibox_target(
             valid &= _has_extent(boxes)
         rows = rows[valid]
         matched = torch.full((num_anchors,), -1)
-        best_iou = torch.zeros(num_anchors, dtype=real)
         if len(rows) and num_anchors:
-            iou = box_iou(anchors, rows[:, 1:])
-            best_iou = torch.where(_has_extent(anchors), iou.max(dim=1).values, 0)
             if semantics == "mxnet":
-                matched, _ = _match_mxnet(anchors, rows[:, 1:], threshold)
+                matched = _match_mxnet(anchors, rows[:, 1:], threshold)
             else:
                 force = "bipartite" if semantics == "d2l" else "argmax"
                 matched, _ = _assign(anchors, rows[:, 1:], threshold, threshold, force)
         if negative_mining_ratio is not None:
             background = softmax(cls_preds[image].to(real), 0)[0].cpu()
             limit = _round(negative_mining_threshold, real)
+            best_iou = torch.zeros(num_anchors, dtype=real)
+            if len(rows) and num_anchors:
+                iou = box_iou(anchors, rows[:, 1:]).max(dim=1).values
+                best_iou = torch.where(_has_extent(anchors), iou, 0)
             cls_labels[image] = ignore_label
             cls_labels[
                 image,

@@ -55,7 +55,7 @@ def test_equals_reference(backend, dtype):
 
 
 def test_equals_reference_at_real_sizes(backend):
-    for count in cases.ANCHOR_COUNTS:
+    for count in (*cases.ANCHOR_COUNTS, 200_700):
         losses, labels = torch.rand(3, count), random_labels(3, count, 0.01)
         got = backend.run(ssd_ops.hard_negative_mining, losses, labels)
         assert torch.equal(got, reference.hard_negative_mining(losses, labels)), count

@@ -120,6 +120,12 @@ def test_import_arrows(module):
     assert not wrong, f"{module} must not import {', '.join(sorted(wrong))}"
 
 
+def test_integrations_import_only_the_ops():
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        found = re.findall(r"^(?:from|import) ssd_ops\b(.*)", path.read_text(), flags=re.MULTILINE)
+        assert all(re.match(r"\.ops import| import ops\b", rest) for rest in found), path.name
+
+
 def test_reference_calls_no_kernel():
     assert "torch.ops" not in (PACKAGE / "reference.py").read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 
@@ -231,8 +232,8 @@ def test_gradients_flow_round_the_ops():
 
 
 def test_in_inference_mode_and_under_autocast():
-    for name in OPS:
-        args = inputs(name)
+    for name, dtype in itertools.product(OPS, (torch.float32, torch.bfloat16)):
+        args = inputs(name, dtype=dtype)
         expected = tensors_of(getattr(ssd_ops, name)(*args))
         with torch.inference_mode():
             got = tensors_of(getattr(ssd_ops, name)(*args))

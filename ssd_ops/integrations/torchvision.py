@@ -1,0 +1,188 @@
+"""torchvision's detectors with their assignment, mining and post-processing done by this library."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssd_ops.ops import (
+    assign_anchors,
+    batched_nms,
+    decode_boxes,
+    detect,
+    encode_boxes,
+    hard_negative_mining,
+)
+
+try:
+    from torchvision.models.detection import RetinaNet
+    from torchvision.models.detection.ssd import SSD
+except Exception as error:  # RuntimeError too, where its library does not fit the installed torch
+    _reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ImportError(
+        f"ssd_ops.integrations.torchvision: torchvision does not import ({_reason})"
+    ) from None
+
+
+def accelerate(model):
+    """Makes a torchvision SSD or RetinaNet assign, mine and post-process through this library.
+
+    Args:
+        model: An `SSD` (SSD300, SSDLite) or a `RetinaNet` of torchvision, not of a subclass of yours.
+
+    Returns:
+        The same object, changed in place: its class is a subclass of the one it had, and weights,
+        settings and `state_dict` are untouched. It returns what it returned before, losses and
+        detections alike, up to the rounding of floating numbers. Two things are no longer as they
+        were: an image with fewer negatives than `neg_to_pos_ratio` asks for has the loss of its
+        positives counted once, not twice; and a ground truth of a RetinaNet that overlaps no anchor
+        claims none, not all.
+
+    Raises:
+        TypeError: the model is none of these.
+        ImportError: on import of this module, where torchvision does not import.
+
+    Example:
+        >>> from torchvision.models.detection import ssd300_vgg16
+        >>> model = accelerate(ssd300_vgg16(weights=None, weights_backbone=None))
+    """
+    if isinstance(model, AcceleratedSSD | AcceleratedRetinaNet):
+        return model
+    for known, faster in ((SSD, AcceleratedSSD), (RetinaNet, AcceleratedRetinaNet)):
+        if type(model) is known:
+            model.__class__ = faster
+            return model
+    raise TypeError(
+        f"accelerate: model must be an SSD or a RetinaNet of torchvision, got {type(model).__name__}"
+    )
+
+
+def _variances(coder) -> list[float]:
+    return [1 / weight for weight in coder.weights]
+
+
+def _clamped(coder, offsets: Tensor) -> Tensor:
+    """Offsets with the sizes that torchvision's coder allows."""
+    most = [float("inf")] * 2 + [coder.bbox_xform_clip * weight for weight in coder.weights[2:]]
+    return offsets.clamp(max=offsets.new_tensor(most))
+
+
+def _match(model, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
+    matched, _ = assign_anchors(
+        anchors,
+        boxes,
+        iou_threshold=model.proposal_matcher.high_threshold,
+        background_threshold=model.proposal_matcher.low_threshold,
+        force_match=force_match,
+    )
+    return matched
+
+
+class AcceleratedSSD(SSD):
+    """An SSD of torchvision that trains and detects through this library; `accelerate` makes it."""
+
+    def forward(self, images, targets=None):
+        if not self.training or targets is None:
+            return super().forward(images, targets)
+        for index, target in enumerate(targets):
+            boxes = target["boxes"]
+            if boxes.ndim != 2 or boxes.shape[1] != 4 or bool((boxes[:, 2:] <= boxes[:, :2]).any()):
+                raise ValueError(
+                    f"SSD: boxes of target {index} must be [N, 4] with x1 < x2 and y1 < y2"
+                )
+        images, targets = self.transform(images, targets)
+        features = self.backbone(images.tensors)
+        features = [features] if isinstance(features, Tensor) else list(features.values())
+        # All images have one size here, and so they have one set of anchors.
+        anchors = self.anchor_generator(images, features)[0]
+        matched = _match(self, anchors, [target["boxes"] for target in targets], "argmax")
+        return self._losses(targets, self.head(features), anchors, matched)
+
+    def _losses(self, targets, outputs, anchors: Tensor, matched: Tensor) -> dict[str, Tensor]:
+        logits, offsets = outputs["cls_logits"], outputs["bbox_regression"]
+        image, anchor = (matched >= 0).nonzero().unbind(1)
+        counts = torch.tensor([0] + [len(target["boxes"]) for target in targets[:-1]])
+        row = matched[image, anchor] + counts.cumsum(0).to(matched.device)[image]
+        boxes = torch.cat([target["boxes"] for target in targets])[row]
+        labels = torch.cat([target["labels"] for target in targets])[row]
+
+        wanted = encode_boxes(boxes, anchors[anchor], variances=_variances(self.box_coder))
+        box_loss = F.smooth_l1_loss(offsets[image, anchor], wanted, reduction="sum")
+        classes = torch.zeros_like(matched)
+        classes[image, anchor] = labels
+        cls_loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
+        cls_loss = cls_loss.view_as(classes)
+        chosen = hard_negative_mining(cls_loss.detach(), classes, ratio=self.neg_to_pos_ratio)
+        count = max(1, len(row))
+        return {
+            "bbox_regression": box_loss / count,
+            "classification": cls_loss[chosen].sum() / count,
+        }
+
+    def postprocess_detections(self, head_outputs, image_anchors, image_shapes):
+        height, width = image_shapes[0]  # that of all: SSD resizes to one
+        size = image_anchors[0].new_tensor([width, height, width, height])
+        found = detect(
+            head_outputs["cls_logits"],
+            _clamped(self.box_coder, head_outputs["bbox_regression"]),
+            image_anchors[0] / size,
+            score_threshold=self.score_thresh,
+            iou_threshold=self.nms_thresh,
+            topk=self.topk_candidates,
+            max_detections=self.detections_per_img,
+            variances=_variances(self.box_coder),
+        )
+        return [
+            {
+                "boxes": found.boxes[image, :count] * size,
+                "scores": found.scores[image, :count],
+                "labels": found.labels[image, :count] + 1,
+            }
+            for image, count in enumerate(found.counts.tolist())
+        ]
+
+
+class AcceleratedRetinaNet(RetinaNet):
+    """A RetinaNet of torchvision that trains and detects through this library; `accelerate` makes it."""
+
+    def compute_loss(self, targets, head_outputs, anchors):
+        force = "low_quality" if self.proposal_matcher.allow_low_quality_matches else "none"
+        # The batch is padded to one size, and so its images have one set of anchors.
+        matched = _match(self, anchors[0], [target["boxes"] for target in targets], force)
+        return self.head.compute_loss(targets, head_outputs, anchors, list(matched))
+
+    def postprocess_detections(self, head_outputs, anchors, image_shapes):
+        num_classes = head_outputs["cls_logits"][0].shape[-1]
+        boxes, scores, labels = [], [], []
+        for logits, offsets, level in zip(
+            head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[0], strict=True
+        ):
+            # The best pairs of anchor and class of a level, of all images at once.
+            pairs = logits.flatten(1).sigmoid()
+            score, pair = pairs.topk(min(self.topk_candidates, pairs.shape[1]), dim=1)
+            anchor = pair // num_classes
+            chosen = _clamped(self.box_coder, offsets).gather(
+                1, anchor[..., None].expand(-1, -1, 4)
+            )
+            boxes.append(decode_boxes(chosen, level[anchor], variances=_variances(self.box_coder)))
+            # nms takes no NaN.
+            scores.append(score.where(score > self.score_thresh, float("nan")))
+            labels.append(pair % num_classes)
+        box, score, label = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1)
+        size = box.new_tensor([[width, height, width, height] for height, width in image_shapes])
+        box = box.clamp(min=0).minimum(size[:, None])
+        image = torch.arange(len(box), device=box.device)[:, None].expand_as(label)
+        groups = (image * num_classes + label).flatten()
+        kept = batched_nms(box.flatten(0, 1), score.flatten(), groups, self.nms_thresh)
+        found = []
+        for index in range(len(box)):
+            mine = kept[image.flatten()[kept] == index][: self.detections_per_img]
+            found.append(
+                {
+                    "boxes": box.flatten(0, 1)[mine],
+                    "scores": score.flatten()[mine],
+                    "labels": label.flatten()[mine],
+                }
+            )
+        return found

@@ -1,0 +1,109 @@
+"""torchvision's detectors before and after `accelerate`."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+try:
+    from torchvision.models import detection
+
+    from ssd_ops.integrations import torchvision as integration
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def images(*sizes):
+    return [torch.rand(3, *size) for size in sizes]
+
+
+def make(name: str):
+    """A model whose scores differ, as far as they can without a training, and its accelerated copy."""
+    none = {"weights": None, "weights_backbone": None}
+    options = {"min_size": 160, "max_size": 256} if name.startswith("retinanet") else {}
+    model = getattr(detection, name)(**none, **options, num_classes=9, score_thresh=0.02)
+    for module in model.modules():  # the statistics that batch norm would have learned
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        batch = model.transform(images((180, 200), (200, 160)))[0].tensors
+        model.head(list(model.backbone(batch).values()))
+        if name.startswith("retinanet"):
+            features = list(model.eval().backbone(batch).values())
+            logits = model.head(features)["cls_logits"]
+            model.head.classification_head.cls_logits.weight.mul_(0.5 / logits.std())
+            model.head.regression_head.bbox_reg.weight.mul_(0.1)
+    return model, integration.accelerate(copy.deepcopy(model))
+
+
+NAMES = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn")
+
+
+@pytest.fixture(params=NAMES, scope="module")
+def pair(request):
+    torch.manual_seed(1)
+    return make(request.param)
+
+
+def targets(*counts):
+    found = []
+    for count in counts:
+        corner = 100 * torch.rand(count, 2)
+        boxes = torch.cat((corner, corner + 10 + 60 * torch.rand(count, 2)), dim=1)
+        found.append({"boxes": boxes, "labels": torch.randint(1, 9, (count,))})
+    return found
+
+
+def test_detections_are_the_same(pair):
+    original, faster = (model.eval() for model in pair)
+    batch = images((180, 200), (200, 160))
+    with torch.inference_mode():
+        for got, expected in zip(faster(batch), original(batch), strict=True):
+            assert len(expected["scores"]) > 20
+            torch.testing.assert_close(got["scores"], expected["scores"], rtol=1e-5, atol=1e-5)
+            # Row by row, wherever it stands: a bit of exp decides which of two like scores is first.
+            far = (got["boxes"][:, None] - expected["boxes"]).abs().amax(2)
+            same = (far < 1e-3) & (got["labels"][:, None] == expected["labels"])
+            same &= (got["scores"][:, None] - expected["scores"]).abs() < 1e-5
+            assert same.any(0).all() and same.any(1).all()
+
+
+def test_losses_and_gradients_are_the_same(pair):
+    original, faster = (model.train() for model in pair)
+    batch, wanted = images((180, 200), (200, 160), (190, 190)), targets(3, 0, 12)
+    losses = []
+    for model in (faster, original):
+        torch.manual_seed(0)
+        model.zero_grad()
+        buffers = copy.deepcopy(model.state_dict())  # of batch norm, which every forward moves
+        loss = model(batch, copy.deepcopy(wanted))
+        sum(loss.values()).backward()
+        losses.append(loss)
+        model.load_state_dict(buffers)
+    assert losses[0].keys() == losses[1].keys()
+    for name, expected in losses[1].items():
+        torch.testing.assert_close(losses[0][name], expected, rtol=1e-5, atol=1e-5)
+    for got, expected in zip(faster.head.parameters(), original.head.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_it_stays_the_model_it_was(pair):
+    original, faster = pair
+    assert isinstance(faster, type(original))
+    assert faster.state_dict().keys() == original.state_dict().keys()
+    assert integration.accelerate(faster) is faster
+    assert type(pickle.loads(pickle.dumps(faster))) is type(faster)
+
+
+def test_wrong_models_and_targets():
+    with pytest.raises(TypeError, match="accelerate: model must be an SSD or a RetinaNet"):
+        integration.accelerate(torch.nn.Linear(1, 1))
+    model = make("ssdlite320_mobilenet_v3_large")[1].train()
+    with pytest.raises(ValueError, match="boxes of target 1 must be"):
+        wrong = targets(1, 1)
+        wrong[1]["boxes"][0, 2] = wrong[1]["boxes"][0, 0]
+        model(images((99, 99), (99, 99)), wrong)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd_ops.pictures import DataError, pillow, read_picture
+
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
 Colour = tuple[int, int, int]
@@ -140,7 +142,7 @@ def draw_grid(
     line = 0 if given is None else 26
     from PIL import ImageDraw
 
-    sheet = _pillow().new("RGB", (size[0], size[1] + line), "white")
+    sheet = pillow().new("RGB", (size[0], size[1] + line), "white")
     for index, (picture, detection) in enumerate(zip(pictures, found, strict=True)):
         if given is not None:
             for box in _boxes(given[index]):
@@ -243,24 +245,15 @@ def _curve(
         )
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError:
-        raise ImportError("plot: pictures need Pillow: pip install ssd_ops[train]") from None
-    return pillow
-
-
 def _picture(image: Image) -> Any:
     """A Pillow image of its own, RGB."""
-    pillow = _pillow()
+    image_module = pillow()
     if isinstance(image, str | os.PathLike):
         try:
-            with pillow.open(image) as file:
-                return file.convert("RGB")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"plot: image must be a file, got {image}") from None
-        except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
+            return image_module.fromarray(read_picture(image))
+        except DataError as error:
+            if not os.path.exists(image):
+                raise FileNotFoundError(f"plot: image must be a file, got {image}") from None
             raise ValueError(f"plot: image must be a picture, got {image} ({error})") from None
     # A tensor has its channels first and an array last, unless its shape says otherwise.
     last = isinstance(image, np.ndarray)
@@ -270,7 +263,7 @@ def _picture(image: Image) -> Any:
         if first:
             array = array.transpose(1, 2, 0)
         if array.dtype == np.uint8:
-            return pillow.fromarray(np.array(array, order="C"))
+            return image_module.fromarray(np.array(array, order="C"))
     raise ValueError(
         f"plot: image must be uint8 [3, H, W] or [H, W, 3], got {array.dtype} {list(array.shape)}"
     )

@@ -64,11 +64,11 @@ def stop_in_epoch(monkeypatch, epoch, error, after_steps=1):
     real = trainer.augment
     calls = []
 
-    def broken(images, labels, settings, rng):
+    def broken(images, labels, settings, rng, **which):
         calls.append(len(images))
         if sum(calls) > 10 * epoch and len(calls) > 3 * epoch + after_steps:
             raise error
-        return real(images, labels, settings, rng)
+        return real(images, labels, settings, rng, **which)
 
     monkeypatch.setattr(trainer, "augment", broken)
 
@@ -87,20 +87,23 @@ def test_history_and_files(unbroken):
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert set(history[0]) == {
         "epoch", "loss", "class_error", "offset_error", "val_class_error", "val_offset_error",
-        "found", "truths", "false_boxes", "ap", "ap50", "lr", "examples_per_second",
+        "found", "truths", "false_boxes", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+        "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large", "voc_ap", "voc_ap11", "lr",
+        "examples_per_second",
     }  # fmt: skip
-    assert json.loads((folder / "history.json").read_text()) == history
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.safetensors",
-        "history.json",
+        "log.jsonl",
     ]
     assert not model.training
 
 
 def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
-    settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
-    settings = replace(settings, match_iou=0.5, optimizer="sgd")
+    settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, flip_vertical=0.0)
+    settings = replace(settings, match_iou=0.5, optimizer="sgd", precision="float32")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -317,7 +320,7 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"optimizer": "lion"}, "optimizer must be sgd or adamw, got 'lion'"),
         ({"momentum": 1.0}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more"),
-        ({"schedule": "cosine"}, "schedule must be constant or one_cycle, got 'cosine'"),
+        ({"schedule": "linear"}, "schedule must be one of constant, .*, got 'linear'"),
         ({"warmup": 0}, "warmup must be between 0 and 1"),
         ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
         ({"flip": 2}, "flip must be in 0..1"),
@@ -325,8 +328,8 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
         ({"device": "toaster"}, "device must be auto or a device of torch"),
         ({"seed": -1}, "seed must be 0 or more"),
-        ({"input_size": 0}, "input_size must be pixels or None, got 0"),
-        ({"input_size": 1.5}, "input_size must be pixels or None, got 1.5"),
+        ({"input_size": 0}, "input_size must be at least 1, got 0"),
+        ({"input_size": 1.5}, "input_size must be a whole number, got 1.5"),
     ],
 )
 def test_bad_settings(change, message):
@@ -364,13 +367,25 @@ def test_flip_mirrors_images_and_boxes_alike():
     images[:, :, 2:6, 4:12] = 255
     labels = torch.tensor([[0, 0.25, 0.125, 0.75, 0.375], [-1.0] * 5]).repeat(40, 1, 1)
     kept = images.clone(), labels.clone()
-    got, rows = augment(images, labels, Settings(flip=0.5), np.random.default_rng(0))
+    both = Settings(flip=0.5, flip_vertical=0.5)
+    got, rows = augment(images, labels, both, np.random.default_rng(0))
     assert torch.equal(images, kept[0]) and torch.equal(labels, kept[1])
     assert (rows[:, 1] == -1).all() and got.dtype == torch.uint8
     for image, row in zip(got, rows[:, 0], strict=True):
         x1, y1, x2, y2 = (row[1:] * 16).round().int().tolist()
         assert (image[:, y1:y2, x1:x2] == 255).all() and image.sum(dtype=torch.int64) == 96 * 255
     assert 5 < (rows[:, 0, 2] > 0.5).sum() < 35
+    _, level = augment(images, labels, Settings(flip=1.0), np.random.default_rng(0))
+    torch.testing.assert_close(level[:, 0, 2], labels[:, 0, 2])
+    part = augment(
+        images[1::2],
+        labels[1::2],
+        both,
+        np.random.default_rng(0),
+        part=slice(1, None, 2),
+        in_all=40,
+    )
+    assert torch.equal(part[0], got[1::2]) and torch.equal(part[1], rows[1::2])
     same, untouched = augment(images, labels, Settings(), np.random.default_rng(0))
     assert torch.equal(same, images) and torch.equal(untouched, labels)
 

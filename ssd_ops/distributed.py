@@ -26,6 +26,11 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints; also where none has joined yet."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def rank() -> int:
     """The number of this process, 0 where there is one."""
     return dist.get_rank() if dist.is_initialized() else 0

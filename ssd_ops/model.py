@@ -200,6 +200,14 @@ class TinySSD(nn.Module):
             self.add_module(f"cls_{scale}", cls_predictor(width, num_anchors, num_classes))
             self.add_module(f"bbox_{scale}", bbox_predictor(width, num_anchors))
 
+    def feature_maps(self, X: Tensor) -> list[Tensor]:
+        """The map ``[B, C_k, H_k, W_k]`` of each scale, for images as `forward` takes them."""
+        feature_maps = []
+        for scale in range(self.num_scales):
+            X = getattr(self, f"blk_{scale}")(X)
+            feature_maps.append(X)
+        return feature_maps
+
     def anchors(self, feature_maps: Sequence[Tensor]) -> Tensor:
         """The anchors ``[1, A, 4]`` of feature maps ``[B, C_k, H_k, W_k]``, one for each scale.
 
@@ -234,12 +242,10 @@ class TinySSD(nn.Module):
             before softmax, background first, and offsets ``[B, 4A]``, both in the dtype of the
             network.
         """
-        feature_maps, cls_preds, bbox_preds = [], [], []
-        for scale in range(self.num_scales):
-            X = getattr(self, f"blk_{scale}")(X)
-            feature_maps.append(X)
-            cls_preds.append(getattr(self, f"cls_{scale}")(X))
-            bbox_preds.append(getattr(self, f"bbox_{scale}")(X))
+        feature_maps = self.feature_maps(X)
+        scales = list(enumerate(feature_maps))
+        cls_preds = [getattr(self, f"cls_{scale}")(fmap) for scale, fmap in scales]
+        bbox_preds = [getattr(self, f"bbox_{scale}")(fmap) for scale, fmap in scales]
         cls = concat_preds(cls_preds).unflatten(1, (-1, self.num_classes + 1))
         return self.anchors(feature_maps), cls, concat_preds(bbox_preds)
 

@@ -66,7 +66,7 @@ def _open(path: str | os.PathLike[str], *, decode: bool) -> Any:
             if image.mode.startswith("I;16"):
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, *bombs) as error:

@@ -110,7 +110,7 @@ def _read_image(image: Any) -> Tensor:
     """A path, an array or a tensor as one `[3, H, W]` tensor."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            return torch.from_numpy(read_picture(image).copy()).permute(2, 0, 1)
+            return torch.from_numpy(read_picture(image)).permute(2, 0, 1)
         except DataError as error:
             if not os.path.exists(image):
                 raise FileNotFoundError(f"predict: image must be a file, got {image}") from None

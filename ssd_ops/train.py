@@ -168,7 +168,6 @@ def _start(
 ) -> tuple[TinySSD, torch.optim.Optimizer, History]:
     """Model, optimizer and history of a new run, or of the run whose checkpoint is resumed."""
     names = list(train_set.class_names)
-    preprocess = _preprocess(settings, train_set)
     tensors: dict[str, Tensor] = {}
     history: History = []
     if resume:
@@ -177,6 +176,7 @@ def _start(
         content, tensors = distributed.from_first(read)
         model, saved = checkpoint.build(path, content, tensors)
         _check_resume(settings, saved, content["epoch"])
+        preprocess = _preprocess(settings, train_set)
         if content["class_names"] != names or model.preprocess != preprocess:
             raise ValueError(
                 f"train: train_set must have the classes and the image size of {path}, "
@@ -184,22 +184,32 @@ def _start(
             )
         history = content["history"]
     else:
-        # The caller's own random numbers stay as they were.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            model = TinySSD(
-                len(names),
-                settings.sizes,
-                settings.ratios,
-                settings.channels,
-                preprocess=preprocess,
-                nms_threshold=settings.nms_threshold,
-            )
+        model = untrained(settings, train_set)
     checkpoint.place(model, settings, device)
     distributed.synchronise(model)
     optimizer = make_optimizer(settings, model)
     checkpoint.restore_optimizer(model, optimizer, tensors)
     return model, optimizer, history
+
+
+def untrained(settings: Settings, train_set: Any) -> TinySSD:
+    """The model that a run on this set starts from.
+
+    Args:
+        settings: as for `train`.
+        train_set: as for `train`.
+    """
+    # The caller's own random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return TinySSD(
+            len(train_set.class_names),
+            settings.sizes,
+            settings.ratios,
+            settings.channels,
+            preprocess=_preprocess(settings, train_set),
+            nms_threshold=settings.nms_threshold,
+        )
 
 
 def _preprocess(settings: Settings, train_set: Any) -> Preprocess:

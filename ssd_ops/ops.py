@@ -457,6 +457,49 @@ def _(boxes, scores, iou_threshold):
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """`nms` in a shape that does not depend on the boxes, for one image or a batch.
+
+    On a GPU nothing waits for the host, so it can be captured in a CUDA graph; `nms` has to wait once, for
+    the size of its result.
+
+    Args:
+        boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, any unit.
+        scores: ``[N]`` or ``[B, N]``.
+        iou_threshold: 0..1, as in `nms`.
+
+    Returns:
+        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. ``indices[b, :counts[b]]``
+        is what `nms` returns for image b, and -1 follows.
+
+    Raises:
+        ValueError: the threshold is outside 0..1.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        The padded form of TensorRT's EfficientNMS; the rules are `nms`'s.
+
+    Example:
+        >>> boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]])
+        >>> nms_padded(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
+        (tensor([ 1,  2, -1]), tensor(2))
+    """
+    _check_tensors("nms_padded", boxes=boxes, scores=scores)
+    threshold = _fraction("nms_padded", "iou_threshold", iou_threshold)
+    if boxes.ndim != 2 or scores.ndim != 1:
+        return torch.ops.ssd_ops.nms_padded(boxes, scores, threshold)
+    indices, counts = torch.ops.ssd_ops.nms_padded(boxes[None], scores[None], threshold)
+    return indices[0], counts[0]
+
+
+@torch.library.register_fake("ssd_ops::nms_padded")
+def _(boxes, scores, iou_threshold):
+    return (
+        boxes.new_empty(scores.shape, dtype=torch.int64),
+        boxes.new_empty(scores.shape[:1], dtype=torch.int64),
+    )
+
+
 def multibox_detection(
     cls_probs: Tensor,
     offset_preds: Tensor,
@@ -531,6 +574,7 @@ for _name in (
     "multibox_target",
     "hard_negative_mining",
     "nms",
+    "nms_padded",
     "multibox_detection",
 ):
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

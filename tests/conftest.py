@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import emulated
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -43,6 +44,10 @@ class Backend:
 
     def run(self, op: Callable, *args, **kwargs):
         """`op` on this backend: tensors go there, results come back."""
+        if self.name == "emulated":
+            emulated.load()
+            with emulated.Emulated():
+                return op(*args, **kwargs)
         return _to("cpu", op(*_to(self.device, args), **kwargs))
 
 
@@ -55,14 +60,16 @@ def _to(device: str, value):
     return value
 
 
+def _param(name: str, device: str, why_not: str):
+    mark = pytest.mark.skipif(bool(why_not), reason=why_not or "-")
+    return pytest.param(Backend(name, device), id=name, marks=mark)
+
+
 @pytest.fixture(
     params=[
-        pytest.param(Backend("cpu", "cpu"), id="cpu"),
-        pytest.param(
-            Backend("cuda", "cuda"),
-            id="cuda",
-            marks=pytest.mark.skipif(bool(_cuda_missing()), reason=_cuda_missing() or "-"),
-        ),
+        _param("cpu", "cpu", ""),
+        _param("emulated", "cpu", emulated.why_not()),
+        _param("cuda", "cuda", _cuda_missing()),
     ]
 )
 def backend(request) -> Backend:

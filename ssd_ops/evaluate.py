@@ -303,7 +303,8 @@ def evaluate(
 def badness(prediction: Prediction, truths: Tensor, *, iou_threshold: float = 0.5) -> float:
     """How wrong the detections of an image are: 0 where each object is found for certain.
 
-    The sum of what each true box lacks to a score of 1, and of the scores of false boxes.
+    The sum of the squares of what each true box lacks to a score of 1, and of the squares of the
+    scores of false boxes, so that the many false boxes of a low score count for little.
 
     Args:
         prediction: as for `count_found`.
@@ -314,9 +315,10 @@ def badness(prediction: Prediction, truths: Tensor, *, iou_threshold: float = 0.
         >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
         >>> one = Prediction(torch.zeros(1), torch.tensor([0.75]), box)
         >>> badness(one, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0], [0.0, 8.0, 8.0, 9.0, 9.0]]))
-        1.25
+        1.0625
     """
     truths = truths[truths[:, 0] >= 0]
     right = _matched(prediction, truths, iou_threshold)
     scores = prediction.scores
-    return float(len(truths) - scores[right].sum() + scores[~right].sum())
+    missed = len(truths) - int(right.sum())
+    return missed + float((1 - scores[right]).square().sum() + scores[~right].square().sum())

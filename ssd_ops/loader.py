@@ -115,6 +115,8 @@ class Loader:
             # Forked, a worker shares what its parent has read. It runs on one thread, as torch sees
             # to, and so never waits for the parent's threads, which it does not have.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+            generator=torch.Generator(),
         )
         for batch in loading:
             if isinstance(batch, DataError):

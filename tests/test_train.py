@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,9 +15,10 @@ import torch
 
 from ssd_ops import checkpoint, ops
 from ssd_ops import train as trainer
+from ssd_ops.data import apply_transforms
 from ssd_ops.evaluate import predict
 from ssd_ops.model import Preprocess, TinySSD
-from ssd_ops.settings import learning_rate, pick_device, pick_dtype
+from ssd_ops.settings import learning_rate, pick_device, pick_dtype, read_settings
 from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, train
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -202,6 +205,108 @@ def test_not_finite_loss_names_the_step(sets, tmp_path):
     assert load(tmp_path)[2]["epoch"] == 0, "the checkpoint from before is left"
 
 
+def test_not_finite_loss_names_the_batch(sets, tmp_path):
+    named = SimpleNamespace(**vars(sets[0]), names=[f"{n}.png" for n in range(10)])
+    settings = replace(QUICK, lr=1e30, schedule="constant", precision="float32", batch_size=3)
+    with pytest.raises(FloatingPointError, match=r"of the batch of images \d\.png, \d\.png, \d"):
+        train(settings, named, sets[1], tmp_path, progress=False)
+
+
+KILLED = """
+import json, os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+from test_train import QUICK, rectangles
+from ssd_ops import train as trainer
+real, calls = trainer.augment, []
+def die(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+trainer.augment = die
+trainer.train(QUICK, rectangles(10, seed=1), rectangles(6, seed=2), {out!r}, progress=False)
+"""
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_killed_in_mid_epoch_loses_that_epoch_at_most(unbroken, sets, tmp_path, step):
+    """kill -9 in the first and in the third epoch, each of three steps."""
+    code = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path), step=step)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert load(tmp_path)[2]["epoch"] == (step - 1) // 3
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 1 + (step - 1) // 3))
+    model, _ = train(QUICK, *sets, tmp_path, resume=True, progress=False)
+    assert_same_bits(state(model), state(unbroken[1]))
+
+
+class Pictures:
+    """Pictures of two shapes, one of them without an object, read one by one."""
+
+    class_names = ("rectangle",)
+    names = tuple("abcdefgh")
+
+    def __init__(self, transforms=None):
+        self.made = rectangles(8, seed=5), rectangles(8, seed=6, size=40)
+        self.transforms = transforms
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index >= 8:
+            raise IndexError(index)
+        made = self.made[index % 2]
+        image, rows = made.images[index], made.labels[index][: int(index > 0)]
+        if self.transforms is None:
+            return image, rows
+        return apply_transforms(self.transforms, image, rows, self.names[index])
+
+
+def noisy(image, boxes, labels):
+    return image ^ torch.randint(0, 8, image.shape, dtype=torch.uint8), boxes, labels
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, letterbox):
+    settings = replace(QUICK, epochs=2, input_size=48, letterbox=letterbox, workers=2)
+    own = Pictures(), Pictures()
+    moving = Pictures(noisy), Pictures()
+    model, history = train(settings, *moving, tmp_path / "a", progress=False)
+    assert history[-1]["truths"] == 7 and model.preprocess.letterbox == letterbox
+    steady, _ = train(replace(settings, epochs=1, schedule="constant"), *own, tmp_path / "s",
+                      progress=False)  # fmt: skip
+    assert not torch.equal(steady.cls_0.weight, model.cls_0.weight)
+    constant = replace(settings, schedule="constant")
+    whole, _ = train(constant, *moving, tmp_path / "b", progress=False)
+    train(replace(constant, epochs=1), *moving, tmp_path / "c", progress=False)
+    # Where pictures are kept and how many workers there are is free; the result is not.
+    resumed, _ = train(
+        replace(constant, workers=0, cache_gb=0),
+        *moving,
+        tmp_path / "c",
+        resume=True,
+        progress=False,
+    )
+    assert_same_bits(state(resumed), state(whole))
+
+
+def test_sizes_ratios_and_channels_are_the_models(sets, tmp_path):
+    settings = replace(
+        QUICK,
+        epochs=1,
+        channels=[4, 8, 8, 8],
+        sizes=[[0.2], [0.4, 0.5], [0.9]],
+        ratios=[[1, 2]] * 3,
+    )
+    model, _ = train(settings, *sets, tmp_path, progress=False)
+    assert model.channels == (4, 8, 8, 8) and model.ratios == [[1.0, 2.0]] * 3
+    assert load(tmp_path)[1] == settings and settings.channels == (4, 8, 8, 8)
+    with pytest.raises(ValueError, match="TinySSD: sizes must be 5 lists"):
+        train(replace(settings, channels=QUICK.channels), *sets, tmp_path, progress=False)
+
+
 def test_load_gives_the_trained_model(unbroken, sets):
     folder, model, history = unbroken
     for path in (folder, str(folder / checkpoint.FILE_NAME)):
@@ -360,6 +465,47 @@ def test_one_cycle_fits_any_number_of_steps():
         assert rates[0] == pytest.approx(0.4 / 25) and max(rates) == pytest.approx(0.4)
         assert np.argmax(rates) == total // 4 and rates[-1] == pytest.approx(0)
     assert learning_rate(Settings(), 7, 9) == 0.2
+
+
+def test_schedules_by_hand():
+    total = 40  # of 4 epochs
+    step = Settings(lr=1.0, epochs=4, schedule="step", lr_drops=[1, 3], lr_drop=0.5)
+    rates = [learning_rate(step, n, total) for n in range(total)]
+    assert rates == [1.0] * 10 + [0.5] * 20 + [0.25] * 10
+    cosine = Settings(lr=1.0, epochs=4, schedule="cosine", warmup_steps=4)
+    rates = [learning_rate(cosine, n, total) for n in range(total)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[22] == pytest.approx(0.5) and rates[-1] == pytest.approx(0, abs=0.01)
+    assert np.diff(rates[4:]).max() < 0
+    warm = Settings(lr=0.2, warmup_steps=2)
+    assert [learning_rate(warm, n, total) for n in range(4)] == [0.1, 0.2, 0.2, 0.2]
+
+
+def test_settings_from_a_file(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('preset = "paper"\nlr = 1\nsizes = [[0.1, 0.2], [0.5]]\nclip_norm = 5.0\n')
+    got = read_settings(path, epochs=3)
+    assert got == replace(
+        PRESETS["paper"], lr=1, sizes=((0.1, 0.2), (0.5,)), clip_norm=5.0, epochs=3
+    )
+    assert read_settings(path, "chapter").optimizer == "sgd"
+    assert read_settings() == Settings()
+    for text, message in {
+        "lr = ": r"own\.toml must be TOML, got ",
+        "learning = 1": r"a setting must be one of batch_size, .*, got 'learning' in .*own\.toml",
+        'preset = "fast"': "preset must be chapter or paper, got 'fast'",
+        'lr = "fast"': "lr must be a finite number, got 'fast'",
+        "sizes = [[]]": "sizes must be lists of positive numbers",
+        "sizes = 3": "sizes must be lists of positive numbers, got 3",
+        "channels = [8.5]": "channels must be a list of whole numbers",
+        "compile = 1": "compile must be true or false, got 1",
+        'clip_norm = "x"': "clip_norm must be a finite number",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"settings: {message}|settings: .*{message}"):
+            read_settings(path)
+    with pytest.raises(FileNotFoundError, match="must be a file, got none"):
+        read_settings(tmp_path / "none.toml")
 
 
 def test_flip_mirrors_images_and_boxes_alike():

@@ -206,7 +206,7 @@ def _parser() -> Parser:
         "Draw the curves of a training run, finished or not, from its log.",
         "ssd-ops curves run",
     )
-    command.add_argument("run", type=Path, help="the folder that `train` writes to")
+    command.add_argument("folder", type=Path, help="that `train` writes to")
 
     command = add(
         "figures",
@@ -339,7 +339,7 @@ def _print_dropped(name: str, dataset: Any) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    print(f"Curves: {_draw_curves(args.run)}")
+    print(f"Curves: {_draw_curves(args.folder)}")
 
 
 def _draw_curves(run: Path) -> Path:

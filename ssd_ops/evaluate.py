@@ -40,8 +40,8 @@ class Results(NamedTuple):
     """What a model says of a data set, and what is true.
 
     ``predictions`` a `Prediction` for each image; ``truths`` for each image its true boxes, float32
-    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels; ``class_names``; ``class_error`` and
-    ``offset_error`` as in `Measures`.
+    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels; ``class_names``, those of the set, and numbers
+    for what else occurs; ``class_error`` and ``offset_error`` as in `Measures`.
     """
 
     predictions: list[Prediction]
@@ -202,16 +202,15 @@ def collect(
     parts = distributed.gather(results)
     everything = sorted((one for part in parts for one in part), key=lambda one: one[0])
     right, wrong, anchors_seen, offsets_seen = sum(distributed.gather(sums)).tolist()
-    names = getattr(loader.examples.dataset, "class_names", None)
-    count = 1 + max(
-        [int(rows[:, 0].max()) for _, _, rows in everything if len(rows)]
-        + [int(found.labels.max()) for _, found, _ in everything if len(found.labels)],
-        default=0,
-    )
+    names = list(getattr(loader.examples.dataset, "class_names", ()))
+    labels = [rows[:, 0].long() for _, _, rows in everything]
+    labels += [prediction.labels for _, prediction, _ in everything]
+    count = 1 + max((int(some.max()) for some in labels if len(some)), default=0)
+    names += [f"class {number}" for number in range(len(names), count)]
     return Results(
         [prediction for _, prediction, _ in everything],
         [rows for _, _, rows in everything],
-        [str(number) for number in range(count)] if names is None else list(names),
+        names,
         class_error=1 - right / anchors_seen,
         offset_error=wrong / offsets_seen,
     )

@@ -202,7 +202,7 @@ def _are_positive(rows: object) -> bool:
 
 
 def read_settings(
-    path: str | os.PathLike[str] | None = None, preset: str | None = None, **changes: Any
+    path: str | os.PathLike[str] | None = None, preset: str | None = None, /, **changes: Any
 ) -> Settings:
     """The settings of a preset, with what a TOML file and the caller change of them.
 
@@ -217,7 +217,7 @@ def read_settings(
         FileNotFoundError: no such file.
 
     Example:
-        >>> read_settings(preset="paper", epochs=3).epochs
+        >>> read_settings(None, "paper", epochs=3).epochs
         3
     """
     given: dict[str, Any] = {}

@@ -93,6 +93,11 @@ def train(
     """
     for name, dataset in (("train_set", train_set), ("val_set", val_set)):
         _check_set(name, dataset)
+    if len(getattr(val_set, "class_names", ())) > len(train_set.class_names):
+        raise ValueError(
+            f"train: val_set must have no other classes than train_set, got {val_set.class_names} "
+            f"and {train_set.class_names}"
+        )
     with distributed.joined(pick_device(settings.device)) as device:
         return _train(settings, train_set, val_set, Path(out_dir), device, resume, progress)
 

@@ -48,6 +48,8 @@ ARROWS = {
     "model": {"ops", "preprocess"},
     "loss": {"ops"},
     "metrics": {"ops"},
+    "coverage": {"model", "ops", "predict", "preprocess"},
+    "charts": {"loss", "metrics", "plot"},
     "sets": {"coco", "data"},
     "loader": {"data", "preprocess"},
     "coco": {"data", "pictures"},

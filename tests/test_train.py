@@ -271,6 +271,7 @@ def noisy(image, boxes, labels):
 @pytest.mark.parametrize("letterbox", [False, True])
 def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, letterbox):
     settings = replace(QUICK, epochs=2, input_size=48, letterbox=letterbox, workers=2)
+    settings = replace(settings, channels=(4, 4, 8, 8, 8, 8))
     own = Pictures(), Pictures()
     moving = Pictures(noisy), Pictures()
     model, history = train(settings, *moving, tmp_path / "a", progress=False)
@@ -398,6 +399,12 @@ def test_missing_extras_are_named(sets, tmp_path, monkeypatch):
             patch.setitem(sys.modules, module, None)
             with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
                 train(QUICK, *sets, tmp_path, progress=progress)
+
+
+def test_a_validation_set_of_more_classes(sets, tmp_path):
+    more = SimpleNamespace(**{**vars(sets[1]), "class_names": ["rectangle", "circle"]})
+    with pytest.raises(ValueError, match="val_set must have no other classes than train_set"):
+        train(QUICK, sets[0], more, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

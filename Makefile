@@ -17,7 +17,7 @@ EPOCHS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 .PHONY: demo test bench sanitize wheel clean
 

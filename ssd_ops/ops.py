@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
+from ssd_ops import _ext  # loading registers the ops
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 _SEMANTICS = {"d2l": 0}
+_LISTS = (list, tuple, Sequence, Tensor)  # the common ones first: the abstract one is slow to ask
 
 
 def _check_tensors(op: str, **tensors: object) -> None:
@@ -42,11 +43,18 @@ def _fraction(op: str, name: str, value: object) -> float:
     return number
 
 
+def _numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:
+    try:
+        return list(map(float, values))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return [_number(op, name, value) for value in values]  # says which one
+
+
 def _positives(op: str, name: str, values: object) -> list[float]:
     """A non-empty list of positive, finite numbers."""
-    if isinstance(values, str) or not isinstance(values, Sequence | Tensor):
+    if isinstance(values, str) or not isinstance(values, _LISTS):
         raise TypeError(f"{op}: {name} must be a list of numbers, got {type(values).__name__}")
-    numbers = [_number(op, name, value) for value in values]
+    numbers = _numbers(op, name, values)
     if not numbers:
         raise ValueError(f"{op}: {name} must be at least one number, got none")
     for number in numbers:
@@ -56,9 +64,9 @@ def _positives(op: str, name: str, values: object) -> list[float]:
 
 
 def _tuple_of(op: str, name: str, values: object, count: int) -> list[float]:
-    if isinstance(values, str) or not isinstance(values, Sequence | Tensor) or len(values) != count:
+    if isinstance(values, str) or not isinstance(values, _LISTS) or len(values) != count:
         raise ValueError(f"{op}: {name} must be {count} numbers, got {values!r}")
-    return [_number(op, name, value) for value in values]
+    return _numbers(op, name, values)
 
 
 def _variances(op: str, values: object) -> list[float]:
@@ -566,15 +574,5 @@ def _(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances,
 # A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
 # would mark them as requiring one and only warn when backward finds nothing.
 _autograd = torch.library.Library("ssd_ops", "IMPL")
-for _name in (
-    "multibox_priors",
-    "box_iou",
-    "encode_boxes",
-    "decode_boxes",
-    "multibox_target",
-    "hard_negative_mining",
-    "nms",
-    "nms_padded",
-    "multibox_detection",
-):
+for _name in _ext.op_names():
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,15 +32,18 @@ def schemas() -> list[torch.FunctionSchema]:
     return [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("ssd_ops::")]
 
 
+def builder() -> ModuleType:
+    """The module emulation/build.py."""
+    spec = importlib.util.spec_from_file_location("_build", HERE / "emulation" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @functools.cache
 def load() -> None:
     """Registers the emulated kernels, built before if need be. SSD_OPS_EMULATED names a library already built."""
-    path = os.environ.get("SSD_OPS_EMULATED")
-    if not path:
-        spec = importlib.util.spec_from_file_location("_build", HERE / "emulation" / "build.py")
-        builder = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(builder)
-        path = str(builder.build())
+    path = os.environ.get("SSD_OPS_EMULATED") or str(builder().build())
     library = torch.library.Library("ssd_ops_emulated", "DEF")
     for schema in schemas():
         library.define(str(schema).removeprefix("ssd_ops::"))

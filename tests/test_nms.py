@@ -125,6 +125,15 @@ def test_equals_reference_at_block_sizes(backend):
         )
 
 
+def test_areas_of_a_few_smallest_numbers(backend):
+    """Such an area is 1e-45 or 3e-45: boxes that share half of theirs may have an IoU of 1."""
+    for threshold in (0.8, 0.9, 0.95):
+        center = torch.rand(1500, 2) * 1.4e-21
+        half = 1.7e-23 * (1 + 0.05 * torch.rand(1500, 2))
+        boxes = torch.cat((center - half, center + half), dim=1)
+        compare(boxes, torch.rand(1500), threshold, backend.run)
+
+
 @pytest.mark.parametrize("threshold", [0.009, 0.01, 0.05, 0.3, 0.5, 0.7, 0.95, 0.999999, 1.0])
 def test_equals_reference_on_clusters(threshold):
     """Many near-copies: overlaps on both sides of every threshold, in few and in many places."""

@@ -72,8 +72,8 @@ SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
   return min_of(a.x2, b.x2) - max_of(a.x1, b.x1) > 0 && min_of(a.y2, b.y2) - max_of(a.y1, b.y1) > 0;
 }
 
-// Area that two boxes share. In these two functions T may also be a vector of lanes (common/simd.h);
-// one selection after the other, not &&, keeps them free of branches.
+// Area that two boxes share. Here and below, one selection after the other, not &&, leaves loops over
+// many boxes without branches.
 template <typename T>
 SSD_HOST_DEVICE T intersection(Box<T> a, Box<T> b) {
   const T zero{};

@@ -350,8 +350,11 @@ __global__ void __launch_bounds__(kSpreadThreads)
     const double rx = reach * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
     const double ry = reach * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
     const double cx = center_x(box), cy = center_y(box);
-    const int64_t left = grid.columns.cell(cx - rx), right = grid.columns.cell(cx + rx);
-    const int64_t top = grid.rows.cell(cy - ry), bottom = grid.rows.cell(cy + ry), own = grid.rows.cell(cy);
+    const bool prune = can_be_pruned(box_area);
+    const int64_t left = prune ? grid.columns.cell(cx - rx) : 0, own = grid.rows.cell(cy);
+    const int64_t right = prune ? grid.columns.cell(cx + rx) : ranked.side - 1;
+    const int64_t top = prune ? grid.rows.cell(cy - ry) : 0;
+    const int64_t bottom = prune ? grid.rows.cell(cy + ry) : ranked.side - 1;
     const int64_t* starts = filed.starts + segment * (ranked.side * ranked.side + 1);
     // From its own row outwards: what suppresses a box most often has its center close by.
     for (int64_t away = 0; !dropped && (own - away >= top || own + away <= bottom); ++away) {

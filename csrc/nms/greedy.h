@@ -22,33 +22,34 @@ struct KeptBoxes {
   const int64_t *starts, *used;
 };
 
-constexpr int64_t kChunk = 16 * kLanes;  // kept boxes tested before the next look at the result
+constexpr int64_t kChunk = 16;  // kept boxes, times kLanes, tested before the next look at the result
 
 // True where a kept box of cells first..last overlaps `box` by an IoU over the threshold.
 template <typename T>
 SSD_HOST_DEVICE bool any_over_lanes(const KeptBoxes<T>& kept, int64_t first, int64_t last, Box<T> box,
                                     T threshold) {
   using Flag = typename FloatTraits<T>::Signed;
-  const T* __restrict x1 = kept.x1;
-  const T* __restrict y1 = kept.y1;
-  const T* __restrict x2 = kept.x2;
-  const T* __restrict y2 = kept.y2;
-  const T* __restrict areas = kept.areas;
   const T box_area = area(box);
   const T lower = quick_threshold(threshold);
   for (int64_t c = first; c <= last; ++c) {
-    const int64_t start = kept.starts[c];
-    for (int64_t used = (kept.used[c] + kLanes - 1) / kLanes * kLanes; used > 0; used -= kChunk) {
-      const int64_t begin = start + max_of<int64_t>(used - kChunk, 0), end = start + used;
+    // Counted in whole vectors, which spares the compiler's loops a remainder.
+    for (int64_t left = (kept.used[c] + kLanes - 1) / kLanes; left > 0; left -= kChunk) {
+      const int64_t begin = kept.starts[c] + max_of<int64_t>(left - kChunk, 0) * kLanes;
+      const int64_t count = min_of(left, kChunk) * kLanes;
+      const T* __restrict x1 = kept.x1 + begin;
+      const T* __restrict y1 = kept.y1 + begin;
+      const T* __restrict x2 = kept.x2 + begin;
+      const T* __restrict y2 = kept.y2 + begin;
+      const T* __restrict areas = kept.areas + begin;
       Flag maybe = 0;
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = 0; i < count; ++i) {
         const T inter = intersection(Box<T>{x1[i], y1[i], x2[i], y2[i]}, box);
         const Flag enough = inter >= lower * ((areas[i] + box_area) - inter) ? 1 : 0;
         maybe |= inter > T(0) ? enough : Flag(0);
       }
       if (!maybe) continue;
       Flag over = 0;
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = 0; i < count; ++i) {
         const Box<T> other{x1[i], y1[i], x2[i], y2[i]};
         over |= iou(other, areas[i], box, box_area) > threshold ? Flag(1) : Flag(0);
       }
@@ -77,13 +78,12 @@ class GreedyNms {
     lay_out_grid(threshold);
     for (size_t position = 0; position < boxes_.size(); ++position) {
       const Box<T> box = boxes_[position];
-      const T box_area = area(box);
-      if (!can_overlap(box, box_area)) {
-        kept.push_back(static_cast<int64_t>(position));
-      } else if (!is_over(box, threshold)) {
-        kept.push_back(static_cast<int64_t>(position));
-        file(box, box_area);
+      const int64_t cell = cells_[position];
+      if (cell >= 0) {
+        if (is_over(box, cell, threshold)) continue;
+        file(box, static_cast<size_t>(cell));
       }
+      kept.push_back(static_cast<int64_t>(position));
     }
   }
 
@@ -114,8 +114,14 @@ class GreedyNms {
 
     starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
     used_.assign(static_cast<size_t>(side_ * side_), 0);
-    for (const Box<T>& box : boxes_)
-      if (can_overlap(box, area(box))) ++starts_[static_cast<size_t>(cell(box)) + 1];
+    cells_.clear();
+    for (const Box<T>& box : boxes_) {
+      int64_t cell = -1;
+      if (can_overlap(box, area(box)))
+        cell = rows_.cell(center_y(box)) * side_ + columns_.cell(center_x(box));
+      cells_.push_back(cell);
+      if (cell >= 0) ++starts_[static_cast<size_t>(cell) + 1];
+    }
     for (size_t c = 1; c < starts_.size(); ++c)
       starts_[c] = starts_[c - 1] + (starts_[c] + kLanes - 1) / kLanes * kLanes;
     const size_t room = static_cast<size_t>(starts_.back());
@@ -127,23 +133,23 @@ class GreedyNms {
     areas_.assign(room, T(0));
   }
 
-  int64_t cell(Box<T> box) const {
-    return rows_.cell(center_y(box)) * side_ + columns_.cell(center_x(box));
-  }
-
-  void file(Box<T> box, T box_area) {
-    const size_t c = static_cast<size_t>(cell(box));
-    const size_t slot = static_cast<size_t>(starts_[c] + used_[c]++);
+  void file(Box<T> box, size_t cell) {
+    const size_t slot = static_cast<size_t>(starts_[cell] + used_[cell]++);
     x1_[slot] = box.x1;
     y1_[slot] = box.y1;
     x2_[slot] = box.x2;
     y2_[slot] = box.y2;
-    areas_[slot] = box_area;
+    areas_[slot] = area(box);
   }
 
-  bool is_over(Box<T> box, T threshold) const {
+  bool is_over(Box<T> box, int64_t cell, T threshold) const {
+    const KeptBoxes<T> kept{x1_.data(),    y1_.data(),     x2_.data(),  y2_.data(),
+                            areas_.data(), starts_.data(), used_.data()};
+    // What suppresses a box most often has its center close by.
+    if (any_over(kept, cell, cell, box, threshold)) return true;
+    if (side_ == 1) return false;
     int64_t first_row = 0, last_row = side_ - 1, first_column = 0, last_column = side_ - 1;
-    if (side_ > 1) {
+    if (can_be_pruned(area(box))) {
       const double rx = reach_ * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
       const double ry = reach_ * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
       first_column = columns_.cell(center_x(box) - rx);
@@ -151,10 +157,6 @@ class GreedyNms {
       first_row = rows_.cell(center_y(box) - ry);
       last_row = rows_.cell(center_y(box) + ry);
     }
-    const KeptBoxes<T> kept{x1_.data(),    y1_.data(),     x2_.data(),  y2_.data(),
-                            areas_.data(), starts_.data(), used_.data()};
-    // What suppresses a box most often has its center close by.
-    if (side_ > 1 && any_over(kept, cell(box), cell(box), box, threshold)) return true;
     for (int64_t r = first_row; r <= last_row; ++r)
       if (any_over(kept, r * side_ + first_column, r * side_ + last_column, box, threshold)) return true;
     return false;
@@ -164,6 +166,7 @@ class GreedyNms {
   int64_t side_ = 1;
   GridAxis columns_{}, rows_{};
   double reach_ = 0;
+  std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> starts_, used_;
   std::vector<T> x1_, y1_, x2_, y2_, areas_;
 };

@@ -20,6 +20,12 @@ SSD_HOST_DEVICE bool can_overlap(Box<T> box, T box_area) {
 
 constexpr double kMinPruned = 0.01;  // below this threshold every cell may matter
 
+// An area below the normal numbers is so coarse that an IoU over the threshold bounds no distance.
+template <typename T>
+SSD_HOST_DEVICE bool can_be_pruned(T box_area) {
+  return box_area >= std::numeric_limits<T>::min();
+}
+
 // How far, in its own sizes, a box has to look.
 SSD_HOST_DEVICE double nms_reach(double threshold) {
   constexpr double kWiden = 1.001;

@@ -1,7 +1,9 @@
 #include "fibers.h"
 
 #include <sys/mman.h>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -12,7 +14,6 @@
 extern "C" {
 void* __tsan_get_current_fiber(void);
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -28,6 +29,50 @@ void __sanitizer_finish_switch_fiber(void* save, const void** bottom, size_t* si
 }
 #endif
 
+// Leaves one stack for another. swapcontext would ask the system for the signal mask each time.
+#ifdef __x86_64__
+using Context = void*;  // the stack pointer; everything else lies on the stack
+extern "C" void emulation_switch(Context* from, Context to);
+asm(R"(
+.text
+.type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch, . - emulation_switch
+)");
+static void switch_context(Context& from, Context& to) { emulation_switch(&from, to); }
+static void make_context(Context& context, char* stack, size_t size, void (*start)()) {
+  // As after a call: the six registers, the address to return to, and 8 bytes to where the stack is aligned.
+  void** top = reinterpret_cast<void**>(stack + size) - 2;
+  *top = reinterpret_cast<void*>(start);
+  context = top - 6;
+}
+#else
+using Context = ucontext_t;
+static void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+static void make_context(Context& context, char* stack, size_t size, void (*start)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  context.uc_link = nullptr;
+  makecontext(&context, start, 0);
+}
+#endif
+
 namespace emulation {
 namespace {
 
@@ -38,7 +83,7 @@ constexpr size_t kStack = 256 * 1024;
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   State state;
   Position position;
   unsigned mask;           // waited for in a warp
@@ -48,7 +93,7 @@ struct Fiber {
 };
 
 Fiber fibers[kMaxThreads];
-ucontext_t scheduler;
+Context scheduler;
 [[maybe_unused]] void* scheduler_sanitizer;
 [[maybe_unused]] const void* scheduler_stack;
 [[maybe_unused]] size_t scheduler_stack_size;
@@ -69,7 +114,7 @@ void enter(int next) {
 #ifdef EMULATION_ASAN
   __sanitizer_start_switch_fiber(&scheduler_sanitizer, stacks + next * kStack, kStack);
 #endif
-  swapcontext(&scheduler, &f.context);
+  switch_context(scheduler, f.context);
 #ifdef EMULATION_ASAN
   __sanitizer_finish_switch_fiber(scheduler_sanitizer, nullptr, nullptr);
 #endif
@@ -85,7 +130,7 @@ void leave(bool for_good) {
   __sanitizer_start_switch_fiber(for_good ? nullptr : &f.sanitizer, scheduler_stack, scheduler_stack_size);
 #endif
   (void)for_good;
-  swapcontext(&f.context, &scheduler);
+  switch_context(f.context, scheduler);
 #ifdef EMULATION_ASAN
   __sanitizer_finish_switch_fiber(f.sanitizer, nullptr, nullptr);
 #endif
@@ -123,13 +168,9 @@ void run_block() {
   for (int i = 0; i < count; ++i) {
     Fiber& f = fibers[i];
     f.state = State::kReady;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = stacks + i * kStack;
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, trampoline, 0);
+    make_context(f.context, stacks + i * kStack, kStack, trampoline);
 #ifdef EMULATION_TSAN
-    f.sanitizer = __tsan_create_fiber(0);
+    if (!f.sanitizer) f.sanitizer = __tsan_create_fiber(0);  // serves every later block too
 #endif
   }
   for (int done = 0; done < count;) {
@@ -145,9 +186,6 @@ void run_block() {
     if (!moved && done < count) stuck();
   }
   __tsan_acquire(&end_sync);
-#ifdef EMULATION_TSAN
-  for (int i = 0; i < count; ++i) __tsan_destroy_fiber(fibers[i].sanitizer);
-#endif
 }
 
 }  // namespace
@@ -173,17 +211,19 @@ void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*),
   the_argument = argument;
   shared_memory = static_cast<unsigned char*>(std::malloc(shared_bytes));
   shared_size = shared_bytes;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        for (int i = 0; i < count; ++i) {
-          const unsigned n = static_cast<unsigned>(i);
-          fibers[i].position = {
-              {n % block.x, n / block.x % block.y, n / block.x / block.y}, {x, y, z}, block, grid};
-        }
-        run_block();
-      }
+  const char* order = std::getenv("SSD_OPS_EMULATION_ORDER");
+  const bool reverse = order && std::strcmp(order, "reverse") == 0;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  for (uint64_t n = 0; n < blocks; ++n) {
+    const uint64_t b = reverse ? blocks - 1 - n : n;
+    const Index at = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                      static_cast<unsigned>(b / grid.x / grid.y)};
+    for (int i = 0; i < count; ++i) {
+      const unsigned t = static_cast<unsigned>(i);
+      fibers[i].position = {
+          {t % block.x, t / block.x % block.y, t / block.x / block.y}, at, block, grid};
     }
+    run_block();
   }
   std::free(shared_memory);
 }

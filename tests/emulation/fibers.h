@@ -23,7 +23,8 @@ const Position& position();
 // Bytes of dynamic shared memory that a block may have: as on a GPU of compute capability 7.5.
 constexpr int kSharedLimit = 64 * 1024;
 
-// Runs `body` once for every thread of every block, the blocks one after another. Threads of the system
+// Runs `body` once for every thread of every block, the blocks one after another (from the last to the first
+// where the environment variable SSD_OPS_EMULATION_ORDER is "reverse"). Threads of the system
 // wait for each other here. A barrier that not all threads reach ends the process with a message.
 void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*), void* argument);
 

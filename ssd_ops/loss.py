@@ -230,7 +230,7 @@ def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> fl
         >>> bbox_eval(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
         2.0
     """
-    return float(sum_offset_errors(bbox_preds, bbox_labels, bbox_masks))
+    return float(sum_offset_errors(bbox_preds.detach(), bbox_labels, bbox_masks))
 
 
 def sum_offset_errors(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ def _mapped() -> str:
 
 def op_names() -> list[str]:
     """The ops of the library, such as "ssd_ops::nms"."""
-    return [
-        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd_ops::")
-    ]
+    return [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd_ops::")]
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssd_ops import distributed, metrics, ops
 from ssd_ops.loader import Loader
 from ssd_ops.loss import bbox_eval, cls_eval
+from ssd_ops.metrics import badness, count_found
 from ssd_ops.predict import (
     SCORE_THRESHOLD,
     Prediction,
@@ -102,55 +103,6 @@ class Measures:
     voc_ap: float | None
     voc_ap11: float | None
     per_class: list[dict[str, Any]]
-
-
-def count_found(
-    prediction: Prediction,
-    truths: Tensor,
-    *,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-) -> tuple[int, int]:
-    """How many true boxes of an image are found, and how many detections are false.
-
-    One to one and greedy: each detection, by descending score, takes the free true box of its
-    class that it overlaps most. So a second box on one object is a false one.
-
-    Args:
-        prediction: detections of one image, by descending score.
-        truths: ``[G, 5]`` rows (class, x1, y1, x2, y2) in the unit of the prediction; a row of
-            negative class is padding.
-        score_threshold: detections below it do not count.
-        iou_threshold: the least IoU of a match.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> twice = Prediction(torch.zeros(2), torch.tensor([0.9, 0.8]), box.repeat(2, 1))
-        >>> count_found(twice, torch.tensor([[0.0, 0.0, 0.0, 4.0, 5.0]]))
-        (1, 1)
-    """
-    counted = prediction.scores >= score_threshold
-    labels, boxes = prediction.labels[counted], prediction.boxes[counted]
-    truths = truths[truths[:, 0] >= 0]
-    right = int(
-        _matched(Prediction(labels, prediction.scores[counted], boxes), truths, iou_threshold).sum()
-    )
-    return right, len(boxes) - right
-
-
-def _matched(prediction: Prediction, truths: Tensor, iou_threshold: float) -> Tensor:
-    """Which detections, by descending score, take a true box of their own, bool ``[K]``."""
-    right = torch.zeros(len(prediction.boxes), dtype=torch.bool)
-    if not len(truths):
-        return right
-    ious = ops.box_iou(prediction.boxes, truths[:, 1:].to(prediction.boxes.dtype))
-    ious[prediction.labels[:, None] != truths[:, 0].long()] = -1
-    for row in range(len(right)):
-        iou, best = ious[row].max(dim=0)
-        if iou >= iou_threshold:
-            right[row] = True
-            ious[:, best] = -1
-    return right
 
 
 def collect(
@@ -297,27 +249,3 @@ def evaluate(
     """
     results = collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold)
     return measure(results, score_threshold=score_threshold, iou_threshold=iou_threshold)
-
-
-def badness(prediction: Prediction, truths: Tensor, *, iou_threshold: float = 0.5) -> float:
-    """How wrong the detections of an image are: 0 where each object is found for certain.
-
-    The sum of the squares of what each true box lacks to a score of 1, and of the squares of the
-    scores of false boxes, so that the many false boxes of a low score count for little.
-
-    Args:
-        prediction: as for `count_found`.
-        truths: as for `count_found`.
-        iou_threshold: as for `count_found`.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> one = Prediction(torch.zeros(1), torch.tensor([0.75]), box)
-        >>> badness(one, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0], [0.0, 8.0, 8.0, 9.0, 9.0]]))
-        1.0625
-    """
-    truths = truths[truths[:, 0] >= 0]
-    right = _matched(prediction, truths, iou_threshold)
-    scores = prediction.scores
-    missed = len(truths) - int(right.sum())
-    return missed + float((1 - scores[right]).square().sum() + scores[~right].square().sum())

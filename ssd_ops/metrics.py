@@ -1,7 +1,7 @@
-"""Average precision of detections over a set, by the rules of COCO and of Pascal VOC.
+"""How right detections are: counts, and average precision by the rules of COCO and Pascal VOC.
 
-Both take, for each image, its detections (``labels [K]``, ``scores [K]``, ``boxes [K, 4]`` xyxy in
-pixels) and its true boxes ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels, class -1 padding.
+All take, for each image, its `Prediction` and its true boxes ``[G, 5]``, rows (class, x1, y1, x2,
+y2) in pixels, class -1 padding.
 """
 
 from __future__ import annotations
@@ -11,15 +11,88 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ssd_ops import ops
+from ssd_ops.predict import Prediction
 
 # The twelve numbers of COCO's summary, in its order.
 COCO_NAMES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
+
+
+def count_found(
+    prediction: Prediction,
+    truths: Tensor,
+    *,
+    score_threshold: float = 0.5,
+    iou_threshold: float = 0.5,
+) -> tuple[int, int]:
+    """How many true boxes of an image are found, and how many detections are false.
+
+    One to one and greedy: each detection, by descending score, takes the free true box of its
+    class that it overlaps most. So a second box on one object is a false one.
+
+    Args:
+        prediction: detections of one image, by descending score.
+        truths: ``[G, 5]`` rows (class, x1, y1, x2, y2) in the unit of the prediction; a row of
+            negative class is padding.
+        score_threshold: detections below it do not count.
+        iou_threshold: the least IoU of a match.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> twice = Prediction(torch.zeros(2), torch.tensor([0.9, 0.8]), box.repeat(2, 1))
+        >>> count_found(twice, torch.tensor([[0.0, 0.0, 0.0, 4.0, 5.0]]))
+        (1, 1)
+    """
+    counted = prediction.scores >= score_threshold
+    labels, boxes = prediction.labels[counted], prediction.boxes[counted]
+    truths = truths[truths[:, 0] >= 0]
+    right = int(_matched(labels, boxes, truths, iou_threshold).sum())
+    return right, len(boxes) - right
+
+
+def _matched(labels: Tensor, boxes: Tensor, truths: Tensor, iou_threshold: float) -> Tensor:
+    """Which detections, by descending score, take a true box of their own, bool ``[K]``."""
+    right = torch.zeros(len(boxes), dtype=torch.bool)
+    if not len(truths):
+        return right
+    ious = ops.box_iou(boxes, truths[:, 1:].to(boxes.dtype))
+    ious[labels[:, None] != truths[:, 0].long()] = -1
+    for row in range(len(right)):
+        iou, best = ious[row].max(dim=0)
+        if iou >= iou_threshold:
+            right[row] = True
+            ious[:, best] = -1
+    return right
+
+
+def badness(prediction: Prediction, truths: Tensor, *, iou_threshold: float = 0.5) -> float:
+    """How wrong the detections of an image are: 0 where each object is found for certain.
+
+    The sum of the squares of what each true box lacks to a score of 1, and of the squares of the
+    scores of false boxes, so that the many false boxes of a low score count for little.
+
+    Args:
+        prediction: as for `count_found`.
+        truths: as for `count_found`.
+        iou_threshold: as for `count_found`.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> one = Prediction(torch.zeros(1), torch.tensor([0.75]), box)
+        >>> badness(one, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0], [0.0, 8.0, 8.0, 9.0, 9.0]]))
+        1.0625
+    """
+    truths = truths[truths[:, 0] >= 0]
+    right = _matched(prediction.labels, prediction.boxes, truths, iou_threshold)
+    scores = prediction.scores
+    missed = len(truths) - int(right.sum())
+    return missed + float((1 - scores[right]).square().sum() + scores[~right].square().sum())
 
 
 @dataclass(frozen=True)
@@ -60,7 +133,7 @@ class Curve:
 
 
 def precision_recall(
-    predictions: Sequence[Any],
+    predictions: Sequence[Prediction],
     truths: Sequence[Tensor],
     num_classes: int,
     iou_threshold: float = 0.5,
@@ -78,10 +151,8 @@ def precision_recall(
         iou_threshold: the least IoU; VOC's is 0.5.
 
     Example:
-        >>> import torch
-        >>> from types import SimpleNamespace
         >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> found = SimpleNamespace(labels=torch.tensor([0]), scores=torch.tensor([0.9]), boxes=box)
+        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
         >>> (curve,) = precision_recall([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 5.0]])], 1)
         >>> curve.ap(), curve.ap11()
         (1.0, 1.0)
@@ -115,7 +186,7 @@ def _curve(hits: list[tuple[float, bool]], count: int) -> Curve:
 
 
 def coco(
-    predictions: Sequence[Any],
+    predictions: Sequence[Prediction],
     truths: Sequence[Tensor],
     num_classes: int,
 ) -> tuple[dict[str, float | None], list[float | None]]:

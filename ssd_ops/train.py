@@ -26,6 +26,7 @@ from ssd_ops.evaluate import evaluate
 from ssd_ops.loader import Loader
 from ssd_ops.model import TinySSD
 from ssd_ops.preprocess import Preprocess
+from ssd_ops.progress import progress_bar
 from ssd_ops.settings import (
     DEMO_EPOCHS,
     PRESETS,
@@ -253,7 +254,7 @@ def _run_epoch(
     began = time.perf_counter()
     step.model.train()
     images = loader.batches([batch[part] for batch in batches], epoch)
-    with _bar(len(loader), f"epoch {epoch + 1}/{settings.epochs}", progress) as bar:
+    with progress_bar(len(loader), f"epoch {epoch + 1}/{settings.epochs}", progress) as bar:
         for number, (batch, (X, Y, _)) in enumerate(zip(batches, images, strict=True)):
             X, Y = augment(X, Y, settings, rng, part=part, in_all=len(batch))
             lr = learning_rate(settings, epoch * len(batches) + number, total_steps)
@@ -301,31 +302,6 @@ def _not_finite(
         f"epoch {epoch + 1}, of the batch of images {', '.join(listed[:8])}{more}; a lower lr may help "
         f"(it is {settings.lr})"
     )
-
-
-class _NoBar:
-    """What stands in for a progress bar where none is wanted."""
-
-    def update(self, _: int) -> None: ...
-
-    def set_postfix_str(self, _: str) -> None: ...
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _bar(total: int, title: str, wanted: bool) -> Any:
-    if not wanted:
-        return _NoBar()
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "train: the progress bar needs tqdm: pip install ssd_ops[train]"
-        ) from error
-    return tqdm(total=total, desc=title, unit="image", bar_format="{l_bar}{bar:20}|{postfix}")
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -112,7 +112,9 @@ def _parser() -> Parser:
     command.add_argument(
         "--out", type=Path, default=Path("run"), help="folder for checkpoint, log, curves (run)"
     )
-    command.add_argument("--preset", help="chapter (the book's settings, the default) or paper")
+    command.add_argument(
+        "--preset", help="chapter (the book's settings, the default), paper or photos"
+    )
     command.add_argument("--settings", type=Path, metavar="FILE.toml", help="settings in a file")
     command.add_argument(
         "--set",

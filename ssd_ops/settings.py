@@ -231,7 +231,7 @@ def read_settings(
     base = given.pop("preset", "chapter")
     base = base if preset is None else preset
     if base not in PRESETS:
-        raise ValueError(f"settings: preset must be {' or '.join(PRESETS)}, got {base!r}")
+        raise ValueError(f"settings: preset must be one of {', '.join(PRESETS)}, got {base!r}")
     given |= changes
     known = {field.name for field in fields(Settings)}
     for name in given:
@@ -346,4 +346,14 @@ PAPER = Settings(
     nms_threshold=0.2,
 )
 
-PRESETS = {"chapter": Settings(), "paper": PAPER}
+# The same for photographs: several objects, smaller ones, which have an upside and may overlap.
+PHOTOS = replace(
+    PAPER,
+    negative_mining_ratio=3.0,
+    match_iou=0.5,
+    input_size=256,
+    flip_vertical=0.0,
+    nms_threshold=0.45,
+)
+
+PRESETS = {"chapter": Settings(), "paper": PAPER, "photos": PHOTOS}

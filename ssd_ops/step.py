@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd_ops import distributed, ops
@@ -86,6 +87,8 @@ class TrainStep:
         in_all = len(images) if in_all is None else in_all
         if not self.graphed:
             return self._step(images, labels, in_all)
+        # In eights, so that there are few shapes to record; padding changes no target.
+        labels = F.pad(labels, (0, 0, 0, -labels.shape[1] % 8), value=-1.0)
         key = (*images.shape, *labels.shape, in_all)
         if key not in self.graphs:
             self.graphs[key] = _Graph(self, in_all)

@@ -500,7 +500,7 @@ def test_settings_from_a_file(tmp_path):
     for text, message in {
         "lr = ": r"own\.toml must be TOML, got ",
         "learning = 1": r"a setting must be one of batch_size, .*, got 'learning' in .*own\.toml",
-        'preset = "fast"': "preset must be chapter or paper, got 'fast'",
+        'preset = "fast"': "preset must be one of chapter, paper, photos, got 'fast'",
         'lr = "fast"': "lr must be a finite number, got 'fast'",
         "sizes = [[]]": "sizes must be lists of positive numbers",
         "sizes = 3": "sizes must be lists of positive numbers, got 3",

@@ -84,9 +84,20 @@ class Loader:
         return len(self.examples)
 
     def _keep(self) -> Batch:
+        examples, size = self.examples, self.examples.preprocess.size
+        images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
+        if images is not None and labels is not None and images.shape[2:] == size:
+            return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
+        kept, rows, sizes = torch.empty(0), [], []
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return _gather(list(pool.map(self.examples.__getitem__, range(len(self)))))
+            for image, some, shape in pool.map(examples.__getitem__, range(len(self))):
+                if not sizes:
+                    kept = image.new_empty((len(self), *image.shape))
+                kept[len(sizes)] = image
+                rows.append(some)
+                sizes.append(shape)
+        return Batch(kept, _padded(rows), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
         """The batches of these image numbers, one after another.
@@ -169,5 +180,8 @@ def _gather_or_error(items: Any) -> Batch | DataError:
 
 def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> Batch:
     images, rows, sizes = zip(*items, strict=True)
-    labels = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1.0)
-    return Batch(torch.stack(images), labels, torch.tensor(sizes))
+    return Batch(torch.stack(images), _padded(list(rows)), torch.tensor(sizes))
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)

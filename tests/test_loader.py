@@ -146,7 +146,10 @@ def test_tensors_of_one_size_are_a_set_too():
     labels = torch.tensor([[[0, 0.1, 0.2, 0.3, 0.4], [-1.0] * 5]]).repeat(3, 1, 1)
     data = SimpleNamespace(images=images, labels=labels)
     (batch,) = Loader(data, Preprocess((8, 8))).batches([[2, 1]])
-    assert torch.equal(batch.images, images[[2, 1]]) and batch.labels.shape == (2, 1, 5)
+    assert torch.equal(batch.images, images[[2, 1]]) and torch.equal(batch.labels, labels[:2])
+    (batch,) = Loader(data, Preprocess((4, 4))).batches([[2, 1]])
+    assert batch.images.shape == (2, 3, 4, 4) and torch.equal(batch.labels, labels[:2, :1])
+    assert batch.sizes.tolist() == [[8, 8]] * 2
     with pytest.raises(ValueError, match="data: a set must hold an image"):
         Loader(SimpleNamespace(images=images[:0], labels=labels[:0]), Preprocess())
 

@@ -88,7 +88,9 @@ class Loader:
         images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
-        kept, rows, sizes = torch.empty(0), [], []
+        kept = torch.empty(0)
+        rows: list[Tensor] = []
+        sizes: list[tuple[int, int]] = []
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for image, some, shape in pool.map(examples.__getitem__, range(len(self))):

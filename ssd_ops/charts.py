@@ -30,6 +30,12 @@ def draw_precision_recall(
         ValueError: as many curves as names are wanted; an unknown format.
         FileNotFoundError: the folder of `path` does not exist.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> curve = Curve(np.array([1.0, 0.5, 0.67]), np.array([0.5, 0.5, 1.0]), truths=2)
+        >>> path = draw_precision_recall([curve], ["cup"], Path(tempfile.mkdtemp()) / "curve.png")
     """
     figure = new_figure(6, 5)
     axes = figure.subplots()
@@ -56,6 +62,10 @@ def draw_smooth_l1(path: str | os.PathLike[str]) -> Path:
         path: as for `draw_precision_recall`.
 
     Source: Dive into Deep Learning, section 14.7, exercise 2.
+
+    Example:
+        >>> import tempfile
+        >>> path = draw_smooth_l1(Path(tempfile.mkdtemp()) / "smooth_l1.png")
     """
     figure = new_figure(5, 3.5)
     axes = figure.subplots()
@@ -74,6 +84,10 @@ def draw_focal(path: str | os.PathLike[str]) -> Path:
         path: as for `draw_precision_recall`.
 
     Source: Dive into Deep Learning, section 14.7, exercise 2.
+
+    Example:
+        >>> import tempfile
+        >>> path = draw_focal(Path(tempfile.mkdtemp()) / "focal.png")
     """
     figure = new_figure(5, 3.5)
     axes = figure.subplots()

@@ -38,6 +38,12 @@ def boxes_of(dataset: Any, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: a set without any object.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> one = SimpleNamespace(rows=[torch.tensor([[2, 0.0, 0.0, 1.0, 1.0]])], sizes=[(10, 20)])
+        >>> boxes_of(one, Preprocess((64, 64), letterbox=True))
+        (tensor([[0.0000, 0.2500, 1.0000, 0.7500]]), tensor([2]))
     """
     given = hasattr(dataset, "rows")
     sizes = dataset.sizes if given else [dataset.images.shape[2:]] * len(dataset.labels)
@@ -53,7 +59,12 @@ def boxes_of(dataset: Any, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
 
 
 def feature_maps(model: TinySSD) -> list[Tensor]:
-    """Empty maps ``[1, 1, H, W]`` of the sizes that the model's scales have at its input size."""
+    """Empty maps ``[1, 1, H, W]`` of the sizes that the model's scales have at its input size.
+
+    Example:
+        >>> [tuple(fmap.shape[2:]) for fmap in feature_maps(TinySSD())]
+        [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
+    """
     with inference(model) as device:
         maps = model.feature_maps(torch.zeros(1, 3, *model.preprocess.size, device=device))
         return [torch.zeros(1, 1, *fmap.shape[-2:]) for fmap in maps]
@@ -91,6 +102,14 @@ def suggest(
         sizes: of each scale, now.
         ratios: of each scale, now.
         input_ratio: width of the input over its height, in pixels.
+
+    Example:
+        >>> boxes = torch.tensor([[0.3, 0.3, 0.5, 0.4], [0.6, 0.1, 0.7, 0.15]])
+        >>> maps, sizes, ratios = [torch.zeros(1, 1, 8, 8)], ((0.9, 0.95),), ((1.0, 2.0),)
+        >>> best_ious(boxes, ops.multibox_priors(maps, sizes, ratios)).max() < 0.1
+        tensor(True)
+        >>> suggest(boxes, maps, sizes, ratios).ious.mean() > 0.2
+        tensor(True)
     """
     sample = boxes[torch.linspace(0, len(boxes) - 1, min(SAMPLE, len(boxes))).long()]
 

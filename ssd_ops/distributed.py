@@ -64,7 +64,12 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def all_sum(numbers: Tensor) -> Tensor:
-    """The sum over the processes, written into `numbers`; without a gradient."""
+    """The sum over the processes, written into `numbers`; without a gradient.
+
+    Example:
+        >>> all_sum(torch.ones(2))  # of one process
+        tensor([1., 1.])
+    """
     if size() > 1:
         dist.all_reduce(numbers)
     return numbers

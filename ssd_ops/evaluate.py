@@ -124,6 +124,14 @@ def collect(
 
     Raises:
         ValueError: an empty set.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from ssd_ops.model import TinySSD
+        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
+        >>> collect(TinySSD(), one).truths
+        [tensor([[ 0., 16., 16., 32., 32.]])]
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
@@ -177,6 +185,13 @@ def measure(
         results: of `collect`.
         score_threshold: as for `evaluate`.
         iou_threshold: as for `evaluate`.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
+        >>> results = Results([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0.0, 0.0)
+        >>> measure(results).found
+        1
     """
     predictions, truths, names = results.predictions, results.truths, results.class_names
     counts = [

@@ -203,6 +203,13 @@ def coco(
 
     Raises:
         ImportError: faster-coco-eval is not installed.
+
+    Example:
+        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
+        >>> numbers, of_class = coco([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], 1)
+        >>> round(numbers["ap"], 3), numbers["ap_large"]
+        (0.8, None)
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster

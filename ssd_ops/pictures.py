@@ -40,6 +40,11 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         DataError: no such file, no picture, a cut one, or one of more than `MAX_PIXELS` pixels, which
             is found before it is decoded; the message is the reason alone.
         ImportError: Pillow is not installed.
+
+    Example:
+        >>> read_picture("nowhere.png")
+        Traceback (most recent call last):
+        ssd_ops.pictures.DataError: no such file
     """
     return _open(path, decode=True)
 

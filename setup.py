@@ -77,13 +77,18 @@ def _find_cuda(torch) -> tuple[Path | None, str]:
     if home is None:
         return None, "nvcc is not on the PATH, and CUDA_HOME does not say where it is"
     if not (home / "bin" / "nvcc").exists():
-        return None, f"there is no bin/nvcc in {home}" + (", which CUDA_HOME names" if named else "")
+        return None, f"there is no bin/nvcc in {home}" + (
+            ", which CUDA_HOME names" if named else ""
+        )
     if not _cudart_folders(home):
         return None, f"libcudart_static.a is not installed with the CUDA toolkit in {home}"
     version = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True)
     found = re.search(r"release (\d+)\.\d+", version.stdout)
     if torch.version.cuda and found and found[1] != torch.version.cuda.split(".")[0]:
-        return None, f"the toolkit is CUDA {found[1]} and torch is built with CUDA {torch.version.cuda}"
+        return (
+            None,
+            f"the toolkit is CUDA {found[1]} and torch is built with CUDA {torch.version.cuda}",
+        )
     return home, ""
 
 
@@ -93,7 +98,7 @@ def _cudart_folders(home: Path) -> list[Path]:
 
 
 def _architectures(torch) -> str:
-    """GPUs to compile for, as in TORCH_CUDA_ARCH_LIST: a wheel for all, a build in place for this machine's."""
+    """GPUs to compile for, as in TORCH_CUDA_ARCH_LIST: a wheel for all, a build in place for this one."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";"):
         return listed
     if {"bdist_wheel", "install"} & set(sys.argv):

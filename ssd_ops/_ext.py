@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -67,15 +68,16 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
 def _explain_missing_cuda(why: str) -> torch.library.Library:
     """Gives every op a CUDA kernel that says why there is none, and what to do."""
     library = torch.library.Library("ssd_ops", "IMPL")
+
+    def kernel(op, *_args):
+        raise RuntimeError(
+            f"{op}: its tensors are on a CUDA device, and {why}. Install the CUDA toolkit and build again "
+            f"with SSD_OPS_CUDA=1 {REBUILD}, or move the tensors to the CPU."
+        )
+
     for name in op_names():
-
-        def kernel(*_args, _op=name.removeprefix("ssd_ops::")):
-            raise RuntimeError(
-                f"{_op}: its tensors are on a CUDA device, and {why}. Install the CUDA toolkit and build "
-                f"again with SSD_OPS_CUDA=1 {REBUILD}, or move the tensors to the CPU."
-            )
-
-        library.impl(name, kernel, "CUDA")
+        op = name.removeprefix("ssd_ops::")
+        library.impl(name, functools.partial(kernel, op), "CUDA")
     return library
 
 

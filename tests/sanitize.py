@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import emulated
+import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 OP_TESTS = [
@@ -74,7 +74,7 @@ def _copy_with_sanitized_cpu_kernels(copy: Path, checks: str) -> None:
 
 
 def run_tests(kind: str, arguments: list[str]) -> int:
-    builder = emulated.builder()
+    builder = backends.builder()
     env = {**environment(kind), "SSD_OPS_EMULATED": str(builder.build(kind))}
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     if kind == "tsan":

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import backends
 import cases
-import emulated
 import pytest
 import sanitize
 import torch
@@ -16,16 +16,16 @@ import torch
 import ssd_ops
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(bool(emulated.why_not()), reason=emulated.why_not() or "-")
+WHY_NOT = backends.why_not("emulated")
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
 
 # A call of one op, on more than one block.
 CALLS = """
 import sys
 sys.path.insert(0, {tests!r})
-import emulated, torch, ssd_ops
+import backends, torch, ssd_ops
 torch.set_num_threads(1)
-emulated.load()
-with emulated.Emulated():
+with backends.active("emulated"):
     torch.manual_seed(0)
     losses, labels = torch.rand(2, 1500), torch.randint(-1, 2, (2, 1500))
     ssd_ops.hard_negative_mining(losses, labels, ratio=0.5)
@@ -33,7 +33,9 @@ print("the end")
 """
 
 
-def run_mining(kind: str, folder: Path, fault: tuple[str, str] | None) -> subprocess.CompletedProcess:
+def run_mining(
+    kind: str, folder: Path, fault: tuple[str, str] | None
+) -> subprocess.CompletedProcess:
     """The emulated hard_negative_mining in a process of its own, with a fault planted in a copy."""
     csrc = folder / "csrc"
     for room in ("common", "mining"):
@@ -43,7 +45,7 @@ def run_mining(kind: str, folder: Path, fault: tuple[str, str] | None) -> subpro
         text = kernel.read_text()
         assert text.count(fault[0]) == 1
         kernel.write_text(text.replace(*fault))
-    library = emulated.builder().build(kind, csrc)
+    library = backends.builder().build(kind, csrc)
     env = {**sanitize.environment(kind), "SSD_OPS_EMULATED": str(library)}
     code = CALLS.format(tests=str(ROOT / "tests"))
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -94,9 +96,8 @@ def every_op() -> list[torch.Tensor]:
 
 def test_no_result_depends_on_the_order_of_blocks(monkeypatch):
     expected = every_op()
-    emulated.load()
     for order in ("forward", "reverse"):
         monkeypatch.setenv("SSD_OPS_EMULATION_ORDER", order)
-        with emulated.Emulated():
+        with backends.active("emulated"):
             for got, want in zip(every_op(), expected, strict=True):
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)

@@ -242,7 +242,7 @@ def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="c
         trainer.step()
         metric[0] += float((cls_preds.argmax(dim=-1) == cls_labels).sum())
         metric[1] += cls_labels.numel()
-        metric[2] += float((bbox_labels - bbox_preds).mul(bbox_masks).abs().sum())
+        metric[2] += float((bbox_labels - bbox_preds.detach()).mul(bbox_masks).abs().sum())
         metric[3] += bbox_labels.numel()
         losses.append(float(loss.mean().detach()))
     return losses

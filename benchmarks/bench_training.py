@@ -44,7 +44,7 @@ def ours(model, train_set, batches, settings=OURS):
     loader = Loader(train_set, model.preprocess, device=DEVICE)
     step = TrainStep(settings, model.train(), make_optimizer(settings, model))
     rows = [step(X, Y, settings.lr) for X, Y, _ in loader.batches(batches)]
-    return (torch.stack(rows)[:, 0] / BATCH).tolist()
+    return [float(row[0]) / len(batch) for row, batch in zip(rows, batches, strict=True)]
 
 
 def chapter(model, train_set, batches):
@@ -65,10 +65,8 @@ def bench_training(benchmark, request, sets, impl):
     whole = [part for one in order for part in one.split(BATCH) if len(part) == BATCH]
     batches = [part.tolist() for part in whole[:steps]]
 
-    one, other = (
-        ours(fresh(), train_set, batches[:2], EXACT),
-        chapter(fresh(), train_set, batches[:2]),
-    )
+    few = [batch[:4] for batch in batches[:2]]
+    one, other = ours(fresh(), train_set, few, EXACT), chapter(fresh(), train_set, few)
     assert one == pytest.approx(other, rel=1e-3), "not the same training"
     benchmark.group = f"training, {steps} steps of {BATCH} pictures"
     benchmark.extra_info["impl"] = impl

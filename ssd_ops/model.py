@@ -102,7 +102,7 @@ def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1),
             nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers, Halve())
 

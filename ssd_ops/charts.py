@@ -19,7 +19,8 @@ def draw_precision_recall(
 ) -> Path:
     """Write the precision-recall curves of each class; the file's path comes back.
 
-    Classes without a true box are left out; the legend holds the average precision of the others.
+    Classes without a true box are left out; the legend, of 24 classes at most, holds the average
+    precision of the others.
 
     Args:
         curves: of `ssd_ops.metrics.precision_recall`, one for each class.
@@ -50,7 +51,8 @@ def draw_precision_recall(
             )  # fmt: skip
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title("Precision and recall at IoU 0.5")
-    if len(axes.lines):
+    # More names than fit would hide the curves; the table of measures has them.
+    if 0 < len(axes.lines) <= 24:
         axes.legend(frameon=False, fontsize="small", ncols=1 + len(axes.lines) // 13)
     return write(path, _tidy(axes, figure).savefig)
 

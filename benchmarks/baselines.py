@@ -10,7 +10,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ssd_ops.model import (
+    base_net,
+    bbox_predictor,
+    cls_predictor,
+    concat_preds,
+    down_sample_blk,
+)
 
 EPS = 1e-6  # the book's, inside the logarithm
 
@@ -71,9 +79,10 @@ def _to_corners(boxes: Tensor) -> Tensor:
 
 def d2l_multibox_prior(feature_map: Tensor, sizes, ratios) -> Tensor:
     height, width = feature_map.shape[-2:]
-    size, ratio = torch.tensor(sizes), torch.tensor(ratios)
-    y = (torch.arange(height) + 0.5) / height
-    x = (torch.arange(width) + 0.5) / width
+    device = feature_map.device
+    size, ratio = torch.tensor(sizes, device=device), torch.tensor(ratios, device=device)
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
     y, x = (grid.reshape(-1) for grid in torch.meshgrid(y, x, indexing="ij"))
     w = torch.cat((size * ratio[0].sqrt(), size[0] * ratio[1:].sqrt())) * height / width
     h = torch.cat((size / ratio[0].sqrt(), size[0] / ratio[1:].sqrt()))
@@ -112,7 +121,7 @@ def d2l_decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
 
 def _d2l_match(gts: Tensor, anchors: Tensor) -> Tensor:
     iou = d2l_box_iou(anchors, gts)
-    matched = torch.full((len(anchors),), -1)
+    matched = torch.full((len(anchors),), -1, device=anchors.device)
     best, indices = iou.max(dim=1)
     matched[best >= 0.5] = indices[best >= 0.5]
     for _ in range(len(gts)):
@@ -133,7 +142,7 @@ def d2l_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
         mask = (matched >= 0).float()[:, None].repeat(1, 4)
         box = torch.zeros_like(anchors)
         box[positive] = rows[matched[positive], 1:]
-        label = torch.zeros(len(anchors), dtype=torch.int64)
+        label = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
         label[positive] = rows[matched[positive], 0].long() + 1
         offsets.append((d2l_encode_boxes(box, anchors) * mask).flatten())
         masks.append(mask.flatten())
@@ -151,7 +160,7 @@ def d2l_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
             break
         iou = d2l_box_iou(boxes[best][None], boxes[order])[0]
         order = order[(iou <= iou_threshold).nonzero().flatten()]
-    return torch.tensor(kept, dtype=torch.int64)
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
 def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor) -> Tensor:
@@ -161,7 +170,7 @@ def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Ten
         score, label = probs[1:].max(dim=0)
         boxes = d2l_decode_boxes(offsets.reshape(-1, 4), anchors)
         kept = d2l_nms(boxes, score, 0.5)
-        both = torch.cat((kept, torch.arange(len(anchors))))
+        both = torch.cat((kept, torch.arange(len(anchors), device=anchors.device)))
         values, counts = both.unique(return_counts=True)
         dropped = values[counts == 1]
         label[dropped] = -1
@@ -172,6 +181,81 @@ def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Ten
         score[below] = 1 - score[below]
         out.append(torch.cat((label[:, None], score[:, None], boxes), dim=1))
     return torch.stack(out)
+
+
+class ChapterSSD(nn.Module):
+    """The chapter's network: anchors made scale by scale in every forward, float32, NCHW.
+
+    Its state dict is that of `ssd_ops.model.TinySSD` with one class.
+    """
+
+    sizes = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
+    ratios = ((1, 2, 0.5),) * 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (64, 128, 128, 128, 128)
+        blocks = [base_net(), down_sample_blk(64, 128), down_sample_blk(128, 128)]
+        blocks += [down_sample_blk(128, 128), nn.AdaptiveMaxPool2d((1, 1))]
+        for scale, (block, width) in enumerate(zip(blocks, widths, strict=True)):
+            setattr(self, f"blk_{scale}", block)
+            setattr(self, f"cls_{scale}", cls_predictor(width, 4, 1))
+            setattr(self, f"bbox_{scale}", bbox_predictor(width, 4))
+
+    def forward(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        anchors, cls_preds, bbox_preds = [], [], []
+        for scale in range(5):
+            X = getattr(self, f"blk_{scale}")(X)
+            anchors.append(d2l_multibox_prior(X, self.sizes[scale], self.ratios[scale]))
+            cls_preds.append(getattr(self, f"cls_{scale}")(X))
+            bbox_preds.append(getattr(self, f"bbox_{scale}")(X))
+        cls = concat_preds(cls_preds)
+        return torch.cat(anchors, dim=1), cls.reshape(len(X), -1, 2), concat_preds(bbox_preds)
+
+
+def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="cpu") -> list[float]:
+    """The chapter's loop over these batches, with its settings; the loss of each step.
+
+    Args:
+        net: trained in place.
+        images: uint8 ``[N, 3, H, W]``; the chapter keeps them so, and makes floats of a batch.
+        labels: ``[N, G, 5]``.
+        batches: image numbers of each step.
+        device: where the net is.
+    """
+    trainer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=5e-4)
+    cls_loss = nn.CrossEntropyLoss(reduction="none")
+    bbox_loss = nn.L1Loss(reduction="none")
+    metric = [0.0] * 4
+    losses = []
+    net.train()
+    for index in batches:
+        trainer.zero_grad()
+        X = torch.stack([images[i].float() for i in index]).to(device)
+        Y = torch.stack([labels[i] for i in index]).to(device)
+        anchors, cls_preds, bbox_preds = net(X)
+        bbox_labels, bbox_masks, cls_labels = d2l_multibox_target(anchors, Y)
+        cls = cls_loss(cls_preds.reshape(-1, 2), cls_labels.reshape(-1)).reshape(len(X), -1)
+        bbox = bbox_loss(bbox_preds * bbox_masks, bbox_labels * bbox_masks)
+        loss = cls.mean(dim=1) + bbox.mean(dim=1)
+        loss.mean().backward()
+        trainer.step()
+        metric[0] += float((cls_preds.argmax(dim=-1) == cls_labels).sum())
+        metric[1] += cls_labels.numel()
+        metric[2] += float((bbox_labels - bbox_preds.detach()).mul(bbox_masks).abs().sum())
+        metric[3] += bbox_labels.numel()
+        losses.append(float(loss.mean().detach()))
+    return losses
+
+
+def d2l_predict(net: nn.Module, image: Tensor, device="cpu") -> Tensor:
+    """The chapter's prediction for a uint8 image: rows (class, score, box), fractions."""
+    net.eval()
+    anchors, cls_preds, bbox_preds = net(image[None].float().to(device))
+    cls_probs = torch.softmax(cls_preds, dim=2).permute(0, 2, 1)
+    output = d2l_multibox_detection(cls_probs, bbox_preds, anchors)
+    kept = [i for i, row in enumerate(output[0]) if row[0] != -1]
+    return output[0, kept]
 
 
 # Whole batches of tensor operations.

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # cas
 
 def pytest_addoption(parser):
     parser.addoption("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.addoption("--steps", type=int, default=6, help="of bench_training (default: 6)")
 
 
 def pytest_configure(config):

@@ -1,6 +1,7 @@
 """Markdown table of a benchmark run: `python benchmarks/table.py out.json`.
 
-Medians, and in brackets how many times longer a rival takes than we do.
+Medians, and in brackets how many times longer a rival takes than we do; what a case says of its
+result, such as accuracy, stands behind them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ def duration(seconds: float) -> str:
 
 def table(run: dict) -> str:
     medians: dict[str, dict[str, float]] = {}
+    notes: dict[tuple[str, str], str] = {}
     for case in run["benchmarks"]:
-        row = medians.setdefault(case["group"] or case["name"], {})
-        row[case["extra_info"].get("impl", OURS)] = case["stats"]["median"]
+        group, name = case["group"] or case["name"], case["extra_info"].get("impl", OURS)
+        medians.setdefault(group, {})[name] = case["stats"]["median"]
+        if "note" in case["extra_info"]:
+            notes[group, name] = "; " + case["extra_info"]["note"]
     names = [OURS, *sorted({name for row in medians.values() for name in row} - {OURS})]
     lines = ["| case | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for case, row in medians.items():
@@ -32,9 +36,10 @@ def table(run: dict) -> str:
             if name not in row:
                 cells.append("")
             elif name == OURS or OURS not in row:
-                cells.append(duration(row[name]))
+                cells.append(duration(row[name]) + notes.get((case, name), ""))
             else:
-                cells.append(f"{duration(row[name])} ({row[name] / row[OURS]:.3g}x)")
+                times = f"{duration(row[name])} ({row[name] / row[OURS]:.3g}x)"
+                cells.append(times + notes.get((case, name), ""))
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

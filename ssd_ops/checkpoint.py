@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_ops.model import Preprocess, TinySSD
+from ssd_ops.model import TinySSD
+from ssd_ops.preprocess import Preprocess
 from ssd_ops.settings import Settings, pick_device
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "ssd_ops checkpoint 1"
+FORMAT = "ssd_ops checkpoint 2"
 
 
 def _safetensors() -> Any:
@@ -115,7 +116,7 @@ def build(
     try:
         settings = Settings(**content["settings"])
         p = content["preprocess"]
-        preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]))
+        preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]), p["letterbox"])
         with torch.random.fork_rng(devices=[]):
             model = TinySSD(
                 **content["model"], preprocess=preprocess, nms_threshold=settings.nms_threshold
@@ -140,9 +141,10 @@ def restore_optimizer(
     for entry, value in _part(tensors, "optimizer.").items():
         key, name = entry.split(".", 1)
         parameter = parameters[name]
-        # In the layout of the parameter, as the optimizer itself makes it; the count of steps is
-        # a number, and stays on the CPU.
-        like = torch.empty_like(parameter) if value.ndim else torch.empty(())
+        # In the layout of the parameter, as the optimizer itself makes it. The count of steps is a
+        # number, and stays on the CPU but for a fused optimizer.
+        count = parameter.device if optimizer.defaults.get("fused") else "cpu"
+        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=count)
         optimizer.state[parameter][key] = like.detach().copy_(value)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -99,15 +100,28 @@ def _parser() -> Parser:
     command = add(
         "train",
         _train,
-        "Train TinySSD on a banana detection set; writes a checkpoint after each epoch.",
+        "Train TinySSD on a detection set; writes a checkpoint and a log line after each epoch. "
+        "Under torchrun, its processes share each batch.",
         "ssd-ops train bananas --out run --preset paper --epochs 10",
     )
-    command.add_argument("folder", type=Path, help="holds bananas_train and bananas_val")
     command.add_argument(
-        "--out", type=Path, default=Path("run"), help="folder for checkpoint and curves (run)"
+        "data", type=Path, help="folder of a banana set or of COCO JSON files; or a COCO JSON file"
+    )
+    command.add_argument("--val", type=Path, help="the validation set, where `data` holds none")
+    command.add_argument("--images", type=Path, help="folder of the pictures of COCO JSON files")
+    command.add_argument(
+        "--out", type=Path, default=Path("run"), help="folder for checkpoint, log, curves (run)"
     )
     command.add_argument(
-        "--preset", default="chapter", help="chapter (the book's settings) or paper"
+        "--preset", help="chapter (the book's settings, the default), paper or photos"
+    )
+    command.add_argument("--settings", type=Path, metavar="FILE.toml", help="settings in a file")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting, in TOML, such as schedule=cosine; stronger than the file (repeatable)",
     )
     command.add_argument("--epochs", type=int, help="passes over the data (the preset's)")
     command.add_argument("--batch-size", type=int, help="images in a step (the preset's)")
@@ -115,37 +129,94 @@ def _parser() -> Parser:
     command.add_argument(
         "--input-size", type=int, help="pixels a side (the preset's, or the images')"
     )
+    command.add_argument(
+        "--letterbox", action="store_true", default=None, help="keep the shape of the images"
+    )
     command.add_argument("--seed", type=int, help="of weights, order and augmentation (0)")
     command.add_argument("--device", help="auto, cpu, cuda, cuda:1 (auto)")
     command.add_argument("--precision", help="auto, float32 or bfloat16 (auto)")
+    command.add_argument("--workers", type=int, help="processes that decode pictures (2)")
+    command.add_argument(
+        "--compile", action="store_true", default=None, help="run the network through torch.compile"
+    )
+    command.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        default=None,
+        help="record and replay the step on a GPU",
+    )
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 
     command = add(
         "evaluate",
         _evaluate,
-        "Measure a checkpoint on the validation pictures of a set.",
+        "Measure a checkpoint on the validation pictures of a set: COCO and VOC average precision, "
+        "precision-recall curves, and a sheet of the pictures it does worst on.",
         "ssd-ops evaluate run bananas --json",
     )
     command.add_argument("checkpoint", type=Path, help="the file, or the folder that `train` wrote")
-    command.add_argument("folder", type=Path, help="holds bananas_val")
+    command.add_argument(
+        "data", type=Path, help="as for `train`; its validation pictures are taken"
+    )
+    command.add_argument("--images", type=Path, help="as for `train`")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda (auto)")
     command.add_argument("--json", action="store_true", help="print the measures as JSON")
+    command.add_argument(
+        "--out", type=Path, help="folder for measures and pictures (`evaluation` by the checkpoint)"
+    )
+    command.add_argument("--worst", type=int, default=24, help="pictures on the sheet (24)")
 
     command = add(
         "detect",
         _detect,
-        "Find objects in pictures; writes each picture with its boxes, and prints them.",
+        "Find objects in pictures; writes each picture with its boxes, and all boxes as JSON.",
         "ssd-ops detect run photo.png --out found",
     )
     command.add_argument("checkpoint", type=Path, help="the file, or the folder that `train` wrote")
     command.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="pictures of any size"
+        "images", type=Path, nargs="+", metavar="IMAGE", help="pictures of any size, or folders"
     )
     command.add_argument(
-        "--out", type=Path, default=Path("detections"), help="folder for the pictures (detections)"
+        "--out",
+        type=Path,
+        default=Path("detections"),
+        help="folder for what it writes (detections)",
     )
     command.add_argument("--threshold", type=float, default=0.9, help="lowest score shown (0.9)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda (auto)")
+
+    command = add(
+        "anchors",
+        _anchors,
+        "Report which objects of a set no anchor covers, draw the anchors, and suggest better ones.",
+        "ssd-ops anchors bananas --input-size 128",
+    )
+    command.add_argument("data", type=Path, help="as for `train`; its training pictures are taken")
+    command.add_argument("--images", type=Path, help="as for `train`")
+    command.add_argument("--preset", help="as for `train`")
+    command.add_argument("--settings", type=Path, metavar="FILE.toml", help="as for `train`")
+    command.add_argument("--input-size", type=int, help="as for `train`")
+    command.add_argument("--letterbox", action="store_true", default=None, help="as for `train`")
+    command.add_argument(
+        "--out", type=Path, default=Path("anchors.png"), help="the picture (anchors.png)"
+    )
+    command.add_argument("--image", type=int, default=0, help="number of the picture drawn on (0)")
+
+    command = add(
+        "curves",
+        _curves,
+        "Draw the curves of a training run, finished or not, from its log.",
+        "ssd-ops curves run",
+    )
+    command.add_argument("folder", type=Path, help="that `train` writes to")
+
+    command = add(
+        "figures",
+        _figures,
+        "Draw the two figures of the chapter's exercises: smooth L1 and focal loss.",
+        "ssd-ops figures --out figures",
+    )
+    command.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
 
     add("info", _info, "Versions, what is compiled, and the devices.", "ssd-ops info")
     return parser
@@ -220,37 +291,119 @@ def _make_data(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from ssd_ops import data, plot
-    from ssd_ops.train import PRESETS, train
+    from ssd_ops.distributed import is_first
+    from ssd_ops.sets import open_set
+    from ssd_ops.train import train
 
-    if args.preset not in PRESETS:
-        raise ValueError(f"--preset must be {' or '.join(PRESETS)}, got {args.preset}")
-    given = {
-        name: getattr(args, name)
-        for name in ("epochs", "batch_size", "lr", "input_size", "seed", "device", "precision")
-        if getattr(args, name) is not None
-    }
-    settings = replace(PRESETS[args.preset], **given)
-    train_set = data.BananaDetection(args.folder, "train")
-    val_set = data.BananaDetection(args.folder, "val")
+    settings = _settings(
+        args, "epochs", "batch_size", "lr", "seed", "device", "precision", "workers", "compile",
+        "cuda_graph",
+    )  # fmt: skip
+    if args.data.is_file() and args.val is None:
+        raise ValueError(f"--val must name the validation set where data is a file, {args.data}")
+    train_set = open_set(args.data, "train", images=args.images)
+    names = train_set.class_names
+    val_set = open_set(args.val or args.data, "val", images=args.images, class_names=names)
+    for name, dataset in (("training", train_set), ("validation", val_set)):
+        if is_first():
+            _print_dropped(name, dataset)
     _, history = train(settings, train_set, val_set, args.out, resume=args.resume)
-    curves = args.out / "curves.png"
-    plot.draw_curves(history, curves)
-    _print_measures(history[-1], prefix="val_")
-    print(f"Checkpoint and history: {args.out}. Curves: {curves}")
+    if is_first():
+        curves = _draw_curves(args.out)
+        _print_measures(history[-1], prefix="val_")
+        print(f"Checkpoint and log: {args.out}. Curves: {curves}")
+
+
+def _settings(args: argparse.Namespace, *names: str) -> Any:
+    """Preset, then the file, then --set, then the options of their own."""
+    from ssd_ops.settings import read_settings
+
+    changes: dict[str, Any] = {}
+    for text in getattr(args, "set", []):
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
+        try:
+            changes[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[name.strip()] = value.strip()  # a word that needs no quotes
+    for name in (*names, "input_size", "letterbox"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
+    return read_settings(args.settings, args.preset, **changes)
+
+
+def _print_dropped(name: str, dataset: Any) -> None:
+    dropped = {what: count for what, count in getattr(dataset, "dropped", {}).items() if count}
+    if dropped:
+        listed = ", ".join(f"{count} {what}" for what, count in dropped.items())
+        print(f"Boxes left out of the {name} set: {listed}")
+
+
+def _curves(args: argparse.Namespace) -> None:
+    print(f"Curves: {_draw_curves(args.folder)}")
+
+
+def _draw_curves(run: Path) -> Path:
+    from ssd_ops import plot
+    from ssd_ops.train import LOG_NAME
+
+    log = run / LOG_NAME
+    if not log.is_file():
+        raise FileNotFoundError(f"run must hold {LOG_NAME}, which `train` writes, got {run}")
+    try:
+        history = [json.loads(line) for line in log.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{log} must be a log of `train`, got {error}") from None
+    return plot.draw_curves(history, run / "curves.png")
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from ssd_ops import charts
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    smooth = charts.draw_smooth_l1(args.out / "smooth_l1.png")
+    focal = charts.draw_focal(args.out / "focal_loss.png")
+    print(f"Figures: {smooth}, {focal}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ssd_ops import data
-    from ssd_ops.evaluate import evaluate
+    from ssd_ops import charts, metrics, plot
+    from ssd_ops.checkpoint import write_aside
+    from ssd_ops.evaluate import badness, collect, measure
+    from ssd_ops.sets import open_set
     from ssd_ops.train import load
 
-    model, _, _ = load(args.checkpoint, args.device)
-    measures = asdict(evaluate(model, data.BananaDetection(args.folder, "val")))
+    model, _, meta = load(args.checkpoint, args.device)
+    names = meta["class_names"]
+    dataset = open_set(args.data, "val", images=args.images, class_names=names)
+    results = collect(model, dataset)
+    measures = asdict(measure(results))
+    run = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    out = args.out or run / "evaluation"
+    out.mkdir(parents=True, exist_ok=True)
+    write_aside(out / "measures.json", (json.dumps(measures, indent=1) + "\n").encode())
+    curves = metrics.precision_recall(results.predictions, results.truths, len(results.class_names))
+    charts.draw_precision_recall(curves, results.class_names, out / "precision_recall.png")
+
+    faults = [badness(*pair) for pair in zip(results.predictions, results.truths, strict=True)]
+    worst = sorted(range(len(faults)), key=lambda index: -faults[index])[: max(args.worst, 1)]
+    plot.draw_grid(
+        [dataset[index][0] for index in worst],
+        [results.predictions[index] for index in worst],
+        [results.truths[index][:, 1:] for index in worst],
+        columns=6,
+        tile=256,
+        titles=[f"{faults[index]:.2f}  {dataset.names[index]}" for index in worst],
+        class_names=names if len(names) > 1 else None,
+        path=out / "worst.png",
+    )
     if args.json:
         print(json.dumps(measures))
-    else:
-        _print_measures(measures)
+        return
+    _print_dropped("validation", dataset)
+    _print_measures(measures)
+    print(f"Measures, precision-recall curves and the worst pictures: {out}")
 
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
@@ -262,12 +415,33 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
         f"class error {measures[prefix + 'class_error']:.2e}, "
         f"offset error {measures[prefix + 'offset_error']:.2e}"
     )
-    if measures["ap"] is not None:
-        print(f"AP {measures['ap']:.3f}, AP50 {measures['ap50']:.3f}")
+    for title, names in (
+        ("COCO AP", ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
+        ("COCO AR", ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")),
+        ("VOC AP50", ("voc_ap", "voc_ap11")),
+    ):
+        words = {"voc_ap": "all points", "voc_ap11": "11 points", "ap": "50:95"}
+        print(f"{title:9}", *(f"{words.get(n, n)} {_number(measures[n])} " for n in names))
+    rows = measures.get("per_class", [])
+    if len(rows) > 1:
+        width = max(len("class"), *(len(row["name"]) for row in rows))
+        print(f"{'class':{width}}  truths  COCO AP  VOC AP  VOC 11")
+        for row in rows:
+            numbers = "  ".join(
+                f"{_number(row[name]):>{size}}"
+                for name, size in (("ap", 7), ("voc_ap", 6), ("voc_ap11", 6))
+            )
+            print(f"{row['name']:{width}}  {row['truths']:6}  {numbers}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _detect(args: argparse.Namespace) -> None:
     from ssd_ops import plot
+    from ssd_ops.checkpoint import write_aside
+    from ssd_ops.pictures import DataError, read_picture
     from ssd_ops.predict import predict
     from ssd_ops.train import load
 
@@ -275,27 +449,132 @@ def _detect(args: argparse.Namespace) -> None:
         raise ValueError(f"--threshold must be in 0..1, got {args.threshold}")
     model, _, meta = load(args.checkpoint, args.device)
     names = meta["class_names"]
+    images = _images(args.images)
     args.out.mkdir(parents=True, exist_ok=True)
-    targets = _targets(args.images, args.out)
-    for source, target in zip(args.images, targets, strict=True):
-        prediction = predict(model, source)
+    report: list[dict[str, Any]] = []
+    for source, target in zip(images, _targets(images, args.out), strict=True):
+        try:
+            image = read_picture(source)
+        except DataError as error:
+            if source not in args.images:  # one of a folder: the others are wanted all the same
+                print(f"ssd-ops detect: {source} is left out, {error}", file=sys.stderr)
+                continue
+            raise DataError(f"{source} must be a picture, got {error}") from None
+        found = predict(model, image)
         plot.draw_detections(
-            source,
-            prediction.boxes,
-            prediction.scores,
-            prediction.labels,
+            image,
+            found.boxes,
+            found.scores,
+            found.labels,
             class_names=names,
             threshold=args.threshold,
             path=target,
         )
-        shown = prediction.scores >= args.threshold
-        print(f"{source}: {int(shown.sum())} found, drawn in {target}")
-        rows = zip(
-            prediction.labels[shown], prediction.scores[shown], prediction.boxes[shown], strict=True
+        shown = (found.scores >= args.threshold).tolist()
+        rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+        detections = [
+            {"class": names[label], "score": score, "box": box}
+            for (label, score, box), above in zip(rows, shown, strict=True)
+            if above
+        ]
+        size = {"width": image.shape[1], "height": image.shape[0]}
+        report.append(
+            {"image": str(source), "drawn": str(target), **size, "detections": detections}
         )
-        for label, score, box in rows:
-            corners = ", ".join(f"{value:.1f}" for value in box.tolist())
-            print(f"  {names[int(label)]} {score:.3f} [{corners}]")
+        print(f"{source}: {len(detections)} found, drawn in {target}")
+        for row in detections:
+            corners = ", ".join(f"{value:.1f}" for value in row["box"])
+            print(f"  {row['class']} {row['score']:.3f} [{corners}]")
+    path = args.out / "detections.json"
+    write_aside(path, (json.dumps(report, indent=1) + "\n").encode())
+    print(f"All boxes, xyxy in pixels: {path}")
+
+
+def _images(places: list[Path]) -> list[Path]:
+    """The pictures themselves, folders replaced by the pictures in them."""
+    from ssd_ops.pictures import pillow
+
+    endings = pillow().registered_extensions()
+    images: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in endings)
+            if not inside:
+                raise ValueError(f"a folder must hold pictures, got none in {place}")
+            images += inside
+        else:
+            images.append(place)
+    return images
+
+
+def _anchors(args: argparse.Namespace) -> None:
+    from types import SimpleNamespace
+
+    from ssd_ops import coverage, ops, plot
+    from ssd_ops.sets import open_set
+    from ssd_ops.train import untrained
+
+    settings = _settings(args)
+    dataset = open_set(args.data, "train", images=args.images)
+    if not 0 <= args.image < len(dataset):
+        raise ValueError(f"--image must be in 0..{len(dataset) - 1}, got {args.image}")
+    model = untrained(settings, dataset)
+    preprocess, (height, width) = model.preprocess, model.preprocess.size
+    boxes, labels = coverage.boxes_of(dataset, preprocess)
+    maps = coverage.feature_maps(model)
+    anchors = ops.multibox_priors(maps, settings.sizes, settings.ratios)
+    ious = coverage.best_ious(boxes, anchors)
+
+    _print_dropped("training", dataset)
+    missed = (ious < 0.5).nonzero().flatten().tolist()
+    print(
+        f"{len(boxes)} objects, {anchors.shape[1]} anchors of an input of {width} x {height}: "
+        f"{len(missed)} objects that no anchor covers at IoU 0.5, mean best IoU {ious.mean():.3f}"
+    )
+    if missed:
+        print("class             width  height  ratio   best IoU   (fractions of the input)")
+        for index in sorted(missed, key=lambda index: float(ious[index]))[:20]:
+            w, h = (boxes[index, 2:] - boxes[index, :2]).tolist()
+            name = dataset.class_names[int(labels[index])]
+            ratio = w * width / (h * height)
+            print(f"{name[:16]:16}  {w:5.3f}  {h:6.3f}  {ratio:5.2f}   {float(ious[index]):.3f}")
+        if len(missed) > 20:
+            print(f"and {len(missed) - 20} more")
+    better = coverage.suggest(boxes, maps, settings.sizes, settings.ratios, width / height)
+    uncovered = int((better.ious < 0.5).sum())
+    if (uncovered, -float(better.ious.mean())) < (len(missed), -float(ious.mean())):
+        print(
+            f"Better, {uncovered} uncovered and mean best IoU {better.ious.mean():.3f}; "
+            "for a file of settings:"
+        )
+        print(coverage.as_toml(better.sizes, better.ratios))
+    else:
+        print("No better anchors were found.")
+
+    image, rows = dataset[args.image]
+    found, titles = [], []
+    for level, fmap in enumerate(maps):
+        shape = tuple(fmap.shape[-2:])
+        level_anchors = ops.multibox_prior(fmap, settings.sizes[level], settings.ratios[level])
+        each = len(settings.sizes[level]) + len(settings.ratios[level]) - 1
+        cell = (shape[0] // 2) * shape[1] + shape[1] // 2
+        own = preprocess.to_pixels(
+            level_anchors[0, cell * each : (cell + 1) * each], *image.shape[1:]
+        )
+        found.append(SimpleNamespace(boxes=own, scores=None, labels=range(each)))
+        titles.append(f"{shape[1]} x {shape[0]} cells, sizes {list(settings.sizes[level])}")
+    truths = [_pixels(rows, image.shape[1:])] * len(maps)
+    plot.draw_grid(
+        [image] * len(maps),
+        found,
+        truths,
+        columns=len(maps),
+        tile=320,
+        titles=titles,
+        legend="anchors of the middle cell",
+        path=args.out,
+    )
+    print(f"Anchors of each scale: {args.out}")
 
 
 def _targets(images: list[Path], out: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Reads the banana detection format of "Dive into Deep Learning", and downloads the published set.
+"""The banana detection format of "Dive into Deep Learning", and transforms of examples.
 
 A set is a folder with ``bananas_train`` and ``bananas_val``; each holds ``label.csv`` with the
 columns ``img_name,label,xmin,ymin,xmax,ymax`` (pixels) and the pictures in ``images``.
@@ -7,15 +7,12 @@ columns ``img_name,label,xmin,ymin,xmax,ymax`` (pixels) and the pictures in ``im
 from __future__ import annotations
 
 import csv
-import hashlib
-import http.client
 import os
-import stat
-import tempfile
-import urllib.request
-import zipfile
-import zlib
+import random
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +21,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssd_ops.download import download_bananas
+from ssd_ops.pictures import DataError, pillow, read_picture
+
+__all__ = ["BananaDetection", "DataError", "apply_transforms", "download_bananas", "seeded"]
+
 HEADER = ["img_name", "label", "xmin", "ymin", "xmax", "ymax"]
-BANANAS_URL = "http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip"
-BANANAS_SHA1 = "5de26c8fce5ccdea9f91267273464dc968d20d72"
-MAX_PIXELS = 64_000_000  # of one picture: more is taken for a decompression bomb
-MAX_ARCHIVE = 500_000_000  # bytes to download; the published set has about 24 million
-MAX_UNPACKED = 2_000_000_000
 MAX_CLASSES = 10_000  # a larger class number is taken for a mistake
 
-
-class DataError(ValueError):
-    """A data set that cannot be read or fetched; the message names file and line, or address."""
+Transforms = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 class BananaDetection(Dataset):
     """Pictures and boxes of one split, decoded once and kept in memory.
 
-    ``dataset[i]`` is ``(images[i], labels[i])``, views and not copies; ``len(dataset)`` counts
-    pictures. A set of 1,000 pictures of 256 x 256 pixels takes 200 MB.
+    ``dataset[i]`` is ``(images[i], labels[i])``, views and not copies, or what `transforms` makes of
+    them; ``len(dataset)`` counts pictures. A set of 1,000 pictures of 256 x 256 pixels takes 200 MB.
 
     Args:
         folder: Holds ``bananas_train`` and ``bananas_val``.
         split: ``"train"`` (the default) or ``"val"``.
+        transforms: what changes an example whenever it is taken, see `apply_transforms`; None (the
+            default) changes nothing.
 
     Attributes:
         images: ``[N, 3, H, W]`` uint8, in the order in which the file first names them.
@@ -70,7 +67,13 @@ class BananaDetection(Dataset):
         (torch.Size([3, 64, 64]), torch.Size([1, 5]))
     """
 
-    def __init__(self, folder: str | os.PathLike[str], split: str = "train") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        split: str = "train",
+        *,
+        transforms: Transforms | None = None,
+    ) -> None:
         if split not in ("train", "val"):
             raise DataError(f"data: split must be 'train' or 'val', got {split!r}")
         root = Path(folder) / f"bananas_{split}"
@@ -84,12 +87,16 @@ class BananaDetection(Dataset):
         self.labels = _labels(path, rows, self.names, self.images)
         count = int(self.labels[..., 0].max()) + 1
         self.class_names = ["banana"] if count == 1 else [f"class {i}" for i in range(count)]
+        self.transforms = transforms
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+        image, rows = self.images[index], self.labels[index]
+        if self.transforms is None:
+            return image, rows
+        return apply_transforms(self.transforms, image, rows, self.names[index])
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -124,9 +131,7 @@ def _text(row: list[str] | None) -> str:
 
 def _read_images(path: Path, first_lines: dict[str, int]) -> Tensor:
     """The pictures named in a label file, all of one size."""
-    pillow = _pillow()
-    # Raised at Pillow's own limit; the second where warnings are errors.
-    bombs = (pillow.DecompressionBombError, pillow.DecompressionBombWarning)
+    pillow()
     folder = path.parent / "images"
 
     def read(item: tuple[str, int]) -> np.ndarray:
@@ -137,11 +142,10 @@ def _read_images(path: Path, first_lines: dict[str, int]) -> Tensor:
                 f"data: {path}, line {line}: img_name must be a file name, got {name!r}"
             )
         try:
-            return _decode(folder / name)
-        except (OSError, ValueError, SyntaxError, *bombs) as error:
+            return read_picture(folder / name)
+        except DataError as error:
             raise DataError(
-                f"data: {path}, line {line}: {folder / name} must be a readable picture, "
-                f"got {_reason(error)}"
+                f"data: {path}, line {line}: {folder / name} must be a readable picture, got {error}"
             ) from None
 
     items = list(first_lines.items())
@@ -160,30 +164,6 @@ def _read_images(path: Path, first_lines: dict[str, int]) -> Tensor:
                 )
             images[index] = image.transpose(2, 0, 1)
     return torch.from_numpy(images)
-
-
-def _decode(path: Path) -> np.ndarray:
-    """``[H, W, 3]`` uint8 of a picture file."""
-    with _pillow().open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-        return np.asarray(image.convert("RGB"))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError(
-            "data: reading pictures needs Pillow; `pip install ssd_ops[train]`"
-        ) from None
-    return Image
 
 
 def _labels(
@@ -222,122 +202,90 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
     return number
 
 
-def download_bananas(
-    folder: str | os.PathLike[str],
-    *,
-    url: str = BANANAS_URL,
-    sha1: str = BANANAS_SHA1,
-    timeout: float = 30.0,
-) -> Path:
-    """Download the published banana set (1,000 and 100 pictures); the folder it lies in comes back.
+def apply_transforms(
+    transforms: Transforms, image: Tensor, rows: Tensor, name: str = "an image"
+) -> tuple[Tensor, Tensor]:
+    """An example as a transform leaves it: a uint8 image ``[3, H, W]`` and its rows ``[G, 5]``.
 
-    The checksum is compared before anything is unpacked. The set appears in its folder whole, or
-    not at all: whatever fails, nothing is left behind.
+    Boxes are cut at the border of the new image, and those of which nothing is left are dropped.
 
     Args:
-        folder: Where ``bananas_train`` and ``bananas_val`` go. It must not exist, or be empty.
-        url: A zip archive with both, or with one folder that holds both; http or https. The default
-            is the archive published with the book, which the checksum vouches for.
-        sha1: What the archive must hash to, 40 hexadecimal digits; the default is the book's.
-        timeout: Seconds to wait for the server, at each step.
+        transforms: called with the image, boxes ``[G, 4]`` xyxy in pixels and labels ``[G]`` int64;
+            returns the same three, of any size and count. Where torchvision is in use, image and
+            boxes come as its ``tv_tensors``, so its v2 transforms can be given as they are.
+        image: uint8 ``[3, H, W]``.
+        rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; a row of negative class
+            is padding, and is left out.
+        name: of the image, for errors.
 
     Raises:
-        DataError: the server does not answer, or the archive is another one, is too large, has a
-            member that leaves the folder, or lacks the set; or the folder cannot be written.
-        FileExistsError: the folder is there, and is not empty.
-
-    Source: Dive into Deep Learning, section 14.6.1.
+        DataError: the transform fails, or returns something else.
 
     Example:
-        >>> download_bananas("bananas")  # doctest: +SKIP
-        PosixPath('bananas')
+        >>> def mirror(image, boxes, labels):
+        ...     width = image.shape[2]
+        ...     x1, y1, x2, y2 = boxes.unbind(1)
+        ...     return image.flip(2), torch.stack((width - x2, y1, width - x1, y2), 1), labels
+        >>> _, rows = apply_transforms(mirror, torch.zeros(3, 8, 8, dtype=torch.uint8),
+        ...                            torch.tensor([[1, 0.0, 0.25, 0.5, 1.0]]))
+        >>> rows
+        tensor([[1.0000, 0.5000, 0.2500, 1.0000, 1.0000]])
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"download_bananas: folder must not exist or be empty, got {folder}")
-    # Beside the folder or above it, so that the last step is a rename within one file system.
-    above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    rows = rows[rows[:, 0] >= 0]
+    height, width = image.shape[1:]
+    boxes, labels = rows[:, 1:] * rows.new_tensor([width, height] * 2), rows[:, 0].long()
+    tv_tensors: Any = sys.modules.get("torchvision.tv_tensors")
+    if tv_tensors is not None:
+        image = tv_tensors.Image(image)
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     try:
-        with tempfile.TemporaryDirectory(prefix=".bananas-", dir=above) as aside:
-            archive, unpacked = Path(aside) / "archive.zip", Path(aside) / "unpacked"
-            _fetch(url, archive, sha1.lower(), timeout)
-            _unpack(archive, unpacked, url)
-            found = _find_set(unpacked, url)
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.rmdir()
-            os.replace(found, folder)
-    except OSError as error:
-        raise DataError(f"download_bananas: {folder} must be writable, got {error}") from None
-    return folder
-
-
-def _fetch(url: str, target: Path, sha1: str, timeout: float) -> None:
-    if not url.startswith(("http://", "https://")):
-        raise DataError(f"download_bananas: url must start with http:// or https://, got {url!r}")
-    # A fresh opener reads the proxy settings as they are now; urlopen keeps the first it saw.
-    opener = urllib.request.build_opener()
-    digest, size = hashlib.sha1(usedforsecurity=False), 0
-    try:
-        with opener.open(url, timeout=timeout) as response, open(target, "wb") as file:
-            expected = response.headers.get("Content-Length")
-            while block := response.read(1 << 20):
-                size += len(block)
-                if size > MAX_ARCHIVE:
-                    raise DataError(
-                        f"download_bananas: {url} must be at most {MAX_ARCHIVE} bytes, got more"
-                    )
-                digest.update(block)
-                file.write(block)
-    except DataError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        image, boxes, labels = transforms(image, boxes, labels)
+        image = torch.as_tensor(image).as_subclass(Tensor)
+        boxes = torch.as_tensor(boxes).as_subclass(Tensor).float().reshape(-1, 4)
+        labels = torch.as_tensor(labels).as_subclass(Tensor).long()
+    except Exception as error:
         raise DataError(
-            f"download_bananas: {url} must be there to download, got {_reason(error)}"
-        ) from None
-    if expected is not None and expected != str(size):
-        raise DataError(f"download_bananas: {url} must send {expected} bytes, got {size}")
-    if digest.hexdigest() != sha1:
+            f"data: transforms must return an image, boxes and labels, got "
+            f"{type(error).__name__} for {name}: {error}"
+        ) from error
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise DataError(
-            f"download_bananas: {url} must have the SHA-1 {sha1}, got {digest.hexdigest()}"
+            f"data: transforms must return a uint8 image [3, H, W], got {image.dtype} "
+            f"{list(image.shape)} for {name}"
         )
-
-
-def _find_set(folder: Path, url: str) -> Path:
-    splits = ("bananas_train", "bananas_val")
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if all((place / split / "label.csv").is_file() for split in splits):
-            return place
-    raise DataError(f"download_bananas: {url} must hold {' and '.join(splits)}, got neither")
-
-
-def _unpack(archive: Path, target: Path, url: str) -> None:
-    """Unpack plain files and folders that stay inside `target`; all else is refused beforehand."""
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
-            for member in members:
-                parts = Path(member.filename.replace("\\", "/")).parts
-                mode = member.external_attr >> 16
-                leaves = not parts or parts[0].startswith("/") or ".." in parts or ":" in parts[0]
-                special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-                if leaves or special:
-                    name = member.filename
-                    raise DataError(
-                        f"download_bananas: {url} must hold files inside its folder, got {name!r}"
-                    )
-            if sum(member.file_size for member in members) > MAX_UNPACKED:
-                raise DataError(
-                    f"download_bananas: {url} must unpack to at most {MAX_UNPACKED} bytes, got more"
-                )
-            target.mkdir()
-            file.extractall(target)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-    ) as error:
+    if labels.shape != (len(boxes),) or not boxes.isfinite().all():
         raise DataError(
-            f"download_bananas: {url} must be a zip archive, got {_reason(error)}"
-        ) from None
+            f"data: transforms must return as many labels as boxes, all finite, got "
+            f"{list(labels.shape)} and {list(boxes.shape)} for {name}"
+        )
+    height, width = image.shape[1:]
+    boxes = (boxes / boxes.new_tensor([width, height] * 2)).clamp(0, 1)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return image, torch.cat((labels[:, None].float(), boxes), dim=1)[kept]
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """The random numbers of torch, numpy and Python drawn from `numbers`; put back after.
+
+    Args:
+        numbers: from 0; another one, other draws.
+
+    Example:
+        >>> with seeded(7, 1):
+        ...     one = torch.rand(3)
+        >>> with seeded(7, 1):
+        ...     bool((torch.rand(3) == one).all())
+        True
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

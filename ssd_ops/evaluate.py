@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssd_ops import ops
+from ssd_ops import distributed, metrics, ops
+from ssd_ops.loader import Loader
 from ssd_ops.loss import bbox_eval, cls_eval
+from ssd_ops.metrics import badness, count_found
 from ssd_ops.predict import (
     SCORE_THRESHOLD,
     Prediction,
@@ -18,23 +20,41 @@ from ssd_ops.predict import (
     own_nms_threshold,
     predict,
     predict_batch,
-    run,
     to_prediction,
 )
 
 __all__ = [
     "Measures",
     "Prediction",
+    "Results",
+    "badness",
+    "collect",
     "count_found",
     "evaluate",
+    "measure",
     "predict",
     "predict_batch",
 ]
 
 
+class Results(NamedTuple):
+    """What a model says of a data set, and what is true.
+
+    ``predictions`` a `Prediction` for each image; ``truths`` for each image its true boxes, float32
+    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels; ``class_names``, those of the set, and numbers
+    for what else occurs; ``class_error`` and ``offset_error`` as in `Measures`.
+    """
+
+    predictions: list[Prediction]
+    truths: list[Tensor]
+    class_names: list[str]
+    class_error: float
+    offset_error: float
+
+
 @dataclass(frozen=True)
 class Measures:
-    """What `evaluate` found.
+    """What `evaluate` found. None stands where there is nothing to measure, as without a true box.
 
     Args:
         class_error: share of anchors whose class is predicted wrong, as the chapter counts it.
@@ -44,8 +64,23 @@ class Measures:
         truths: true boxes in the set.
         false_boxes: detections above the score threshold that match no true box, or one that a
             detection of higher score has already matched.
-        ap: COCO average precision, mean over IoU 0.50 to 0.95; None without faster-coco-eval.
-        ap50: COCO average precision at IoU 0.5; None without faster-coco-eval.
+        ap: COCO average precision, mean over IoU 0.50 to 0.95; like all of COCO's, None also without
+            faster-coco-eval.
+        ap50: at IoU 0.5.
+        ap75: at IoU 0.75.
+        ap_small: of true boxes below 32 x 32 pixels of their image.
+        ap_medium: of those up to 96 x 96.
+        ap_large: of those above.
+        ar1: COCO average recall with a detection an image.
+        ar10: with ten.
+        ar100: with a hundred.
+        ar_small: with a hundred, of small true boxes.
+        ar_medium: the same, of medium ones.
+        ar_large: the same, of large ones.
+        voc_ap: Pascal VOC average precision at IoU 0.5, the whole area below the curve (from 2010
+            on), mean over the classes that have true boxes.
+        voc_ap11: the same at eleven recalls (until 2009).
+        per_class: for each class its "name", "truths", "ap", "voc_ap" and "voc_ap11".
     """
 
     class_error: float
@@ -55,47 +90,145 @@ class Measures:
     false_boxes: int
     ap: float | None
     ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    voc_ap: float | None
+    voc_ap11: float | None
+    per_class: list[dict[str, Any]]
 
 
-def count_found(
-    prediction: Prediction,
-    truths: Tensor,
+def collect(
+    model: nn.Module,
+    dataset: Any,
     *,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-) -> tuple[int, int]:
-    """How many true boxes of an image are found, and how many detections are false.
+    batch_size: int = 32,
+    nms_threshold: float | None = None,
+) -> Results:
+    """What a model says of every image of a set, and the chapter's two errors.
 
-    One to one and greedy: each detection, by descending score, takes the free true box of its
-    class that it overlaps most. So a second box on one object is a false one.
+    Where processes share a run, each looks at its part, and all get the whole.
 
     Args:
-        prediction: detections of one image, by descending score.
-        truths: ``[G, 5]`` rows (class, x1, y1, x2, y2) in the unit of the prediction; a row of
-            negative class is padding.
-        score_threshold: detections below it do not count.
-        iou_threshold: the least IoU of a match.
+        model: as for `predict_batch`.
+        dataset: a set, as for `ssd_ops.loader.Loader`, or such a loader.
+        batch_size: images at a time; it changes the memory needed, not the results.
+        nms_threshold: as for `predict_batch`.
+
+    Raises:
+        ValueError: an empty set.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from ssd_ops.model import TinySSD
+        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
+        >>> collect(TinySSD(), one).truths
+        [tensor([[ 0., 16., 16., 32., 32.]])]
+    """
+    preprocess: Any = model.preprocess
+    loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
+    nms = own_nms_threshold(model, nms_threshold)
+    batches = torch.arange(len(loader)).split(batch_size)
+    own = batches[distributed.rank() :: distributed.size()]
+    sums = torch.zeros(4, dtype=torch.float64)
+    results: list[tuple[int, Prediction, Tensor]] = []
+    with inference(model) as device:
+        for numbers, batch in zip(own, loader.batches(own), strict=True):
+            outputs = model(preprocess(batch.images.to(device)))
+            anchors, cls_preds, bbox_preds = outputs
+            bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
+                anchors, batch.labels.to(device)
+            )
+            right = cls_eval(cls_preds, cls_labels)
+            wrong = bbox_eval(bbox_preds, bbox_labels, bbox_masks)
+            seen = cls_labels.numel(), bbox_labels.numel()
+            sums += torch.tensor([right, wrong, *seen], dtype=torch.float64)
+            detections = detect(outputs, SCORE_THRESHOLD, nms)
+            for number, rows, labels, (height, width) in zip(
+                numbers.tolist(), detections, batch.labels.cpu(), batch.sizes.tolist(), strict=True
+            ):
+                labels = labels[labels[:, 0] >= 0]
+                boxes = preprocess.to_pixels(labels[:, 1:], height, width)
+                prediction = to_prediction(model, rows, height, width)
+                results.append((number, prediction, torch.cat((labels[:, :1], boxes), dim=1)))
+    parts = distributed.gather(results)
+    everything = sorted((one for part in parts for one in part), key=lambda one: one[0])
+    right, wrong, anchors_seen, offsets_seen = sum(distributed.gather(sums)).tolist()
+    names = list(getattr(loader.examples.dataset, "class_names", ()))
+    labels = [rows[:, 0].long() for _, _, rows in everything]
+    labels += [prediction.labels for _, prediction, _ in everything]
+    count = 1 + max((int(some.max()) for some in labels if len(some)), default=0)
+    names += [f"class {number}" for number in range(len(names), count)]
+    return Results(
+        [prediction for _, prediction, _ in everything],
+        [rows for _, _, rows in everything],
+        names,
+        class_error=1 - right / anchors_seen,
+        offset_error=wrong / offsets_seen,
+    )
+
+
+def measure(
+    results: Results, *, score_threshold: float = 0.5, iou_threshold: float = 0.5
+) -> Measures:
+    """The measures of results.
+
+    Args:
+        results: of `collect`.
+        score_threshold: as for `evaluate`.
+        iou_threshold: as for `evaluate`.
 
     Example:
         >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> twice = Prediction(torch.zeros(2), torch.tensor([0.9, 0.8]), box.repeat(2, 1))
-        >>> count_found(twice, torch.tensor([[0.0, 0.0, 0.0, 4.0, 5.0]]))
-        (1, 1)
+        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
+        >>> results = Results([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0.0, 0.0)
+        >>> measure(results).found
+        1
     """
-    counted = prediction.scores >= score_threshold
-    labels, boxes = prediction.labels[counted], prediction.boxes[counted]
-    truths = truths[truths[:, 0] >= 0]
-    if not len(truths) or not len(boxes):
-        return 0, len(boxes)
-    ious = ops.box_iou(boxes, truths[:, 1:].to(boxes.dtype))
-    ious[labels[:, None] != truths[:, 0].long()] = -1
-    found = 0
-    for row in range(len(boxes)):
-        iou, best = ious[row].max(dim=0)
-        if iou >= iou_threshold:
-            found += 1
-            ious[:, best] = -1
-    return found, len(boxes) - found
+    predictions, truths, names = results.predictions, results.truths, results.class_names
+    counts = [
+        count_found(p, t, score_threshold=score_threshold, iou_threshold=iou_threshold)
+        for p, t in zip(predictions, truths, strict=True)
+    ]
+    try:
+        coco, coco_of_class = metrics.coco(predictions, truths, len(names))
+    except ImportError:
+        coco, coco_of_class = dict.fromkeys(metrics.COCO_NAMES), [None] * len(names)
+    curves = metrics.precision_recall(predictions, truths, len(names))
+    per_class: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "truths": curve.truths,
+            "ap": ap,
+            "voc_ap": curve.ap(),
+            "voc_ap11": curve.ap11(),
+        }
+        for name, curve, ap in zip(names, curves, coco_of_class, strict=True)
+    ]
+    return Measures(
+        class_error=results.class_error,
+        offset_error=results.offset_error,
+        found=sum(found for found, _ in counts),
+        truths=sum(map(len, truths)),
+        false_boxes=sum(false for _, false in counts),
+        **coco,
+        voc_ap=_mean([row["voc_ap"] for row in per_class]),
+        voc_ap11=_mean([row["voc_ap11"] for row in per_class]),
+        per_class=per_class,
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
 
 
 def evaluate(
@@ -111,10 +244,8 @@ def evaluate(
 
     Args:
         model: as for `predict_batch`.
-        dataset: its ``images`` are uint8 ``[N, 3, H, W]``, its ``labels`` float32 ``[N, G, 5]``
-            rows (class, x1, y1, x2, y2) in fractions of the image, class -1 padding, as those
-            of `ssd_ops.data.BananaDetection` are.
-        batch_size: images at a time; it changes the memory needed, not the measures.
+        dataset: as for `collect`, such as a `ssd_ops.data.BananaDetection`.
+        batch_size: as for `collect`.
         score_threshold: the least score of a detection that counts as found or false. The
             average precisions use every detection of the chapter's threshold and above.
         iou_threshold: the least IoU of a detection that finds a true box.
@@ -131,83 +262,5 @@ def evaluate(
         >>> evaluate(TinySSD(), one).truths
         1
     """
-    images, labels = dataset.images, dataset.labels
-    if not len(images):
-        raise ValueError("evaluate: dataset must hold an image at least, got none")
-    height, width = images.shape[2:]
-    nms = own_nms_threshold(model, nms_threshold)
-    correct = anchors_seen = offsets_seen = offset_sum = 0.0
-    predictions = []
-    with inference(model) as device:
-        for start in range(0, len(images), batch_size):
-            rows = labels[start : start + batch_size].to(device)
-            outputs = run(model, images[start : start + batch_size].to(device))
-            anchors, cls_preds, bbox_preds = outputs
-            bbox_labels, bbox_masks, cls_labels = ops.multibox_target(anchors, rows)
-            correct += cls_eval(cls_preds, cls_labels)
-            offset_sum += bbox_eval(bbox_preds, bbox_labels, bbox_masks)
-            anchors_seen += cls_labels.numel()
-            offsets_seen += bbox_labels.numel()
-            detections = detect(outputs, SCORE_THRESHOLD, nms)
-            predictions += [to_prediction(image, height, width) for image in detections]
-
-    truths = labels.clone()
-    truths[..., 1:] *= torch.tensor([width, height, width, height])
-    thresholds = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-    counts = [count_found(p, t, **thresholds) for p, t in zip(predictions, truths, strict=True)]
-    ap, ap50 = _coco(predictions, truths, height, width)
-    return Measures(
-        class_error=1 - correct / anchors_seen,
-        offset_error=offset_sum / offsets_seen,
-        found=sum(found for found, _ in counts),
-        truths=int((labels[..., 0] >= 0).sum()),
-        false_boxes=sum(false for _, false in counts),
-        ap=ap,
-        ap50=ap50,
-    )
-
-
-def _coco(
-    predictions: list[Prediction], truths: Tensor, height: int, width: int
-) -> tuple[float | None, float | None]:
-    """COCO AP and AP at IoU 0.5, or None twice without faster-coco-eval or without any truth."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        return None, None
-    annotations: list[dict[str, Any]] = []
-    for image, rows in enumerate(truths):
-        for label, x1, y1, x2, y2 in rows[rows[:, 0] >= 0].tolist():
-            entry = _coco_box(image, label, x1, y1, x2, y2)
-            annotations.append({**entry, "id": len(annotations) + 1, "iscrowd": 0})
-    if not annotations:
-        return None, None
-    results = [
-        {**_coco_box(image, label, *box), "score": score}
-        for image, p in enumerate(predictions)
-        for label, score, box in zip(*(part.tolist() for part in p), strict=True)
-    ]
-    gt = COCO(
-        {
-            "images": [
-                {"id": image, "height": height, "width": width} for image in range(len(truths))
-            ],
-            "annotations": annotations,
-            "categories": [
-                {"id": label, "name": str(label)}
-                for label in sorted({entry["category_id"] for entry in annotations})
-            ],
-        }
-    )
-    scores = COCOeval_faster(gt, gt.loadRes(results), "bbox", print_function=lambda *_: None)
-    scores.run()
-    return float(scores.stats[0]), float(scores.stats[1])
-
-
-def _coco_box(
-    image: int, label: float, x1: float, y1: float, x2: float, y2: float
-) -> dict[str, Any]:
-    # Classes count from 1 there.
-    box = [x1, y1, x2 - x1, y2 - y1]
-    area = box[2] * box[3]
-    return {"image_id": image, "category_id": int(label) + 1, "bbox": box, "area": area}
+    results = collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold)
+    return measure(results, score_threshold=score_threshold, iou_threshold=iou_threshold)

@@ -9,8 +9,57 @@ from torch import Tensor, nn
 from ssd_ops import ops
 
 
+def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
+    """Smooth L1 of each error, in its shape: quadratic near zero, linear further out.
+
+    Args:
+        errors: differences of predictions and targets, any shape.
+        sigma: the greater, the nearer to L1: ``(sigma x)**2 / 2`` where ``|x| < 1 / sigma**2``,
+            and ``|x| - 0.5 / sigma**2`` elsewhere. The default 1.0 is that of the SSD paper.
+
+    Source: Dive into Deep Learning, section 14.7, exercise 2.
+
+    Example:
+        >>> smooth_l1(torch.tensor([-2.0, 0.5]))
+        tensor([1.5000, 0.1250])
+    """
+    return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=sigma**-2)
+
+
+def focal_loss(
+    cls_preds: Tensor, cls_labels: Tensor, gamma: float = 2.0, alpha: float = 1.0
+) -> Tensor:
+    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, float32 ``[B, A]``.
+
+    p is the probability, by softmax with the background among the classes, of the anchor's own
+    class. Anchors labelled -1 get 0.
+
+    Args:
+        cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first.
+        cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
+        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy.
+            The default is that of the paper.
+        alpha: factor of every anchor; the default leaves the loss as it is.
+
+    Source: arXiv:1708.02002; Dive into Deep Learning, section 14.7, exercise 2.
+
+    Example:
+        >>> focal_loss(torch.zeros(1, 1, 2), torch.tensor([[1]]), gamma=1.0)
+        tensor([[0.3466]])
+    """
+    # cross_entropy is -log p, and keeps its gradient where p has long been rounded to 1 or 0.
+    losses = F.cross_entropy(
+        cls_preds.float().transpose(1, 2), cls_labels, ignore_index=-1, reduction="none"
+    )
+    if gamma:
+        # 1 - p, without the cancellation. At exactly 0 the power of a gamma below 1 has no slope.
+        missing = -torch.expm1(-losses)
+        losses = missing.clamp(min=torch.finfo(torch.float32).tiny) ** gamma * losses
+    return alpha * losses
+
+
 class MultiBoxLoss(nn.Module):
-    """Class cross-entropy plus masked offset loss, one number for each image.
+    """Class loss plus masked offset loss, one number for each image.
 
     The defaults are the chapter's loss: cross-entropy averaged over the anchors plus L1 averaged
     over the 4A offsets, masked ones counted as zeros. The SSD paper's is
@@ -19,15 +68,18 @@ class MultiBoxLoss(nn.Module):
     positives in the batch.
 
     Args:
-        offset_loss: "l1", or "smooth_l1", quadratic below `beta`.
-        beta: where smooth L1 turns from quadratic to linear, in units of the offsets. The default
-            1.0 is the paper's; the book's sigma is ``beta = 1 / sigma**2``.
+        cls_loss: "cross_entropy", or "focal", see `focal_loss`.
+        focal_gamma: as for `focal_loss`; not used by cross-entropy.
+        focal_alpha: as for `focal_loss`; not used by cross-entropy.
+        offset_loss: "l1", or "smooth_l1", see `smooth_l1`.
+        sigma: as for `smooth_l1`; not used by L1.
         negative_mining_ratio: negatives that count in the class loss for each positive of the same
-            image, those of highest cross-entropy; 3.0 in the paper. None, the default: all count.
+            image, those of highest class loss; 3.0 in the paper. None, the default: all count.
         min_negatives: with mining, at least as many for an image with few or no positives.
         normalize: "mean", over the anchors (those that count) and over the 4A offsets; or
             "positives": sums divided by the positives of the whole batch, so that the mean over
             the batch is the paper's loss. Without any positive the loss is 0.
+        cls_weight: factor of the class loss; 1.0 in the chapter and in the paper.
         offset_weight: factor of the offset loss; 1.0 in the chapter and in the paper.
 
     Raises:
@@ -45,18 +97,23 @@ class MultiBoxLoss(nn.Module):
     def __init__(
         self,
         *,
+        cls_loss: str = "cross_entropy",
+        focal_gamma: float = 2.0,
+        focal_alpha: float = 1.0,
         offset_loss: str = "l1",
-        beta: float = 1.0,
+        sigma: float = 1.0,
         negative_mining_ratio: float | None = None,
         min_negatives: int = 0,
         normalize: str = "mean",
+        cls_weight: float = 1.0,
         offset_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        _check(
-            offset_loss in ("l1", "smooth_l1"), "offset_loss", "'l1' or 'smooth_l1'", offset_loss
-        )
-        _check(beta > 0, "beta", "positive", beta)
+        _one_of("cls_loss", cls_loss, "cross_entropy", "focal")
+        _check(focal_gamma >= 0, "focal_gamma", "0 or more", focal_gamma)
+        _check(focal_alpha > 0, "focal_alpha", "positive", focal_alpha)
+        _one_of("offset_loss", offset_loss, "l1", "smooth_l1")
+        _check(sigma > 0, "sigma", "positive", sigma)
         _check(
             negative_mining_ratio is None or negative_mining_ratio > 0,
             "negative_mining_ratio",
@@ -64,13 +121,18 @@ class MultiBoxLoss(nn.Module):
             negative_mining_ratio,
         )
         _check(min_negatives >= 0, "min_negatives", "0 or more", min_negatives)
-        _check(normalize in ("mean", "positives"), "normalize", "'mean' or 'positives'", normalize)
+        _one_of("normalize", normalize, "mean", "positives")
+        _check(cls_weight >= 0, "cls_weight", "0 or more", cls_weight)
         _check(offset_weight >= 0, "offset_weight", "0 or more", offset_weight)
+        self.cls_loss = cls_loss
+        self.focal_gamma = focal_gamma if cls_loss == "focal" else 0.0
+        self.focal_alpha = focal_alpha if cls_loss == "focal" else 1.0
         self.offset_loss = offset_loss
-        self.beta = beta
+        self.sigma = sigma
         self.negative_mining_ratio = negative_mining_ratio
         self.min_negatives = min_negatives
         self.normalize = normalize
+        self.cls_weight = cls_weight
         self.offset_weight = offset_weight
 
     def forward(
@@ -80,6 +142,8 @@ class MultiBoxLoss(nn.Module):
         bbox_preds: Tensor,
         bbox_labels: Tensor,
         bbox_masks: Tensor,
+        *,
+        whole: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """The loss of each image, float32 ``[B]``; train on its mean.
 
@@ -90,10 +154,10 @@ class MultiBoxLoss(nn.Module):
             bbox_preds: ``[B, 4A]`` predicted offsets.
             bbox_labels: ``[B, 4A]`` their targets.
             bbox_masks: ``[B, 4A]``, 1 where an offset counts and 0 elsewhere.
+            whole: images and positive anchors (a tensor of one number) of the batch that these
+                images are a part of, where processes share one; None, the default: they are all.
         """
-        losses = F.cross_entropy(
-            cls_preds.float().transpose(1, 2), cls_labels, ignore_index=-1, reduction="none"
-        )
+        losses = focal_loss(cls_preds, cls_labels, self.focal_gamma, self.focal_alpha)
         counted = cls_labels >= 0
         if self.negative_mining_ratio is not None:
             counted = ops.hard_negative_mining(
@@ -102,31 +166,32 @@ class MultiBoxLoss(nn.Module):
                 ratio=self.negative_mining_ratio,
                 min_negatives=self.min_negatives,
             )
-        cls = (losses * counted).sum(dim=1)
-        offsets = self._offset_losses(bbox_preds.float() * bbox_masks, bbox_labels * bbox_masks)
+        cls = self.cls_weight * (losses * counted).sum(dim=1)
+        errors = (bbox_preds.float() - bbox_labels) * bbox_masks
+        distances = errors.abs() if self.offset_loss == "l1" else smooth_l1(errors, self.sigma)
+        offsets = self.offset_weight * distances.sum(dim=1)
         if self.normalize == "mean":
-            return cls / counted.sum(dim=1).clamp(min=1) + self.offset_weight * offsets.mean(dim=1)
-        positives = (cls_labels > 0).sum()
-        total = cls + self.offset_weight * offsets.sum(dim=1)
-        scaled = total * len(total) / positives.clamp(min=1)
+            return cls / counted.sum(dim=1).clamp(min=1) + offsets / max(errors.shape[1], 1)
+        images, positives = whole or (len(cls), (cls_labels > 0).sum())
+        scaled = (cls + offsets) * images / positives.clamp(min=1)
         return torch.where(positives > 0, scaled, torch.zeros_like(scaled))
-
-    def _offset_losses(self, preds: Tensor, labels: Tensor) -> Tensor:
-        if self.offset_loss == "l1":
-            return F.l1_loss(preds, labels, reduction="none")
-        return F.smooth_l1_loss(preds, labels, reduction="none", beta=self.beta)
 
     def extra_repr(self) -> str:
         """The options that decide the result, for ``print(loss)``."""
         return (
-            f"offset_loss={self.offset_loss!r}, negative_mining_ratio={self.negative_mining_ratio},"
-            f" normalize={self.normalize!r}, offset_weight={self.offset_weight}"
+            f"cls_loss={self.cls_loss!r}, offset_loss={self.offset_loss!r}, "
+            f"negative_mining_ratio={self.negative_mining_ratio}, normalize={self.normalize!r}, "
+            f"cls_weight={self.cls_weight}, offset_weight={self.offset_weight}"
         )
 
 
 def _check(good: bool, name: str, wanted: str, got: object) -> None:
     if not good:
         raise ValueError(f"MultiBoxLoss: {name} must be {wanted}, got {got!r}")
+
+
+def _one_of(name: str, got: str, *choices: str) -> None:
+    _check(got in choices, name, " or ".join(map(repr, choices)), got)
 
 
 def cls_eval(cls_preds: Tensor, cls_labels: Tensor) -> float:
@@ -143,7 +208,12 @@ def cls_eval(cls_preds: Tensor, cls_labels: Tensor) -> float:
         >>> cls_eval(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]]))
         1.0
     """
-    return float((cls_preds.argmax(dim=-1) == cls_labels).sum())
+    return float(count_right(cls_preds, cls_labels))
+
+
+def count_right(cls_preds: Tensor, cls_labels: Tensor) -> Tensor:
+    """`cls_eval` as a tensor on the device, which nothing waits for."""
+    return (cls_preds.argmax(dim=-1) == cls_labels).sum()
 
 
 def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> float:
@@ -160,4 +230,9 @@ def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> fl
         >>> bbox_eval(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
         2.0
     """
-    return float(((bbox_labels - bbox_preds.float()) * bbox_masks).abs().sum())
+    return float(sum_offset_errors(bbox_preds.detach(), bbox_labels, bbox_masks))
+
+
+def sum_offset_errors(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> Tensor:
+    """`bbox_eval` as a tensor on the device, which nothing waits for."""
+    return ((bbox_labels - bbox_preds.float()) * bbox_masks).abs().sum()

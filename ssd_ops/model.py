@@ -7,7 +7,6 @@ targets or suppression: those are `ssd_ops.loss`, `ssd_ops.ops` and `ssd_ops.eva
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,50 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd_ops import ops
+from ssd_ops.preprocess import Preprocess
 
 SIZES = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
 RATIOS = ((1.0, 2.0, 0.5),) * 5
 CHANNELS = (16, 32, 64, 128, 128, 128)
 BASE_BLOCKS = 3  # blocks of the base network; each further block is a scale of its own
 MAX_CACHED_ANCHORS = 16  # input sizes whose anchors are kept: enough for multi-scale training
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What a model expects of its input: called on raw images, returns what `forward` takes.
-
-    It is the one place where images are resized and scaled, so that training, evaluation and
-    prediction cannot differ. A model carries its own as ``model.preprocess``, and a checkpoint
-    stores it with the settings.
-
-    Args:
-        size: (height, width) in pixels that images are resized to, bilinear and antialiased.
-            The default is that of the banana set.
-        mean: subtracted from each of the three channels, in units of 0..255. The default leaves
-            the channel as it is, as the chapter does.
-        std: each channel is divided by it after that, in units of 0..255.
-
-    Example:
-        >>> Preprocess(size=(64, 64), mean=(128,) * 3, std=(64,) * 3)(
-        ...     torch.full((1, 3, 32, 48), 255, dtype=torch.uint8)
-        ... ).unique()
-        tensor([1.9844])
-    """
-
-    size: tuple[int, int] = (256, 256)
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Scaled images, float32 ``[B, 3, *size]``, from ``[B, 3, H, W]`` in 0..255, any dtype."""
-        images = images.float()
-        if images.shape[-2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None]
-            for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
 
 
 class Halve(nn.Module):
@@ -140,7 +102,7 @@ def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1),
             nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers, Halve())
 
@@ -238,6 +200,14 @@ class TinySSD(nn.Module):
             self.add_module(f"cls_{scale}", cls_predictor(width, num_anchors, num_classes))
             self.add_module(f"bbox_{scale}", bbox_predictor(width, num_anchors))
 
+    def feature_maps(self, X: Tensor) -> list[Tensor]:
+        """The map ``[B, C_k, H_k, W_k]`` of each scale, for images as `forward` takes them."""
+        feature_maps = []
+        for scale in range(self.num_scales):
+            X = getattr(self, f"blk_{scale}")(X)
+            feature_maps.append(X)
+        return feature_maps
+
     def anchors(self, feature_maps: Sequence[Tensor]) -> Tensor:
         """The anchors ``[1, A, 4]`` of feature maps ``[B, C_k, H_k, W_k]``, one for each scale.
 
@@ -272,12 +242,10 @@ class TinySSD(nn.Module):
             before softmax, background first, and offsets ``[B, 4A]``, both in the dtype of the
             network.
         """
-        feature_maps, cls_preds, bbox_preds = [], [], []
-        for scale in range(self.num_scales):
-            X = getattr(self, f"blk_{scale}")(X)
-            feature_maps.append(X)
-            cls_preds.append(getattr(self, f"cls_{scale}")(X))
-            bbox_preds.append(getattr(self, f"bbox_{scale}")(X))
+        feature_maps = self.feature_maps(X)
+        scales = list(enumerate(feature_maps))
+        cls_preds = [getattr(self, f"cls_{scale}")(fmap) for scale, fmap in scales]
+        bbox_preds = [getattr(self, f"bbox_{scale}")(fmap) for scale, fmap in scales]
         cls = concat_preds(cls_preds).unflatten(1, (-1, self.num_classes + 1))
         return self.anchors(feature_maps), cls, concat_preds(bbox_preds)
 

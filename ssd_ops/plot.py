@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd_ops.pictures import DataError, pillow, read_picture
+
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
 Colour = tuple[int, int, int]
@@ -79,7 +81,7 @@ def draw_detections(
     """
     picture = _picture(image)
     _draw_boxes(picture, boxes, scores, labels, class_names, threshold)
-    return _write(path, picture.save)
+    return write(path, picture.save)
 
 
 def draw_grid(
@@ -88,14 +90,17 @@ def draw_grid(
     truths: Iterable[Boxes] | None = None,
     *,
     columns: int = 4,
+    tile: int | None = None,
+    titles: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     threshold: float = 0.5,
+    legend: str | None = None,
     path: str | os.PathLike[str],
 ) -> Path:
     """Write a sheet of images with their detections; the file's path comes back.
 
-    Images keep their size, in rows from left to right. With `truths`, those boxes are thin and
-    white, and a line below the images says so.
+    Images stand in rows from left to right. With `truths`, those boxes are thin and white, and a
+    line below the images says so.
 
     Args:
         images: each as for `draw_detections`; a tensor ``[N, 3, H, W]`` will do.
@@ -104,9 +109,14 @@ def draw_grid(
         truths: for each image the boxes that are there, ``[G, 4]``, xyxy in pixels; None (the
             default) draws none.
         columns: images in a row.
+        tile: pixels that the longer side of every image is brought to; None (the default) keeps
+            their sizes.
+        titles: a line to write below each image, cut where it is too long; None writes none.
         class_names: as for `draw_detections`.
         threshold: detections whose score is below it are left out; 0.5, by which found objects are
             counted too.
+        legend: what the line below the images calls the detections; None: "found", and the
+            threshold.
         path: the file to write.
 
     Raises:
@@ -128,37 +138,56 @@ def draw_grid(
         raise ValueError(
             f"plot: a sheet must have images and columns, got {len(pictures)}, {columns}"
         )
-    for name, items in (("detections", found), ("truths", given)):
+    for name, items in (("detections", found), ("truths", given), ("titles", titles)):
         if items is not None and len(items) != len(pictures):
             raise ValueError(f"plot: {name} must be for {len(pictures)} images, got {len(items)}")
 
+    scales = [tile / max(picture.size) if tile else 1.0 for picture in pictures]
+    if tile:
+        pictures = [
+            picture.resize([max(1, round(side * scale)) for side in picture.size])
+            for picture, scale in zip(pictures, scales, strict=True)
+        ]
     width = max(picture.width for picture in pictures)
-    height = max(picture.height for picture in pictures)
+    strip = 0 if titles is None else 18
+    height = max(picture.height for picture in pictures) + strip
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     size = (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP)
     line = 0 if given is None else 26
     from PIL import ImageDraw
 
-    sheet = _pillow().new("RGB", (size[0], size[1] + line), "white")
+    sheet = pillow().new("RGB", (size[0], size[1] + line), "white")
+    draw = ImageDraw.Draw(sheet)
     for index, (picture, detection) in enumerate(zip(pictures, found, strict=True)):
         if given is not None:
-            for box in _boxes(given[index]):
+            for box in _boxes(given[index]) * scales[index]:
                 _outline(picture, box, TRUTH, 1)
-        parts = (detection.boxes, detection.scores, detection.labels)
-        _draw_boxes(picture, *parts, class_names, threshold)
+        boxes = _boxes(detection.boxes) * scales[index]
+        _draw_boxes(picture, boxes, detection.scores, detection.labels, class_names, threshold)
         row, column = divmod(index, columns)
         corner = (column * (width + GAP) + GAP, row * (height + GAP) + GAP)
         sheet.paste(picture, corner)
+        if titles is not None:
+            below = (corner[0], corner[1] + picture.height + 1)
+            draw.text(below, _cut(draw, titles[index], width), DARK, _font(12))
     if line:
-        draw, middle, left = ImageDraw.Draw(sheet), size[1] + line // 2 - GAP // 2, GAP
-        for text, colour in ((f"found, score >= {threshold:g}", COLOURS[0]), ("truth", TRUTH)):
+        middle, left = size[1] + line // 2 - GAP // 2, GAP
+        called = f"found, score >= {threshold:g}" if legend is None else legend
+        for text, colour in ((called, COLOURS[0]), ("truth", TRUTH)):
             sample = (left, middle - 6, left + 20, middle + 6)
             draw.rectangle(sample, fill=(128, 128, 128), outline=DARK)
             _outline(sheet, (left + 4, middle - 3, left + 17, middle + 4), colour, 1)
             draw.text((left + 27, middle), text, DARK, _font(13), anchor="lm")
             left += 27 + int(draw.textlength(text, _font(13))) + 24
-    return _write(path, sheet.save)
+    return write(path, sheet.save)
+
+
+def _cut(draw: Any, text: str, width: int) -> str:
+    """As much of a line as fits."""
+    while text and draw.textlength(text, _font(12)) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    return text
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
@@ -190,15 +219,11 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         ...     Path(tempfile.mkdtemp()) / "curves.png",
         ... )
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("plot: curves need matplotlib: pip install ssd_ops[train]") from None
     if not history:
         raise ValueError("plot: history must have an epoch at least, got none")
-    # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = new_figure(10, 4)
+    from matplotlib.ticker import MaxNLocator
+
     losses, errors = figure.subplots(1, 2)
     _curve(losses, history, ("loss", "train_loss"), "training", "tab:blue", "-")
     _curve(losses, history, ("val_loss",), "validation", "tab:red", "-")
@@ -219,7 +244,21 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
             axes.legend(frameon=False)
-    return _write(path, figure.savefig)
+    return write(path, figure.savefig)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plot: curves need matplotlib: pip install ssd_ops[train]") from None
+    # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _curve(
@@ -243,24 +282,15 @@ def _curve(
         )
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError:
-        raise ImportError("plot: pictures need Pillow: pip install ssd_ops[train]") from None
-    return pillow
-
-
 def _picture(image: Image) -> Any:
     """A Pillow image of its own, RGB."""
-    pillow = _pillow()
+    image_module = pillow()
     if isinstance(image, str | os.PathLike):
         try:
-            with pillow.open(image) as file:
-                return file.convert("RGB")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"plot: image must be a file, got {image}") from None
-        except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
+            return image_module.fromarray(read_picture(image))
+        except DataError as error:
+            if not os.path.exists(image):
+                raise FileNotFoundError(f"plot: image must be a file, got {image}") from None
             raise ValueError(f"plot: image must be a picture, got {image} ({error})") from None
     # A tensor has its channels first and an array last, unless its shape says otherwise.
     last = isinstance(image, np.ndarray)
@@ -270,7 +300,7 @@ def _picture(image: Image) -> Any:
         if first:
             array = array.transpose(1, 2, 0)
         if array.dtype == np.uint8:
-            return pillow.fromarray(np.array(array, order="C"))
+            return image_module.fromarray(np.array(array, order="C"))
     raise ValueError(
         f"plot: image must be uint8 [3, H, W] or [H, W, 3], got {array.dtype} {list(array.shape)}"
     )
@@ -367,7 +397,8 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _write(path: str | os.PathLike[str], save: Callable[[Path], Any]) -> Path:
+def write(path: str | os.PathLike[str], save: Callable[[Path], Any]) -> Path:
+    """Have `save` write a picture aside, and rename it to `path`, which comes back."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"plot: the folder of path must exist, got {path}")

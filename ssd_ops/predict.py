@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd_ops import ops
+from ssd_ops.pictures import DataError, read_picture
 
 # The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
@@ -59,10 +60,12 @@ def detect(outputs: tuple[Tensor, Tensor, Tensor], score: float, nms: float) -> 
     return ops.multibox_detection(probs, bbox_preds.float(), anchors, nms, score).cpu()
 
 
-def to_prediction(rows: Tensor, height: int, width: int) -> Prediction:
+def to_prediction(model: nn.Module, rows: Tensor, height: int, width: int) -> Prediction:
+    """The detections among the rows of an image ``[A, 6]``, in its pixels."""
     rows = rows[rows[:, 0] >= 0].float()
-    scale = torch.tensor([width, height, width, height])
-    return Prediction(rows[:, 0].long(), rows[:, 1], rows[:, 2:] * scale)
+    preprocess: Any = model.preprocess
+    boxes = preprocess.to_pixels(rows[:, 2:], height, width)
+    return Prediction(rows[:, 0].long(), rows[:, 1], boxes)
 
 
 def predict_batch(
@@ -100,24 +103,17 @@ def predict_batch(
         outputs = run(model, images.to(device))
         rows = detect(outputs, score_threshold, own_nms_threshold(model, nms_threshold))
     height, width = images.shape[2:]
-    return [to_prediction(image, height, width) for image in rows]
+    return [to_prediction(model, image, height, width) for image in rows]
 
 
 def _read_image(image: Any) -> Tensor:
     """A path, an array or a tensor as one `[3, H, W]` tensor."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            from PIL import Image
-        except ImportError as error:
-            raise ImportError(
-                "predict: reading an image file needs Pillow: pip install ssd_ops[train]"
-            ) from error
-        try:
-            with Image.open(image) as file:
-                return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return torch.from_numpy(read_picture(image)).permute(2, 0, 1)
+        except DataError as error:
+            if not os.path.exists(image):
+                raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
             raise ValueError(
                 f"predict: image must be a picture that Pillow can read, got {image} ({error})"
             ) from None
@@ -150,8 +146,8 @@ def predict(
 ) -> Prediction:
     """Detections of one image of any size, in its own pixels.
 
-    The image is resized to the input size of the model, so a shape far from the one that the
-    model was trained on is seen distorted.
+    The image is resized to the input size of the model: within grey bars if it was trained so, or
+    else stretched, so that a shape far from that of the training images is seen distorted.
 
     Args:
         model: a `TinySSD`, or a module with its outputs and a ``preprocess``.

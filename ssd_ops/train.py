@@ -2,7 +2,7 @@
 
 Everything random is drawn from the seed and the number of the epoch, so a run that was stopped and
 resumed sees the same images in the same order as one that was not, and on one machine ends with
-the same bits.
+the same bits. Started by `torchrun`, its processes share each batch.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_ops import checkpoint, ops
+from ssd_ops import checkpoint, distributed
 from ssd_ops.augment import augment
 from ssd_ops.checkpoint import load
 from ssd_ops.evaluate import evaluate
-from ssd_ops.loss import bbox_eval, cls_eval
-from ssd_ops.model import Preprocess, TinySSD
+from ssd_ops.loader import Loader
+from ssd_ops.model import TinySSD
+from ssd_ops.preprocess import Preprocess
+from ssd_ops.progress import progress_bar
 from ssd_ops.settings import (
     DEMO_EPOCHS,
     PRESETS,
     Settings,
     learning_rate,
     pick_device,
-    pick_dtype,
 )
+from ssd_ops.step import TrainStep, make_optimizer
 
-__all__ = ["DEMO_EPOCHS", "PRESETS", "Interrupted", "Settings", "load", "train"]
+__all__ = ["DEMO_EPOCHS", "LOG_NAME", "PRESETS", "Interrupted", "Settings", "load", "train"]
+
+LOG_NAME = "log.jsonl"
+READ_EVERY = 16  # steps on a GPU between two looks at their numbers, each of which waits for it
+# Settings that say where and how fast a run is made, not what comes of it.
+FREE = {"device", "workers", "cache_gb"}
 
 History = list[dict[str, Any]]
 
@@ -56,55 +63,87 @@ def train(
 
     Args:
         settings: how; see `Settings` and `PRESETS`.
-        train_set: ``images`` uint8 ``[N, 3, H, W]``, ``labels`` float32 ``[N, G, 5]`` rows (class,
-            x1, y1, x2, y2) in fractions of the image, class -1 padding, and ``class_names``; a
-            `ssd_ops.data.BananaDetection` is one.
+        train_set: ``images`` uint8 ``[N, 3, H, W]`` and ``labels`` float32 ``[N, G, 5]`` rows (class,
+            x1, y1, x2, y2) in fractions of the image, class -1 padding; or a set indexed by number,
+            with images of any size. And ``class_names``. A `ssd_ops.data.BananaDetection` is one,
+            and a `ssd_ops.coco.CocoDetection`.
         val_set: the same, to measure on.
-        out_dir: folder for ``checkpoint.safetensors`` and ``history.json``, made if need be. The
-            checkpoint is written before the first epoch and after each one, and is always whole.
+        out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, made if need be. The
+            checkpoint is written before the first epoch and after each one; both are always whole.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
-            with, except for the device, and for more epochs where the schedule is constant.
+            with, except for device, workers and cache, and for more epochs where the schedule does
+            not depend on their number.
         progress: a progress bar for each epoch (this needs tqdm), with the class error, the offset
             error and the examples per second so far.
 
     Returns:
-        The model in evaluation mode, and the history: a dict for each epoch, with "epoch" from 1,
-        "loss", "class_error", "offset_error" (over the epoch's training batches, as the chapter
-        counts them), "val_class_error", "val_offset_error", "found", "truths", "false_boxes",
-        "ap", "ap50" (see `Measures`), "lr" of the last step, and "examples_per_second".
+        The model in evaluation mode, and the history, which is also in the log, a line an epoch: a
+        dict with "epoch" from 1, "loss", "class_error", "offset_error" (over the epoch's training
+        batches, as the chapter counts them), "val_class_error", "val_offset_error", the rest of
+        `Measures` but for "per_class", "lr" of the last step, and "examples_per_second".
 
     Raises:
         ValueError: sets or a checkpoint that do not fit.
+        DataError: a picture that cannot be read.
         FileNotFoundError: `resume` without a checkpoint.
-        FloatingPointError: the loss became infinite or NaN.
+        FloatingPointError: the loss became infinite or NaN. The checkpoint is that of the last
+            finished epoch.
+        RuntimeError: a process that shares the run, or one that loads pictures, has died.
         Interrupted: Ctrl-C. The checkpoint of the last finished epoch is left; resume from it.
         ImportError: safetensors, or for `progress` tqdm, is not installed.
     """
-    _check_set("train_set", train_set)
-    _check_set("val_set", val_set)
-    path = Path(out_dir) / checkpoint.FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    device = pick_device(settings.device)
+    for name, dataset in (("train_set", train_set), ("val_set", val_set)):
+        _check_set(name, dataset)
+    if len(getattr(val_set, "class_names", ())) > len(train_set.class_names):
+        raise ValueError(
+            f"train: val_set must have no other classes than train_set, got {val_set.class_names} "
+            f"and {train_set.class_names}"
+        )
+    with distributed.joined(pick_device(settings.device)) as device:
+        return _train(settings, train_set, val_set, Path(out_dir), device, resume, progress)
+
+
+def _train(
+    settings: Settings,
+    train_set: Any,
+    val_set: Any,
+    out_dir: Path,
+    device: torch.device,
+    resume: bool,
+    progress: bool,
+) -> tuple[TinySSD, History]:
+    path = out_dir / checkpoint.FILE_NAME
     model, optimizer, history = _start(settings, train_set, path, device, resume)
+    first = distributed.rank() == 0
+    options: dict[str, Any] = {"workers": settings.workers, "cache_gb": settings.cache_gb}
+    options |= {"device": device, "seed": settings.seed}
+    loader = Loader(train_set, model.preprocess, **options)
+    val_loader = Loader(val_set, model.preprocess, **options)
+    step = TrainStep(settings, model, optimizer)
 
     def store() -> None:
+        if not first:
+            return
         meta = {"epoch": len(history), "class_names": names, "history": history}
         checkpoint.save(path, model, optimizer, settings, meta)
-        text = json.dumps(history, indent=1) + "\n"
-        checkpoint.write_aside(path.with_name("history.json"), text.encode())
+        text = "".join(json.dumps(row) + "\n" for row in history)
+        checkpoint.write_aside(path.with_name(LOG_NAME), text.encode())
 
     names = list(train_set.class_names)
+    if first:
+        out_dir.mkdir(parents=True, exist_ok=True)
     store()
     try:
         for epoch in range(len(history), settings.epochs):
-            row = _run_epoch(settings, model, optimizer, train_set, epoch, progress)
-            measures = asdict(evaluate(model, val_set, batch_size=settings.batch_size))
+            row = _run_epoch(settings, step, loader, epoch, progress and first)
+            measures = asdict(evaluate(model, val_loader, batch_size=settings.batch_size))
+            del measures["per_class"]
             for name in ("class_error", "offset_error"):
                 measures[f"val_{name}"] = measures.pop(name)
             history.append({"epoch": epoch + 1, **row, **measures})
             store()
-            if progress:
-                print(_summary(history[-1]))
+            if progress and first:
+                print(_summary(history[-1]), flush=True)
     except KeyboardInterrupt:
         raise Interrupted(
             f"train: stopped in epoch {len(history) + 1}; {path} holds the {len(history)} finished "
@@ -114,6 +153,10 @@ def train(
 
 
 def _check_set(name: str, dataset: Any) -> None:
+    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
+        if not len(dataset):
+            raise ValueError(f"train: {name} must hold an image at least, got none")
+        return
     images, labels = dataset.images, dataset.labels
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(
@@ -131,14 +174,15 @@ def _start(
 ) -> tuple[TinySSD, torch.optim.Optimizer, History]:
     """Model, optimizer and history of a new run, or of the run whose checkpoint is resumed."""
     names = list(train_set.class_names)
-    size = (settings.input_size,) * 2 if settings.input_size else train_set.images.shape[2:]
-    preprocess = Preprocess(tuple(size), (settings.input_mean,) * 3, (settings.input_std,) * 3)
     tensors: dict[str, Tensor] = {}
     history: History = []
     if resume:
-        content, tensors = checkpoint.read(path)
+        # Other machines need not have the file.
+        read = checkpoint.read(path) if distributed.rank() == 0 else None
+        content, tensors = distributed.from_first(read)
         model, saved = checkpoint.build(path, content, tensors)
         _check_resume(settings, saved, content["epoch"])
+        preprocess = _preprocess(settings, train_set)
         if content["class_names"] != names or model.preprocess != preprocess:
             raise ValueError(
                 f"train: train_set must have the classes and the image size of {path}, "
@@ -146,31 +190,50 @@ def _start(
             )
         history = content["history"]
     else:
-        # The caller's own random numbers stay as they were.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            model = TinySSD(len(names), preprocess=preprocess, nms_threshold=settings.nms_threshold)
+        model = untrained(settings, train_set)
     checkpoint.place(model, settings, device)
-    optimizer = _optimizer(settings, model)
+    distributed.synchronise(model)
+    optimizer = make_optimizer(settings, model)
     checkpoint.restore_optimizer(model, optimizer, tensors)
     return model, optimizer, history
 
 
-def _optimizer(settings: Settings, model: TinySSD) -> torch.optim.Optimizer:
-    decay = settings.weight_decay
-    if settings.optimizer == "adamw":
-        betas = (settings.momentum, 0.99)
-        return torch.optim.AdamW(model.parameters(), settings.lr, betas, weight_decay=decay)
-    return torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=decay)
+def untrained(settings: Settings, train_set: Any) -> TinySSD:
+    """The model that a run on this set starts from.
+
+    Args:
+        settings: as for `train`.
+        train_set: as for `train`.
+    """
+    # The caller's own random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return TinySSD(
+            len(train_set.class_names),
+            settings.sizes,
+            settings.ratios,
+            settings.channels,
+            preprocess=_preprocess(settings, train_set),
+            nms_threshold=settings.nms_threshold,
+        )
+
+
+def _preprocess(settings: Settings, train_set: Any) -> Preprocess:
+    size = (settings.input_size,) * 2 if settings.input_size else Preprocess.size
+    if not settings.input_size and hasattr(train_set, "images"):
+        size = tuple(train_set.images.shape[2:])
+    mean, std = (settings.input_mean,) * 3, (settings.input_std,) * 3
+    return Preprocess(size, mean, std, settings.letterbox)
 
 
 def _check_resume(settings: Settings, saved: Settings, finished: int) -> None:
     ours, theirs = asdict(settings), asdict(saved)
     for name in ours:
-        if name == "device" or ours[name] == theirs[name]:
+        if name in FREE or ours[name] == theirs[name]:
             continue
         # The steps already made do not depend on how many are to come.
-        if name == "epochs" and settings.schedule == "constant" and settings.epochs >= finished:
+        steady = settings.schedule in ("constant", "step")
+        if name == "epochs" and steady and settings.epochs >= finished:
             continue
         raise ValueError(
             f"train: to resume, {name} must be {theirs[name]!r} as in the checkpoint, "
@@ -179,93 +242,66 @@ def _check_resume(settings: Settings, saved: Settings, finished: int) -> None:
 
 
 def _run_epoch(
-    settings: Settings,
-    model: TinySSD,
-    optimizer: torch.optim.Optimizer,
-    train_set: Any,
-    epoch: int,
-    progress: bool,
+    settings: Settings, step: TrainStep, loader: Loader, epoch: int, progress: bool
 ) -> dict[str, float]:
     """One pass over the training set; `epoch` counts from 0. Returns its part of the history."""
-    criterion = settings.criterion()
-    device = next(model.parameters()).device
-    dtype = pick_dtype(settings.precision, device)
     rng = np.random.default_rng((settings.seed, epoch))
-    order = torch.from_numpy(rng.permutation(len(train_set.images)))
-    batches = order.split(settings.batch_size)
+    batches = torch.from_numpy(rng.permutation(len(loader))).split(settings.batch_size)
+    part = slice(distributed.rank(), None, distributed.size())
     total_steps = settings.epochs * len(batches)
-    seen = loss_sum = correct = anchors_seen = offset_sum = offsets_seen = 0.0
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, right classes, offset errors
+    seen, waiting, read_every = 0, [], READ_EVERY if step.device.type == "cuda" else 1
     began = time.perf_counter()
-    model.train()
-    with _bar(len(order), f"epoch {epoch + 1}/{settings.epochs}", progress) as bar:
-        for step, index in enumerate(batches, start=epoch * len(batches)):
-            images, labels = augment(
-                train_set.images[index], train_set.labels[index], settings, rng
-            )
-            X, Y = model.preprocess(images.to(device)), labels.to(device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                anchors, cls_preds, bbox_preds = model(X)
-            bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
-                anchors, Y, iou_threshold=settings.match_iou
-            )
-            loss = criterion(cls_preds, cls_labels, bbox_preds, bbox_labels, bbox_masks).mean()
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(
-                    f"train: the loss must be finite, got {loss.item()} at step {step + 1}, in "
-                    f"epoch {epoch + 1}; a lower lr may help (it is {settings.lr})"
-                )
-            lr = learning_rate(settings, step, total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-            with torch.no_grad():
-                correct += cls_eval(cls_preds, cls_labels)
-                offset_sum += bbox_eval(bbox_preds, bbox_labels, bbox_masks)
-            anchors_seen += cls_labels.numel()
-            offsets_seen += bbox_labels.numel()
-            loss_sum += loss.item() * len(index)
-            seen += len(index)
+    step.model.train()
+    images = loader.batches([batch[part] for batch in batches], epoch)
+    with progress_bar(len(loader), f"epoch {epoch + 1}/{settings.epochs}", progress) as bar:
+        for number, (batch, (X, Y, _)) in enumerate(zip(batches, images, strict=True)):
+            X, Y = augment(X, Y, settings, rng, part=part, in_all=len(batch))
+            lr = learning_rate(settings, epoch * len(batches) + number, total_steps)
+            waiting.append((number, step(X, Y, lr, in_all=len(batch))))
+            if len(waiting) < read_every and number + 1 < len(batches):
+                continue
+            rows = torch.stack([row for _, row in waiting]).cpu().double()
+            for (at, _), (loss, _, _) in zip(waiting, rows.tolist(), strict=True):
+                if not math.isfinite(loss):
+                    raise _not_finite(loss, settings, loader, epoch, at, batches)
+            waiting, sums, done = [], sums + rows.sum(dim=0), seen
+            seen = sum(len(batch) for batch in batches[: number + 1])
+            bar.update(seen - done)
             rate = seen / (time.perf_counter() - began)
-            bar.update(len(index))
+            # Those of this process alone, while the bar runs.
+            anchors = max(1, seen * step.num_anchors // distributed.size())
             bar.set_postfix_str(
-                f"class error {1 - correct / anchors_seen:.2e}, "
-                f"offset error {offset_sum / offsets_seen:.2e}, {rate:.1f} examples/s"
+                f"class error {1 - float(sums[1]) / anchors:.2e}, "
+                f"offset error {float(sums[2]) / (4 * anchors):.2e}, {rate:.1f} examples/s"
             )
+    loss, right, errors = distributed.all_sum(sums).tolist()
     return {
-        "loss": loss_sum / seen,
-        "class_error": 1 - correct / anchors_seen,
-        "offset_error": offset_sum / offsets_seen,
+        "loss": loss / seen,
+        "class_error": 1 - right / (seen * step.num_anchors),
+        "offset_error": errors / (4 * seen * step.num_anchors),
         "lr": lr,
         "examples_per_second": rate,
     }
 
 
-class _NoBar:
-    """What stands in for a progress bar where none is wanted."""
-
-    def update(self, _: int) -> None: ...
-
-    def set_postfix_str(self, _: str) -> None: ...
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _bar(total: int, title: str, wanted: bool) -> Any:
-    if not wanted:
-        return _NoBar()
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "train: the progress bar needs tqdm: pip install ssd_ops[train]"
-        ) from error
-    return tqdm(total=total, desc=title, unit="image", bar_format="{l_bar}{bar:20}|{postfix}")
+def _not_finite(
+    loss: float,
+    settings: Settings,
+    loader: Loader,
+    epoch: int,
+    number: int,
+    batches: tuple[Tensor, ...],
+) -> FloatingPointError:
+    names = getattr(loader.examples.dataset, "names", None)
+    images = batches[number].tolist()
+    listed = [str(image) if names is None else str(names[image]) for image in images]
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return FloatingPointError(
+        f"train: the loss must be finite, got {loss} at step {epoch * len(batches) + number + 1}, in "
+        f"epoch {epoch + 1}, of the batch of images {', '.join(listed[:8])}{more}; a lower lr may help "
+        f"(it is {settings.lr})"
+    )
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("PIL", reason="the commands read and write pictures with Pillow")
@@ -17,7 +18,9 @@ from PIL import Image
 from ssd_ops import cli
 from ssd_ops.bananas import make_bananas
 
-COMMANDS = ["demo", "make-data", "train", "evaluate", "detect", "info"]
+COMMANDS = [
+    "demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "figures", "info",
+]  # fmt: skip
 
 
 def call(*args):
@@ -52,7 +55,9 @@ def test_help_has_an_example(command, capsys):
 
 def test_train_leaves_checkpoint_history_and_curves(run):
     assert (run / "checkpoint.safetensors").stat().st_size > 100_000
-    assert [row["epoch"] for row in json.loads((run / "history.json").read_text())] == [1]
+    assert [
+        row["epoch"] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    ] == [1]
     with Image.open(run / "curves.png") as curves:
         assert curves.width > 600
 
@@ -75,6 +80,124 @@ def test_evaluate_prints_measures(run, bananas, capsys):
     assert {"found", "false_boxes", "class_error", "offset_error", "ap", "ap50"} <= set(measures)
 
 
+def test_evaluate_leaves_measures_curves_and_a_sheet(run, bananas, tmp_path, capsys):
+    assert call("evaluate", run, bananas, "--out", tmp_path / "a" / "b", "--worst", 2) == 0
+    text = capsys.readouterr().out
+    for words in ("COCO AP", "ap_small", "COCO AR", "VOC AP50", "11 points"):
+        assert words in text
+    out = tmp_path / "a" / "b"
+    measures = json.loads((out / "measures.json").read_text())
+    assert {"ap75", "ar100", "voc_ap", "voc_ap11", "per_class"} <= set(measures)
+    assert measures["per_class"][0]["name"] == "banana"
+    with Image.open(out / "worst.png") as sheet:
+        assert 2 * 256 < sheet.width < 3 * 256
+    assert Image.open(out / "precision_recall.png").width > 300
+
+
+def test_curves_are_drawn_from_the_log(run, capsys):
+    (run / "curves.png").unlink()
+    assert call("curves", run) == 0
+    assert Image.open(run / "curves.png").width > 600
+
+
+def test_figures(tmp_path, capsys):
+    assert call("figures", "--out", tmp_path / "figures") == 0
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["focal_loss.png", "smooth_l1.png"]
+
+
+def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
+    (tmp_path / "own.toml").write_text(
+        "sizes = [[0.9, 0.95], [0.9, 0.95], [0.9, 0.95], [0.9], [0.9]]"
+    )
+    out = tmp_path / "anchors.png"
+    assert call("anchors", bananas, "--settings", tmp_path / "own.toml", "--out", out) == 0
+    text = capsys.readouterr().out
+    found = re.search(
+        r"8 objects, \d+ anchors .* 64 x 64: (\d+) objects that no anchor covers", text
+    )
+    assert int(found[1]) > 0 and "banana  " in text
+    better = re.search(r"Better, (\d+) uncovered .*\n(sizes = .*\nratios = .*)\n", text)
+    assert int(better[1]) < int(found[1])
+    # What is suggested can be used as it stands.
+    (tmp_path / "better.toml").write_text(better[2])
+    assert call("anchors", bananas, "--settings", tmp_path / "better.toml", "--out", out) == 0
+    again = re.search(r"(\d+) objects that no anchor covers", capsys.readouterr().out)
+    assert again[1] == better[1]
+    assert Image.open(out).width > 5 * 320
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A COCO set of two classes: pictures of several sizes, several objects, crowd and slivers."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        (folder / split).mkdir()
+        images, boxes = [], []
+        for number in range(count):
+            size = int(rng.integers(60, 120)), int(rng.integers(60, 120))
+            picture = Image.new("RGB", size, (30, 60, 30))
+            for place, colour in ((0, "red"), (1, "blue")):
+                x, y = 5 + 25 * place, 8 + 20 * place
+                picture.paste(colour, (x, y, x + 20, y + 25))
+                boxes.append({"image_id": number, "category_id": place + 1, "bbox": [x, y, 20, 25]})
+            boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1})
+            boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 0, 9]})
+            picture.save(folder / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png"})
+        names = [{"id": 1, "name": "stop sign"}, {"id": 2, "name": "mailbox"}]
+        text = json.dumps({"images": images, "annotations": boxes, "categories": names})
+        (folder / f"{split}.json").write_text(text)
+    return folder
+
+
+def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
+    own = tmp_path / "own.toml"
+    own.write_text('preset = "paper"\nepochs = 5\nbatch_size = 4\n')
+    settings = ["--settings", own, "--set", "schedule=cosine", "--set", "channels=[4,4,8,8,8,8]"]
+    run = tmp_path / "run"
+    size = ["--epochs", 1, "--input-size", 96, "--letterbox"]
+    assert call("train", photos, "--out", run, *settings, *size) == 0
+    text = capsys.readouterr().out
+    assert "Boxes left out of the training set: 6 crowd, 6 degenerate" in text
+    from ssd_ops.train import load
+
+    model, saved, meta = load(run)
+    assert meta["class_names"] == ["stop sign", "mailbox"]
+    assert (saved.epochs, saved.schedule, saved.letterbox) == (1, "cosine", True)
+    assert model.preprocess.size == (96, 96)
+
+    assert call("evaluate", run, photos / "val.json") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"class +truths +COCO AP.*\nstop sign +3 .*\nmailbox +3 ", text)
+    assert (run / "evaluation" / "worst.png").exists()
+
+    (photos / "val" / "broken.png").write_text("not a picture")
+    (photos / "val" / "notes.txt").write_text("not a picture either")
+    out = tmp_path / "found"
+    assert call("detect", run, photos / "val", "--out", out, "--threshold", 0.05) == 0
+    captured = capsys.readouterr()
+    assert "broken.png is left out" in captured.err and "notes.txt" not in captured.err
+    report = json.loads((out / "detections.json").read_text())
+    assert [Path(row["image"]).name for row in report] == ["0.png", "1.png", "2.png"]
+    assert all(Path(row["drawn"]).exists() for row in report)
+    for row in report:
+        for found in row["detections"]:
+            assert found["class"] in meta["class_names"] and 0.05 <= found["score"] <= 1
+            assert len(found["box"]) == 4
+    (photos / "val" / "broken.png").unlink()
+
+
+def test_json_files_by_name(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = [photos / "train.json", "--val", photos / "val.json"]
+    small = ["--set", "channels=[4,4,8,8,8,8]", "--set", "preset=paper"]
+    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small) == 2
+    assert "got 'preset'" in capsys.readouterr().err
+    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small[:2]) == 0
+
+
 def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsys):
     wide = tmp_path / "wide.png"
     Image.new("RGB", (150, 70), "green").save(wide)
@@ -86,6 +209,7 @@ def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsy
     assert Image.open(out / "0-2.png").size == (64, 64)
     assert Image.open(out / "wide.png").size == (150, 70)
     assert len(re.findall(r"\d+ found, drawn in", capsys.readouterr().out)) == 2
+    (out / "detections.json").unlink()
     (out / "0-2.png").unlink()
     (out / "wide.png").unlink()
 
@@ -136,6 +260,16 @@ MISTAKES = {
     "device": ["train", "SET", "--device", "toaster"],
     "precision": ["train", "SET", "--precision", "int3"],
     "nothing to resume": ["train", "SET", "--out", "TMP/new", "--resume"],
+    "settings file": ["train", "SET", "--settings", "nowhere.toml"],
+    "setting": ["train", "SET", "--set", "learning=1"],
+    "setting without a value": ["train", "SET", "--set", "lr"],
+    "setting of another kind": ["train", "SET", "--set", "lr=fast"],
+    "a file alone": ["train", "SET/bananas_train/label.csv"],
+    "no JSON": ["train", "SET/bananas_train/label.csv", "--val", "SET"],
+    "anchors of nothing": ["anchors", "nowhere"],
+    "anchors on no picture": ["anchors", "SET", "--image", "99"],
+    "curves of nothing": ["curves", "nowhere"],
+    "empty folder": ["detect", "RUN", "SET/bananas_val", "--out", "TMP"],
     "no checkpoint": ["evaluate", "nowhere", "SET"],
     "checkpoint is a picture": ["evaluate", "SET/bananas_val/images/0.png", "SET"],
     "evaluate without a set": ["evaluate", "RUN", "nowhere"],

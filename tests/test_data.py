@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssd_ops import data
+from ssd_ops import download
 from ssd_ops.data import BananaDetection, DataError, download_bananas
 
 Image = pytest.importorskip("PIL.Image")
@@ -358,8 +358,8 @@ def test_a_bad_archive_is_refused_and_leaves_nothing(tmp_path, server, name):
 
 def test_the_checksum_comes_before_the_unpacking(tmp_path, server, monkeypatch):
     server.files["/set.zip"] = archive(members())
-    monkeypatch.setattr(data, "_unpack", lambda *_: pytest.fail("unpacked"))
-    with pytest.raises(DataError, match=f"must have the SHA-1 {data.BANANAS_SHA1}, got "):
+    monkeypatch.setattr(download, "_unpack", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match=f"must have the SHA-1 {download.BANANAS_SHA1}, got "):
         download_bananas(tmp_path / "set", url=f"{server.url}/set.zip")
     assert list(tmp_path.iterdir()) == []
 
@@ -369,9 +369,9 @@ def test_sizes_are_limited(tmp_path, server, monkeypatch, length):
     content = archive(members())
     server.files["/set.zip"] = (content[:-100], len(content)) if length == "short" else content
     if length == "large":
-        monkeypatch.setattr(data, "MAX_ARCHIVE", 100)
+        monkeypatch.setattr(download, "MAX_ARCHIVE", 100)
     if length == "unpacked":
-        monkeypatch.setattr(data, "MAX_UNPACKED", 100)
+        monkeypatch.setattr(download, "MAX_UNPACKED", 100)
     message = {
         "short": f"must send {len(content)} bytes, got {len(content) - 100}|IncompleteRead",
         "large": "must be at most 100 bytes, got more",

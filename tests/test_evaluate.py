@@ -1,6 +1,7 @@
 """Predictions in an image's own pixels, and counts worked by hand."""
 
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import nn
 
 from ssd_ops import ops
 from ssd_ops.evaluate import (
-    Measures,
     Prediction,
     count_found,
     evaluate,
@@ -225,14 +225,41 @@ def test_evaluate_nothing_found_and_no_object():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     quiet = Fixed([[0.0001]] * 4)
     nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
-    assert nothing == Measures(0.0, 0.0, 0, 0, 0, None, None)
+    numbers = asdict(nothing)
+    assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
+    assert [numbers.pop(key) for key in ("found", "truths", "false_boxes")] == [0, 0, 0]
+    (only,) = numbers.pop("per_class")
+    assert only == {"name": "class 0", "truths": 0, "ap": None, "voc_ap": None, "voc_ap11": None}
+    assert set(numbers.values()) == {None}
     one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]] * 2)
     assert evaluate(quiet, SimpleNamespace(images=images, labels=one)).found == 0
 
 
+def test_classes_that_the_set_does_not_name_get_a_number():
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    two = Fixed([[0.1, 0.8], [0.001, 0.001], [0.001, 0.001], [0.001, 0.001]])
+    one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
+    got = evaluate(two, SimpleNamespace(images=images, labels=one, class_names=["cup"]))
+    assert [row["name"] for row in got.per_class] == ["cup", "class 1"]
+    assert (got.found, got.false_boxes) == (0, 1)
+
+
+def test_boxes_of_letterboxed_pictures_are_in_their_own_pixels():
+    """Anchor 0 is the upper left of the input; the picture takes its middle rows."""
+    model = Fixed([[0.9], [0.001], [0.001], [0.001]])
+    model.preprocess = Preprocess(size=(8, 8), letterbox=True)
+    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    box = predict(model, image).boxes
+    expected = torch.tensor([[8.0, -12.0, 40.0, 20.0]])
+    torch.testing.assert_close(box, expected)
+    truth = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
+    got = evaluate(model, SimpleNamespace(images=image[None], labels=truth))
+    assert (got.found, got.false_boxes) == (1, 0) and got.class_error == 0.25
+
+
 def test_evaluate_wants_images():
     empty = SimpleNamespace(images=torch.zeros(0, 3, 8, 8), labels=torch.zeros(0, 1, 5))
-    with pytest.raises(ValueError, match="evaluate: dataset must hold an image"):
+    with pytest.raises(ValueError, match="data: a set must hold an image at least"):
         evaluate(Fixed([[0.5]] * 4), empty)
 
 

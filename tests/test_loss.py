@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssd_ops.loss import MultiBoxLoss, bbox_eval, cls_eval
+from ssd_ops.loss import MultiBoxLoss, bbox_eval, cls_eval, focal_loss, smooth_l1
 
 LOG2 = math.log(2)
 
@@ -50,7 +50,7 @@ def test_default_by_hand():
 
 
 def test_smooth_l1_by_hand():
-    """With beta 1: 0.5 * 0.5**2 below it, 3 - 0.5 above; sigma is beta = 1 / sigma**2."""
+    """With sigma 1: 0.5 * 0.5**2 below it, 3 - 0.5 above."""
     arguments = (
         torch.zeros(1, 1, 2),
         torch.tensor([[1]]),
@@ -60,8 +60,76 @@ def test_smooth_l1_by_hand():
     )
     loss = MultiBoxLoss(offset_loss="smooth_l1")(*arguments)
     torch.testing.assert_close(loss, torch.tensor([LOG2 + (0.125 + 2.5) / 4]))
-    sharp = MultiBoxLoss(offset_loss="smooth_l1", beta=1 / 10**2)(*arguments)
+    sharp = MultiBoxLoss(offset_loss="smooth_l1", sigma=10)(*arguments)
     torch.testing.assert_close(sharp, torch.tensor([LOG2 + (0.495 + 2.995) / 4]))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 10.0])
+def test_smooth_l1_is_the_books_formula_and_torchs(sigma):
+    x = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    near = x.abs() < 1 / sigma**2
+    expected = torch.where(near, (sigma * x) ** 2 / 2, x.abs() - 0.5 / sigma**2)
+    torch.testing.assert_close(smooth_l1(x, sigma), expected)
+    torch.testing.assert_close(
+        smooth_l1(x, sigma), F.smooth_l1_loss(x, 0 * x, reduction="none", beta=1 / sigma**2)
+    )
+
+
+def test_focal_by_hand():
+    """p is 3/4 of anchor 0, 1/4 of anchor 1; anchor 2 does not count."""
+    cls_preds = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [0.0, 5.0]]])
+    cls_labels = torch.tensor([[1, 0, -1]])
+    for gamma in (0.0, 0.5, 1.0, 2.0, 5.0):
+        got = focal_loss(cls_preds, cls_labels, gamma, alpha=0.25)
+        expected = [-0.25 * (1 - p) ** gamma * math.log(p) for p in (0.75, 0.25)]
+        torch.testing.assert_close(got, torch.tensor([[*expected, 0.0]]))
+
+
+def test_focal_of_gamma_0_is_cross_entropy():
+    case = random_case()
+    assert torch.equal(
+        MultiBoxLoss(cls_loss="focal", focal_gamma=0.0)(*case), MultiBoxLoss()(*case)
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_focal_gradient_is_finite_at_both_ends_and_that_of_the_formula(gamma):
+    labels = torch.tensor([[1, 1, 0, 2, 0]])
+    certain = torch.zeros(1, 5, 3)
+    certain[0, 0, 1], certain[0, 1, 0], certain[0, 2, 0] = 200.0, 200.0, 17.0
+    certain.requires_grad_()
+    focal_loss(certain, labels, gamma).sum().backward()
+    assert certain.grad.isfinite().all()
+    preds = torch.randn(1, 5, 3).requires_grad_()
+    focal_loss(preds, labels, gamma).sum().backward()
+    twin = preds.detach().double().requires_grad_()
+    p = twin.softmax(dim=2).gather(2, labels[..., None])
+    (-((1 - p) ** gamma) * p.log()).sum().backward()
+    torch.testing.assert_close(preds.grad.double(), twin.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["mean", "positives"])
+def test_weights_are_factors_of_the_two_parts(normalize):
+    case = random_case()
+    options = {"normalize": normalize, "cls_loss": "focal"}
+
+    def loss(cls_weight, offset_weight):
+        weights = {"cls_weight": cls_weight, "offset_weight": offset_weight}
+        return MultiBoxLoss(**options, **weights)(*case)
+
+    torch.testing.assert_close(loss(2.0, 0.5), 2 * loss(1.0, 0.0) + 0.5 * loss(0.0, 1.0))
+
+
+@pytest.mark.parametrize("normalize", ["mean", "positives"])
+def test_parts_of_a_batch_add_up_to_its_loss(normalize):
+    case = random_case(batch=5)
+    criterion = MultiBoxLoss(normalize=normalize, negative_mining_ratio=3.0, min_negatives=2)
+    whole = 5, (case[1] > 0).sum()
+    parts = [
+        criterion(*(tensor[rows] for tensor in case), whole=whole).sum()
+        for rows in (slice(0, 2), slice(2, 5), slice(5, 5))
+    ]
+    torch.testing.assert_close(sum(parts) / 5, criterion(*case).mean())
 
 
 def test_paper_loss_by_hand():
@@ -161,7 +229,11 @@ def test_gradients_are_those_of_the_formula():
     "options, message",
     [
         ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
-        ({"beta": 0}, "beta must be positive, got 0"),
+        ({"sigma": 0}, "sigma must be positive, got 0"),
+        ({"cls_loss": "hinge"}, "cls_loss must be 'cross_entropy' or 'focal', got 'hinge'"),
+        ({"focal_gamma": -1}, "focal_gamma must be 0 or more"),
+        ({"focal_alpha": 0}, "focal_alpha must be positive"),
+        ({"cls_weight": -1}, "cls_weight must be 0 or more"),
         ({"negative_mining_ratio": -1.0}, "negative_mining_ratio must be positive or None"),
         ({"min_negatives": -1}, "min_negatives must be 0 or more"),
         ({"normalize": "anchors"}, "normalize must be 'mean' or 'positives'"),

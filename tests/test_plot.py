@@ -331,3 +331,25 @@ def test_without_the_extras(tmp_path, monkeypatch):
     ):
         with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
             call()
+
+
+def test_a_sheet_of_tiles_with_titles(tmp_path):
+    """Images of two shapes are brought to one tile, and their boxes with them."""
+    images = [
+        torch.zeros(3, 100, 200, dtype=torch.uint8),
+        torch.zeros(3, 50, 25, dtype=torch.uint8),
+    ]
+    found = [
+        SimpleNamespace(boxes=torch.tensor([[20.0, 20, 120, 80]]), scores=None, labels=None),
+        SimpleNamespace(boxes=torch.zeros(0, 4), scores=None, labels=None),
+    ]
+    options = {"columns": 2, "tile": 100, "titles": ["first", "a title too long for a tile" * 9]}
+    path = plot.draw_grid(images, found, path=tmp_path / "sheet.png", **options)
+    sheet = read(path)
+    assert sheet.shape[:2] == (100 + 18 + 2 * plot.GAP, 200 + 3 * plot.GAP)
+    # The box's left side, at half its place, between rows 10 and 40 of the picture.
+    column = sheet[plot.GAP + 15 : plot.GAP + 35, plot.GAP + 10]
+    assert (column == plot.COLOURS[0]).all()
+    assert (sheet[plot.GAP + 50 + 3 : plot.GAP + 50 + 14, plot.GAP : plot.GAP + 30] < 128).any()
+    with pytest.raises(ValueError, match="titles must be for 2 images, got 1"):
+        plot.draw_grid(images, found, titles=["one"], path=tmp_path / "sheet.png")

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,9 +15,10 @@ import torch
 
 from ssd_ops import checkpoint, ops
 from ssd_ops import train as trainer
+from ssd_ops.data import apply_transforms
 from ssd_ops.evaluate import predict
 from ssd_ops.model import Preprocess, TinySSD
-from ssd_ops.settings import learning_rate, pick_device, pick_dtype
+from ssd_ops.settings import learning_rate, pick_device, pick_dtype, read_settings
 from ssd_ops.train import PRESETS, Interrupted, Settings, augment, load, train
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -64,11 +67,11 @@ def stop_in_epoch(monkeypatch, epoch, error, after_steps=1):
     real = trainer.augment
     calls = []
 
-    def broken(images, labels, settings, rng):
+    def broken(images, labels, settings, rng, **which):
         calls.append(len(images))
         if sum(calls) > 10 * epoch and len(calls) > 3 * epoch + after_steps:
             raise error
-        return real(images, labels, settings, rng)
+        return real(images, labels, settings, rng, **which)
 
     monkeypatch.setattr(trainer, "augment", broken)
 
@@ -87,20 +90,23 @@ def test_history_and_files(unbroken):
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert set(history[0]) == {
         "epoch", "loss", "class_error", "offset_error", "val_class_error", "val_offset_error",
-        "found", "truths", "false_boxes", "ap", "ap50", "lr", "examples_per_second",
+        "found", "truths", "false_boxes", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+        "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large", "voc_ap", "voc_ap11", "lr",
+        "examples_per_second",
     }  # fmt: skip
-    assert json.loads((folder / "history.json").read_text()) == history
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.safetensors",
-        "history.json",
+        "log.jsonl",
     ]
     assert not model.training
 
 
 def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
-    settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, precision="float32")
-    settings = replace(settings, match_iou=0.5, optimizer="sgd")
+    settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, flip_vertical=0.0)
+    settings = replace(settings, match_iou=0.5, optimizer="sgd", precision="float32")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -199,6 +205,109 @@ def test_not_finite_loss_names_the_step(sets, tmp_path):
     assert load(tmp_path)[2]["epoch"] == 0, "the checkpoint from before is left"
 
 
+def test_not_finite_loss_names_the_batch(sets, tmp_path):
+    named = SimpleNamespace(**vars(sets[0]), names=[f"{n}.png" for n in range(10)])
+    settings = replace(QUICK, lr=1e30, schedule="constant", precision="float32", batch_size=3)
+    with pytest.raises(FloatingPointError, match=r"of the batch of images \d\.png, \d\.png, \d"):
+        train(settings, named, sets[1], tmp_path, progress=False)
+
+
+KILLED = """
+import json, os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+from test_train import QUICK, rectangles
+from ssd_ops import train as trainer
+real, calls = trainer.augment, []
+def die(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+trainer.augment = die
+trainer.train(QUICK, rectangles(10, seed=1), rectangles(6, seed=2), {out!r}, progress=False)
+"""
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_killed_in_mid_epoch_loses_that_epoch_at_most(unbroken, sets, tmp_path, step):
+    """kill -9 in the first and in the third epoch, each of three steps."""
+    code = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path), step=step)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert load(tmp_path)[2]["epoch"] == (step - 1) // 3
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 1 + (step - 1) // 3))
+    model, _ = train(QUICK, *sets, tmp_path, resume=True, progress=False)
+    assert_same_bits(state(model), state(unbroken[1]))
+
+
+class Pictures:
+    """Pictures of two shapes, one of them without an object, read one by one."""
+
+    class_names = ("rectangle",)
+    names = tuple("abcdefgh")
+
+    def __init__(self, transforms=None):
+        self.made = rectangles(8, seed=5), rectangles(8, seed=6, size=40)
+        self.transforms = transforms
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index >= 8:
+            raise IndexError(index)
+        made = self.made[index % 2]
+        image, rows = made.images[index], made.labels[index][: int(index > 0)]
+        if self.transforms is None:
+            return image, rows
+        return apply_transforms(self.transforms, image, rows, self.names[index])
+
+
+def noisy(image, boxes, labels):
+    return image ^ torch.randint(0, 8, image.shape, dtype=torch.uint8), boxes, labels
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, letterbox):
+    settings = replace(QUICK, epochs=2, input_size=48, letterbox=letterbox, workers=2)
+    settings = replace(settings, channels=(4, 4, 8, 8, 8, 8))
+    own = Pictures(), Pictures()
+    moving = Pictures(noisy), Pictures()
+    model, history = train(settings, *moving, tmp_path / "a", progress=False)
+    assert history[-1]["truths"] == 7 and model.preprocess.letterbox == letterbox
+    steady, _ = train(replace(settings, epochs=1, schedule="constant"), *own, tmp_path / "s",
+                      progress=False)  # fmt: skip
+    assert not torch.equal(steady.cls_0.weight, model.cls_0.weight)
+    constant = replace(settings, schedule="constant")
+    whole, _ = train(constant, *moving, tmp_path / "b", progress=False)
+    train(replace(constant, epochs=1), *moving, tmp_path / "c", progress=False)
+    # Where pictures are kept and how many workers there are is free; the result is not.
+    resumed, _ = train(
+        replace(constant, workers=0, cache_gb=0),
+        *moving,
+        tmp_path / "c",
+        resume=True,
+        progress=False,
+    )
+    assert_same_bits(state(resumed), state(whole))
+
+
+def test_sizes_ratios_and_channels_are_the_models(sets, tmp_path):
+    settings = replace(
+        QUICK,
+        epochs=1,
+        channels=[4, 8, 8, 8],
+        sizes=[[0.2], [0.4, 0.5], [0.9]],
+        ratios=[[1, 2]] * 3,
+    )
+    model, _ = train(settings, *sets, tmp_path, progress=False)
+    assert model.channels == (4, 8, 8, 8) and model.ratios == [[1.0, 2.0]] * 3
+    assert load(tmp_path)[1] == settings and settings.channels == (4, 8, 8, 8)
+    with pytest.raises(ValueError, match="TinySSD: sizes must be 5 lists"):
+        train(replace(settings, channels=QUICK.channels), *sets, tmp_path, progress=False)
+
+
 def test_load_gives_the_trained_model(unbroken, sets):
     folder, model, history = unbroken
     for path in (folder, str(folder / checkpoint.FILE_NAME)):
@@ -292,6 +401,12 @@ def test_missing_extras_are_named(sets, tmp_path, monkeypatch):
                 train(QUICK, *sets, tmp_path, progress=progress)
 
 
+def test_a_validation_set_of_more_classes(sets, tmp_path):
+    more = SimpleNamespace(**{**vars(sets[1]), "class_names": ["rectangle", "circle"]})
+    with pytest.raises(ValueError, match="val_set must have no other classes than train_set"):
+        train(QUICK, sets[0], more, tmp_path, progress=False)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -317,7 +432,7 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"optimizer": "lion"}, "optimizer must be sgd or adamw, got 'lion'"),
         ({"momentum": 1.0}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more"),
-        ({"schedule": "cosine"}, "schedule must be constant or one_cycle, got 'cosine'"),
+        ({"schedule": "linear"}, "schedule must be one of constant, .*, got 'linear'"),
         ({"warmup": 0}, "warmup must be between 0 and 1"),
         ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
         ({"flip": 2}, "flip must be in 0..1"),
@@ -325,8 +440,8 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
         ({"device": "toaster"}, "device must be auto or a device of torch"),
         ({"seed": -1}, "seed must be 0 or more"),
-        ({"input_size": 0}, "input_size must be pixels or None, got 0"),
-        ({"input_size": 1.5}, "input_size must be pixels or None, got 1.5"),
+        ({"input_size": 0}, "input_size must be at least 1, got 0"),
+        ({"input_size": 1.5}, "input_size must be a whole number, got 1.5"),
     ],
 )
 def test_bad_settings(change, message):
@@ -359,18 +474,71 @@ def test_one_cycle_fits_any_number_of_steps():
     assert learning_rate(Settings(), 7, 9) == 0.2
 
 
+def test_schedules_by_hand():
+    total = 40  # of 4 epochs
+    step = Settings(lr=1.0, epochs=4, schedule="step", lr_drops=[1, 3], lr_drop=0.5)
+    rates = [learning_rate(step, n, total) for n in range(total)]
+    assert rates == [1.0] * 10 + [0.5] * 20 + [0.25] * 10
+    cosine = Settings(lr=1.0, epochs=4, schedule="cosine", warmup_steps=4)
+    rates = [learning_rate(cosine, n, total) for n in range(total)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[22] == pytest.approx(0.5) and rates[-1] == pytest.approx(0, abs=0.01)
+    assert np.diff(rates[4:]).max() < 0
+    warm = Settings(lr=0.2, warmup_steps=2)
+    assert [learning_rate(warm, n, total) for n in range(4)] == [0.1, 0.2, 0.2, 0.2]
+
+
+def test_settings_from_a_file(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('preset = "paper"\nlr = 1\nsizes = [[0.1, 0.2], [0.5]]\nclip_norm = 5.0\n')
+    got = read_settings(path, epochs=3)
+    assert got == replace(
+        PRESETS["paper"], lr=1, sizes=((0.1, 0.2), (0.5,)), clip_norm=5.0, epochs=3
+    )
+    assert read_settings(path, "chapter").optimizer == "sgd"
+    assert read_settings() == Settings()
+    for text, message in {
+        "lr = ": r"own\.toml must be TOML, got ",
+        "learning = 1": r"a setting must be one of batch_size, .*, got 'learning' in .*own\.toml",
+        'preset = "fast"': "preset must be one of chapter, paper, photos, got 'fast'",
+        'lr = "fast"': "lr must be a finite number, got 'fast'",
+        "sizes = [[]]": "sizes must be lists of positive numbers",
+        "sizes = 3": "sizes must be lists of positive numbers, got 3",
+        "channels = [8.5]": "channels must be a list of whole numbers",
+        "compile = 1": "compile must be true or false, got 1",
+        'clip_norm = "x"': "clip_norm must be a finite number",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"settings: {message}|settings: .*{message}"):
+            read_settings(path)
+    with pytest.raises(FileNotFoundError, match="must be a file, got none"):
+        read_settings(tmp_path / "none.toml")
+
+
 def test_flip_mirrors_images_and_boxes_alike():
     images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
     images[:, :, 2:6, 4:12] = 255
     labels = torch.tensor([[0, 0.25, 0.125, 0.75, 0.375], [-1.0] * 5]).repeat(40, 1, 1)
     kept = images.clone(), labels.clone()
-    got, rows = augment(images, labels, Settings(flip=0.5), np.random.default_rng(0))
+    both = Settings(flip=0.5, flip_vertical=0.5)
+    got, rows = augment(images, labels, both, np.random.default_rng(0))
     assert torch.equal(images, kept[0]) and torch.equal(labels, kept[1])
     assert (rows[:, 1] == -1).all() and got.dtype == torch.uint8
     for image, row in zip(got, rows[:, 0], strict=True):
         x1, y1, x2, y2 = (row[1:] * 16).round().int().tolist()
         assert (image[:, y1:y2, x1:x2] == 255).all() and image.sum(dtype=torch.int64) == 96 * 255
     assert 5 < (rows[:, 0, 2] > 0.5).sum() < 35
+    _, level = augment(images, labels, Settings(flip=1.0), np.random.default_rng(0))
+    torch.testing.assert_close(level[:, 0, 2], labels[:, 0, 2])
+    part = augment(
+        images[1::2],
+        labels[1::2],
+        both,
+        np.random.default_rng(0),
+        part=slice(1, None, 2),
+        in_all=40,
+    )
+    assert torch.equal(part[0], got[1::2]) and torch.equal(part[1], rows[1::2])
     same, untouched = augment(images, labels, Settings(), np.random.default_rng(0))
     assert torch.equal(same, images) and torch.equal(untouched, labels)
 

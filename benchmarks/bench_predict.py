@@ -1,0 +1,55 @@
+"""Detections of one picture, as the chapter's `predict` makes them and as ours does."""
+
+import baselines
+import pytest
+import torch
+
+from ssd_ops.bananas import make_bananas
+from ssd_ops.data import BananaDetection
+from ssd_ops.loader import Loader
+from ssd_ops.model import TinySSD
+from ssd_ops.predict import predict
+from ssd_ops.settings import Settings
+from ssd_ops.step import TrainStep, make_optimizer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """The chapter's network after some steps, in both forms, and a picture it has not seen."""
+    quick = request.config.getoption("--benchmark-disable")
+    folder = tmp_path_factory.mktemp("data") / "set"
+    make_bananas(folder, train=64, val=1)
+    torch.manual_seed(0)
+    model = TinySSD().to(DEVICE, memory_format=torch.channels_last).train()
+    settings = Settings(precision="auto", device=DEVICE)
+    step = TrainStep(settings, model, make_optimizer(settings, model))
+    loader = Loader(BananaDetection(folder), model.preprocess)
+    g = torch.Generator().manual_seed(0)
+    order = [torch.randperm(64, generator=g)[:16].tolist() for _ in range(2 if quick else 40)]
+    for X, Y, _ in loader.batches(order):
+        step(X, Y, settings.lr)
+    net = baselines.ChapterSSD().to(DEVICE)
+    net.load_state_dict(model.state_dict())
+    return model, net, BananaDetection(folder, "val").images[0]
+
+
+@pytest.mark.parametrize("impl", ["ssd_ops", "d2l"])
+def bench_predict(benchmark, trained, impl):
+    model, net, image = trained
+    with torch.no_grad():
+        rows = baselines.d2l_predict(net, image, DEVICE).cpu()
+    found = predict(model, image)
+    # One bit of exp may move a box across the threshold of NMS.
+    assert len(rows) > 0 and abs(len(found.scores) - len(rows)) <= max(1, len(rows) // 50)
+    assert torch.allclose(found.scores[:5], rows[:5, 1], atol=1e-3)
+    assert torch.allclose(found.boxes[0], rows[0, 2:] * 256, atol=0.1)
+    benchmark.group = f"predict, one picture of 256 x 256 on {DEVICE}"
+    benchmark.extra_info["impl"] = impl
+    benchmark.extra_info["note"] = f"{len(found.scores if impl == 'ssd_ops' else rows)} boxes"
+    with torch.no_grad():
+        if impl == "ssd_ops":
+            benchmark(predict, model, image)
+        else:
+            benchmark(baselines.d2l_predict, net, image, DEVICE)

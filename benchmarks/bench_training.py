@@ -1,0 +1,92 @@
+"""The chapter's training, by its own loop and by ours: same pictures, weights, batches and steps.
+
+pytest benchmarks/bench_training.py --steps 320 --benchmark-json=out.json    (ten epochs)
+"""
+
+import baselines
+import pytest
+import torch
+
+from ssd_ops.bananas import make_bananas
+from ssd_ops.data import BananaDetection
+from ssd_ops.evaluate import evaluate
+from ssd_ops.loader import Loader
+from ssd_ops.model import TinySSD
+from ssd_ops.settings import Settings
+from ssd_ops.step import TrainStep, make_optimizer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH = 32
+# Everything that changes no result beyond rounding, as a user would have it.
+OURS = Settings(precision="auto", channels_last=True, cuda_graph=DEVICE == "cuda", device=DEVICE)
+EXACT = Settings(precision="float32", channels_last=False, device=DEVICE)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory, request):
+    enough = request.config.getoption("--steps") > 40
+    count = 1000 if enough else 64
+    folder = tmp_path_factory.mktemp("data") / "set"
+    make_bananas(folder, train=count, val=100 if enough else 16)
+    return BananaDetection(folder, "train"), BananaDetection(folder, "val")
+
+
+def fresh():
+    torch.manual_seed(0)
+    return TinySSD()
+
+
+def ours(model, train_set, batches, settings=OURS):
+    """The steps as `ssd_ops.train` makes them, reading them included."""
+    model.to(DEVICE)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    loader = Loader(train_set, model.preprocess, device=DEVICE)
+    step = TrainStep(settings, model.train(), make_optimizer(settings, model))
+    rows = [step(X, Y, settings.lr) for X, Y, _ in loader.batches(batches)]
+    return [float(row[0]) / len(batch) for row, batch in zip(rows, batches, strict=True)]
+
+
+def chapter(model, train_set, batches):
+    net = baselines.ChapterSSD().to(DEVICE)
+    net.load_state_dict(model.state_dict())
+    losses = baselines.d2l_train(net, train_set.images, train_set.labels, batches, DEVICE)
+    model.load_state_dict(net.state_dict())
+    return losses
+
+
+@pytest.mark.parametrize("impl", ["ssd_ops", "d2l"])
+def bench_training(benchmark, request, sets, impl):
+    """Accuracy is that on the validation pictures after the last step."""
+    train_set, val_set = sets
+    steps = request.config.getoption("--steps")
+    g = torch.Generator().manual_seed(0)
+    order = [torch.randperm(len(train_set), generator=g) for _ in range(1 + steps * BATCH)]
+    whole = [part for one in order for part in one.split(BATCH) if len(part) == BATCH]
+    batches = [part.tolist() for part in whole[:steps]]
+
+    few = [batch[:4] for batch in batches[:2]]
+    one, other = ours(fresh(), train_set, few, EXACT), chapter(fresh(), train_set, few)
+    assert one == pytest.approx(other, rel=1e-3), "not the same training"
+    benchmark.group = f"training, {steps} steps of {BATCH} pictures"
+    benchmark.extra_info["impl"] = impl
+    if not benchmark.enabled:
+        benchmark(lambda: None)
+        return
+    run = {"ssd_ops": ours, "d2l": chapter}[impl]
+    models = []
+
+    def setup():
+        models.append(fresh())
+        return (models[-1], train_set, batches), {}
+
+    run(fresh(), train_set, batches[:2])  # what is set up once in a process
+    benchmark.pedantic(run, setup=setup, rounds=3 if steps <= 40 else 1)
+    model = models[-1]
+    got = evaluate(model, val_set)
+    rate = steps * BATCH / benchmark.stats.stats.median
+    benchmark.extra_info["note"] = note = (
+        f"{rate:.1f} examples/s, class error {got.class_error:.2e}, offset error "
+        f"{got.offset_error:.2e}, AP50 {got.ap50:.3f}"
+    )
+    print(f"\n{impl}: {note}")

@@ -1,0 +1,116 @@
+"""What a model expects of its input, and where boxes lie before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PAD = 127  # the grey around a letterboxed image: the middle of its range
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of its input: called on raw images, returns what `forward` takes.
+
+    It is the one place where images are resized and scaled, so that training, evaluation and
+    prediction cannot differ. A model carries its own as ``model.preprocess``, and a checkpoint
+    stores it with the settings.
+
+    Args:
+        size: (height, width) in pixels that images are resized to, bilinear and antialiased.
+            The default is that of the banana set.
+        mean: subtracted from each of the three channels, in units of 0..255. The default leaves
+            the channel as it is, as the chapter does.
+        std: each channel is divided by it after that, in units of 0..255.
+        letterbox: keep the shape of an image, in the middle of grey bars; False, the default,
+            stretches it to `size`.
+
+    Example:
+        >>> Preprocess(size=(64, 64), mean=(128,) * 3, std=(64,) * 3)(
+        ...     torch.full((1, 3, 32, 48), 255, dtype=torch.uint8)
+        ... ).unique()
+        tensor([1.9844])
+    """
+
+    size: tuple[int, int] = (256, 256)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    letterbox: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scaled images, float32 ``[B, 3, *size]``, from ``[B, 3, H, W]`` in 0..255, any dtype."""
+        images = self.fit(images).float()
+        # Nothing to do where it would change nothing: the chapter's network takes 0..255.
+        if any(self.mean):
+            images = images - _channels(self.mean, images.device)
+        if set(self.std) != {1.0}:
+            images = images / _channels(self.std, images.device)
+        return images
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` at the input size, not yet scaled; uint8 stays uint8.
+
+        So the pixels of a set can be resized once and kept, and are those that `__call__` makes.
+        """
+        height, width = images.shape[-2:]
+        if (height, width) == self.size:
+            return images
+        x, y, w, h = self._place(height, width)
+        resized = images.float()
+        if (height, width) != (h, w):
+            resized = F.interpolate(resized, (h, w), mode="bilinear", antialias=True)
+        right, below = self.size[1] - x - w, self.size[0] - y - h
+        if x or y or right or below:
+            resized = F.pad(resized, (x, right, y, below), value=PAD)
+        # Whole grey levels from floats too: the same pixels, whatever they come in.
+        return resized.round() if images.is_floating_point() else resized.round().to(images.dtype)
+
+    def _place(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height in pixels of the input that an image takes."""
+        rows, columns = self.size
+        if not self.letterbox:
+            return 0, 0, columns, rows
+        scale = min(rows / height, columns / width)
+        w, h = max(1, round(width * scale)), max(1, round(height * scale))
+        return (columns - w) // 2, (rows - h) // 2, w, h
+
+    def to_input(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        """Boxes ``[..., 4]``, xyxy in fractions of an image, in fractions of the input.
+
+        Args:
+            boxes: where they are in the image.
+            height: of the image, in pixels.
+            width: of the image, in pixels.
+        """
+        if not self.letterbox:
+            return boxes
+        x, y, w, h = self._place(height, width)
+        sides = boxes.new_tensor([w, h, w, h])
+        corner = boxes.new_tensor([x, y, x, y])
+        return (boxes * sides + corner) / boxes.new_tensor([*self.size[::-1]] * 2)
+
+    def to_pixels(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        """Boxes ``[..., 4]``, xyxy in fractions of the input, in pixels of the image.
+
+        Args:
+            boxes: where they are in the input.
+            height: of the image, in pixels.
+            width: of the image, in pixels.
+        """
+        sides = boxes.new_tensor([width, height, width, height])
+        if not self.letterbox:
+            return boxes * sides
+        x, y, w, h = self._place(height, width)
+        inner = boxes * boxes.new_tensor([*self.size[::-1]] * 2) - boxes.new_tensor([x, y, x, y])
+        return inner / boxes.new_tensor([w, h, w, h]) * sides
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """``[C, 1, 1]``, made once: a copy to a GPU in every step would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

@@ -1,7 +1,8 @@
 # make demo [EPOCHS=20]  from a fresh clone to a trained detector and pictures of what it finds
 # make test              the whole test suite
 # make bench             our ops beside their rivals, as a table of medians
-# make sanitize          the op tests on kernels built with AddressSanitizer and UBSan
+# make sanitize          the op tests, CUDA kernels emulated, under AddressSanitizer, UBSan and ThreadSanitizer
+# make gpu [OUT=folder]  everything that needs a GPU: tests, checks and times, with the Python that has torch
 # make wheel             a wheel for this Python, in dist/
 #
 # Each sets up what it needs in .venv and builds what has changed. Another torch, another Python:
@@ -17,9 +18,9 @@ EPOCHS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test bench sanitize wheel clean
+.PHONY: demo test bench sanitize gpu wheel clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m ssd_ops demo --out demo $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -37,6 +38,10 @@ bench: $(VENV)/built
 
 sanitize: $(VENV)/built
 	$(BIN)/python tests/sanitize.py
+
+# Neither the network nor .venv: a machine with a GPU has a torch of its own.
+gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),gpu-results)
 
 wheel: $(VENV)/built
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .

@@ -1,14 +1,20 @@
-"""Builds `ssd_ops._C` from csrc/**/*.cpp. There is no list of ops: a new room is found by itself.
+"""Builds `ssd_ops._C` from csrc/**/*.cpp and, where there is nvcc, `ssd_ops._C_cuda` from csrc/**/*.cu.
 
-Everything is compiled against LibTorch's Stable ABI at the oldest torch supported, so one build
-serves that torch and every later one.
+There is no list of ops: a new room is found by itself. Everything is compiled against LibTorch's Stable ABI
+at the oldest torch supported, so one build serves that torch and every later one. Its headers need no CUDA,
+so `_C_cuda` is built beside a CPU-only torch just as well; it is loaded where torch has CUDA.
+
+SSD_OPS_CUDA=1 makes a build without CUDA kernels fail, 0 leaves them out. TORCH_CUDA_ARCH_LIST and CUDA_HOME
+are those of torch's own extensions.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import site
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +60,86 @@ def _check_compiler() -> None:
     os.environ.setdefault("CXX", compiler)
 
 
+def _find_cuda(torch) -> tuple[Path | None, str]:
+    """The CUDA toolkit to build with, or nothing and why."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    home = None
+    if named:
+        home = Path(named)
+    elif nvcc := shutil.which("nvcc"):
+        # The one on the PATH may be a link or a script elsewhere; the compiler itself knows where it lives.
+        dry_run = subprocess.run(
+            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+        )
+        if found := re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, flags=re.MULTILINE):
+            home = Path(found[1].strip()).resolve()
+    elif Path("/usr/local/cuda/bin/nvcc").exists():
+        home = Path("/usr/local/cuda")
+    if home is None:
+        return None, "nvcc is not on the PATH, and CUDA_HOME does not say where it is"
+    if not (home / "bin" / "nvcc").exists():
+        return None, f"there is no bin/nvcc in {home}" + (
+            ", which CUDA_HOME names" if named else ""
+        )
+    if not _cudart_folders(home):
+        return None, f"libcudart_static.a is not installed with the CUDA toolkit in {home}"
+    version = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True)
+    found = re.search(r"release (\d+)\.\d+", version.stdout)
+    if torch.version.cuda and found and found[1] != torch.version.cuda.split(".")[0]:
+        return (
+            None,
+            f"the toolkit is CUDA {found[1]} and torch is built with CUDA {torch.version.cuda}",
+        )
+    return home, ""
+
+
+def _cudart_folders(home: Path) -> list[Path]:
+    folders = [home / "lib64", home / "lib", *sorted(home.glob("targets/*/lib"))]
+    return [folder for folder in folders if (folder / "libcudart_static.a").exists()]
+
+
+def _architectures(torch) -> str:
+    """GPUs to compile for, as in TORCH_CUDA_ARCH_LIST: a wheel for all, a build in place for this one."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";"):
+        return listed
+    if {"bdist_wheel", "install"} & set(sys.argv):
+        return "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+    if torch.cuda.is_available():
+        return "{}.{}".format(*torch.cuda.get_device_capability())
+    return "9.0"
+
+
+def _architecture_flags(architectures: str) -> list[str]:
+    flags = []
+    for name in filter(None, architectures.split(";")):
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
+        if found is None:
+            sys.exit(
+                "ssd_ops: TORCH_CUDA_ARCH_LIST must be numbers such as `8.0;9.0+PTX`, "
+                f"got `{architectures}`"
+            )
+        number = found[1] + found[2] + found[3]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if found[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def _sources(suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
+
+
+def _defines() -> list[str]:
+    return [
+        f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000",
+        f'-DSSD_OPS_TARGET="{TARGET[0]}.{TARGET[1]}"',
+    ]
+
+
+# The same bits on every machine: nothing is fused, reordered or assumed away.
+ARITHMETIC = ["-ffp-contract=off"]
+
+
 def _extension(torch) -> Extension:
     import pybind11
     from torch.utils.cpp_extension import include_paths, library_paths
@@ -67,22 +153,21 @@ def _extension(torch) -> Extension:
         "-Wextra",
         "-Wno-psabi",  # wide vectors cross no call: everything that takes one is inlined
         "-fvisibility=hidden",
-        # The same bits on every machine: nothing is fused, reordered or assumed away. The other two
-        # only drop side effects of arithmetic (errno, traps), which would keep loops from vectorising.
-        "-ffp-contract=off",
+        *ARITHMETIC,
+        # These two only drop side effects of arithmetic (errno, traps), which would keep loops from
+        # vectorising.
         "-fno-math-errno",
         "-fno-trapping-math",
         f"-ffile-prefix-map={ROOT}=ssd_ops",
-        f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000",
-        f'-DSSD_OPS_TARGET="{TARGET[0]}.{TARGET[1]}"',
+        *_defines(),
         # System headers, so that their warnings stay theirs.
         *(f"-isystem{path}" for path in (pybind11.get_include(), *include_paths())),
         *os.environ.get("SSD_OPS_CXXFLAGS", "").split(),
     ]
     return Extension(
         "ssd_ops._C",
-        sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")),
-        depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
+        sources=_sources(".cpp"),
+        depends=_sources(".h"),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch", "torch_cpu", "c10"],
@@ -90,6 +175,64 @@ def _extension(torch) -> Extension:
         extra_link_args=["-Wl,--as-needed", *os.environ.get("SSD_OPS_LDFLAGS", "").split()],
         language="c++",
     )
+
+
+def _cuda_extension(torch, home: Path) -> Extension:
+    import pybind11
+    import torch.utils.cpp_extension as cpp_extension
+
+    # torch looks for nvcc only where it has CUDA itself.
+    cpp_extension.CUDA_HOME = str(home)
+    debug = os.environ.get("DEBUG", "0") == "1"
+    architectures = _architectures(torch)
+    host = ["-fvisibility=hidden", *ARITHMETIC, f"-ffile-prefix-map={ROOT}=ssd_ops"]
+    flags = [
+        "-std=c++17",
+        "-O0" if debug else "-O3",
+        *(["-G", "-g"] if debug else []),
+        "--fmad=false",
+        "--expt-relaxed-constexpr",
+        *(["-compress-mode=size"] if ";" in architectures else []),
+        f"-Xcompiler={','.join(host)}",
+        *_architecture_flags(architectures),
+        *_defines(),
+        f'-DSSD_OPS_ARCHITECTURES="{architectures}"',
+        *(f"-isystem={path}" for path in (pybind11.get_include(), *cpp_extension.include_paths())),
+        *os.environ.get("SSD_OPS_NVCCFLAGS", "").split(),
+    ]
+    return Extension(
+        "ssd_ops._C_cuda",
+        sources=_sources(".cu"),
+        depends=_sources(".cuh") + _sources(".h"),
+        include_dirs=[str(ROOT / "csrc")],
+        library_dirs=[*cpp_extension.library_paths(), *map(str, _cudart_folders(home))],
+        libraries=["torch_cpu", "c10"],
+        extra_compile_args={"cxx": [], "nvcc": flags},
+        # libtorch brings what only a CUDA torch has. The CUDA runtime is linked in, so that the library does
+        # not depend on the version that torch brings.
+        extra_link_args=[
+            *("-Wl,--no-as-needed", "-ltorch"),
+            *("-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"),
+        ],
+        language="c++",
+    )
+
+
+def _extensions(torch) -> list[Extension]:
+    wanted = os.environ.get("SSD_OPS_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        sys.exit(f"ssd_ops: SSD_OPS_CUDA must be 0 or 1, got `{wanted}`")
+    extensions = [_extension(torch)]
+    if wanted == "0":
+        return extensions
+    home, why_not = _find_cuda(torch)
+    if home is not None:
+        extensions.append(_cuda_extension(torch, home))
+    elif wanted == "1":
+        sys.exit(f"ssd_ops: SSD_OPS_CUDA=1 asks for CUDA kernels, but {why_not}")
+    else:
+        print(f"ssd_ops: building without CUDA kernels: {why_not}", file=sys.stderr)
+    return extensions
 
 
 def main() -> None:
@@ -103,7 +246,14 @@ def main() -> None:
     _check_compiler()
     from torch.utils.cpp_extension import BuildExtension
 
-    setup(ext_modules=[_extension(torch)], cmdclass={"build_ext": BuildExtension})
+    class Build(BuildExtension):
+        def build_extension(self, ext):
+            # The objects of box_iou.cpp and box_iou.cu are both called box_iou.o.
+            common, self.build_temp = self.build_temp, os.path.join(self.build_temp, ext.name)
+            super().build_extension(ext)
+            self.build_temp = common
+
+    setup(ext_modules=_extensions(torch), cmdclass={"build_ext": Build})
 
 
 main()

@@ -33,3 +33,33 @@ def bench_nms_clusters(timed, impl):
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     args = boxes + 0.06 * size * torch.randn(8732, 4), torch.randperm(8732) / 8732, 0.45
     timed("nms 8,732 boxes in 88 clusters", impl, IMPLEMENTATIONS, args, torch.equal)
+
+
+def padded(nms):
+    """The padded form of a batch by an `nms` of one image, image by image."""
+
+    def run(boxes, scores, threshold):
+        indices = torch.full(scores.shape, -1)
+        counts = torch.zeros(len(scores), dtype=torch.int64)
+        for image, row in enumerate(indices):
+            kept = nms(boxes[image], scores[image], threshold)
+            row[: len(kept)] = kept
+            counts[image] = len(kept)
+        return indices, counts
+
+    return run
+
+
+PADDED = {
+    name: impl if isinstance(impl, str) else padded(impl)
+    for name, impl in IMPLEMENTATIONS.items()
+    if name != "eager"
+} | {"ssd_ops": ssd_ops.nms_padded}
+
+
+@pytest.mark.parametrize("impl", PADDED)
+def bench_nms_padded(timed, impl):
+    """A batch of eight pictures with 1,000 boxes each."""
+    scores = torch.stack([torch.randperm(1000) for _ in range(8)]) / 1000
+    args = cases.boxes(8, 1000), scores, 0.5
+    timed("nms_padded B8 1,000 boxes", impl, PADDED, args, lambda a, b: all(map(torch.equal, a, b)))

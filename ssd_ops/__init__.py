@@ -10,6 +10,7 @@ from ssd_ops.ops import (
     multibox_priors,
     multibox_target,
     nms,
+    nms_padded,
 )
 from ssd_ops.version import __version__
 
@@ -24,4 +25,5 @@ __all__ = [
     "multibox_priors",
     "multibox_target",
     "nms",
+    "nms_padded",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -46,17 +47,60 @@ def _mapped() -> str:
     return ", ".join(sorted(paths)) or "its path is unknown"
 
 
+def op_names() -> list[str]:
+    """The ops of the library, such as "ssd_ops::nms"."""
+    return [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd_ops::")]
+
+
+def _load_cuda() -> tuple[ModuleType | None, str]:
+    """The library of the CUDA kernels, or nothing and why."""
+    if torch.version.cuda is None:
+        return None, "torch is built without CUDA"
+    spec = importlib.util.find_spec("ssd_ops._C_cuda")
+    if spec is None:
+        return None, "ssd_ops was built without CUDA kernels"
+    try:
+        return importlib.import_module("ssd_ops._C_cuda"), ""
+    except ImportError as error:
+        return None, f"{spec.origin} does not load with torch {torch.__version__} ({error})"
+
+
+def _explain_missing_cuda(why: str) -> torch.library.Library:
+    """Gives every op a CUDA kernel that says why there is none, and what to do."""
+    library = torch.library.Library("ssd_ops", "IMPL")
+
+    def kernel(op, *_args):
+        raise RuntimeError(
+            f"{op}: its tensors are on a CUDA device, and {why}. Install the CUDA toolkit and build again "
+            f"with SSD_OPS_CUDA=1 {REBUILD}, or move the tensors to the CPU."
+        )
+
+    for name in op_names():
+        op = name.removeprefix("ssd_ops::")
+        library.impl(name, functools.partial(kernel, op), "CUDA")
+    return library
+
+
 _C = _load()
+_C_cuda, _why_no_cuda = _load_cuda()
+if _C_cuda is None and torch.version.cuda is not None:
+    _missing = _explain_missing_cuda(_why_no_cuda)
 
 
 def build_info() -> dict[str, object]:
-    """Versions and compiler of the loaded library.
+    """Versions and compilers of the loaded libraries, and what there is of CUDA.
 
     Example:
         >>> build_info()["torch_target"]
         '2.11'
     """
-    return dict(_C.build_info())
+    info = dict(_C.build_info())
+    if _C_cuda is None:
+        info["cuda"] = f"no: {_why_no_cuda}"
+    else:
+        cuda = _C_cuda.build_info()
+        info["cuda"] = f"{cuda['compiler']} for {cuda['architectures']}"
+    return info
 
 
 def library_path() -> str:

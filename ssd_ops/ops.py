@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
+from ssd_ops import _ext  # loading registers the ops
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 _SEMANTICS = {"d2l": 0}
@@ -465,6 +465,49 @@ def _(boxes, scores, iou_threshold):
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """`nms` in a shape that does not depend on the boxes, for one image or a batch.
+
+    On a GPU nothing waits for the host, so it can be captured in a CUDA graph; `nms` has to wait once, for
+    the size of its result.
+
+    Args:
+        boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, any unit.
+        scores: ``[N]`` or ``[B, N]``.
+        iou_threshold: 0..1, as in `nms`.
+
+    Returns:
+        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. What `nms` returns for
+        image b is ``indices[b, :counts[b]]``, and -1 follows.
+
+    Raises:
+        ValueError: the threshold is outside 0..1.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        The padded form of TensorRT's EfficientNMS; the rules are `nms`'s.
+
+    Example:
+        >>> boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]])
+        >>> nms_padded(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
+        (tensor([ 1,  2, -1]), tensor(2))
+    """
+    _check_tensors("nms_padded", boxes=boxes, scores=scores)
+    threshold = _fraction("nms_padded", "iou_threshold", iou_threshold)
+    if boxes.ndim != 2 or scores.ndim != 1:
+        return torch.ops.ssd_ops.nms_padded(boxes, scores, threshold)
+    indices, counts = torch.ops.ssd_ops.nms_padded(boxes[None], scores[None], threshold)
+    return indices[0], counts[0]
+
+
+@torch.library.register_fake("ssd_ops::nms_padded")
+def _(boxes, scores, iou_threshold):
+    return (
+        boxes.new_empty(scores.shape, dtype=torch.int64),
+        boxes.new_empty(scores.shape[:1], dtype=torch.int64),
+    )
+
+
 def multibox_detection(
     cls_probs: Tensor,
     offset_preds: Tensor,
@@ -531,14 +574,5 @@ def _(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances,
 # A fallthrough at Autograd leaves the outputs without a gradient, silently; with no registration torch
 # would mark them as requiring one and only warn when backward finds nothing.
 _autograd = torch.library.Library("ssd_ops", "IMPL")
-for _name in (
-    "multibox_priors",
-    "box_iou",
-    "encode_boxes",
-    "decode_boxes",
-    "multibox_target",
-    "hard_negative_mining",
-    "nms",
-    "multibox_detection",
-):
+for _name in _ext.op_names():
     _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

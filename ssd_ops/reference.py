@@ -173,6 +173,20 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Kept indices, then -1, and their number, for one image or a batch; see `ssd_ops.nms_padded`."""
+    if boxes.ndim == 2:
+        indices, counts = nms_padded(boxes[None], scores[None], iou_threshold)
+        return indices[0], counts[0]
+    indices = torch.full(scores.shape, -1, dtype=torch.int64, device=boxes.device)
+    counts = torch.zeros(len(scores), dtype=torch.int64, device=boxes.device)
+    for image in range(len(scores)):
+        kept = nms(boxes[image], scores[image], iou_threshold)
+        indices[image, : len(kept)] = kept
+        counts[image] = len(kept)
+    return indices, counts
+
+
 def multibox_detection(
     cls_probs,
     offset_preds,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import backends
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch import Tensor
 
 import ssd_ops  # noqa: F401  (registers the ops)
 
@@ -22,52 +22,39 @@ settings.register_profile(
     max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "not_emulated(why): a test that runs for minutes emulated")
+
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ssd_ops"))
-
-
-def _cuda_missing() -> str:
-    """Why the CUDA cases cannot run here, or nothing."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("ssd_ops::nms", "CUDA"):
-        return "the CUDA kernels are not built"
-    return ""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the ops. Test bodies make inputs and compare results on the CPU."""
+    """One implementation of the ops. While a test has the fixture, all ops it calls run there."""
 
     name: str
-    device: str
 
     def run(self, op: Callable, *args, **kwargs):
-        """`op` on this backend: tensors go there, results come back."""
-        return _to("cpu", op(*_to(self.device, args), **kwargs))
+        return op(*args, **kwargs)
 
 
-def _to(device: str, value):
-    if isinstance(value, Tensor):
-        # Not `.contiguous()`, and nothing at all on the CPU: strides are part of what is tested.
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(_to(device, item) for item in value)
-    return value
+def _param(name: str):
+    why_not = backends.why_not(name)
+    mark = pytest.mark.skipif(bool(why_not), reason=why_not or "-")
+    return pytest.param(Backend(name), id=name, marks=mark)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(Backend("cpu", "cpu"), id="cpu"),
-        pytest.param(
-            Backend("cuda", "cuda"),
-            id="cuda",
-            marks=pytest.mark.skipif(bool(_cuda_missing()), reason=_cuda_missing() or "-"),
-        ),
-    ]
-)
-def backend(request) -> Backend:
+@pytest.fixture(params=[_param(name) for name in ("cpu", "emulated", "cuda")])
+def backend(request) -> Iterator[Backend]:
     """Every backend in turn; those that this machine lacks are shown as skipped."""
-    return request.param
+    too_long = request.node.get_closest_marker("not_emulated")
+    if too_long and request.param.name == "emulated":
+        pytest.skip(f"too long for the emulation: {too_long.args[0]}")
+    with backends.active(request.param.name):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

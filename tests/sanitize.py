@@ -1,7 +1,11 @@
-"""Runs the op tests on CPU kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Runs the op tests on kernels built with sanitizers; any report ends the run with an error.
 
-`python tests/sanitize.py [pytest arguments]`, or `make sanitize`. Works on a copy of the sources, so
-that the library in this checkout stays as it is. Any report ends the run with an error.
+`python tests/sanitize.py [asan] [tsan] [pytest arguments]`, or `make sanitize`; both by default:
+
+asan  AddressSanitizer and UndefinedBehaviorSanitizer on the CPU kernels and on the emulated CUDA kernels
+tsan  ThreadSanitizer on the emulated CUDA kernels: only their barriers order two CUDA threads
+
+Works on a copy of the sources, so that the library in this checkout stays as it is.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import backends
+
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 OP_TESTS = [
     "tests/test_bad_input.py",
     "tests/test_box_iou.py",
@@ -27,34 +32,57 @@ OP_TESTS = [
 ]
 
 
-def library(name: str) -> str:
-    """The path of one of the compiler's runtime libraries."""
-    command = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def environment(kind: str) -> dict[str, str]:
+    """What a process needs that loads a library built with the sanitizers of `kind`."""
+
+    def runtime(name: str) -> str:
+        command = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    if kind == "tsan":
+        # torch's own threads are not instrumented, so one is all that may run.
+        return {
+            **os.environ,
+            "LD_PRELOAD": runtime("libtsan.so"),
+            "TSAN_OPTIONS": "exitcode=66 halt_on_error=1",
+            "OMP_NUM_THREADS": "1",
+        }
+    return {
+        **os.environ,
+        # With libasan alone in front, the first C++ exception would end the process.
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libstdc++.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves memory to the system at exit
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
 
 
-def main(arguments: list[str]) -> int:
+def _copy_with_sanitized_cpu_kernels(copy: Path, checks: str) -> None:
+    for name in ("csrc", "ssd_ops", "tests"):
+        shutil.copytree(
+            ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    env = {
+        **os.environ,
+        "SSD_OPS_CUDA": "0",
+        "SSD_OPS_CXXFLAGS": f"{checks} -O1 -g -fno-omit-frame-pointer",
+        "SSD_OPS_LDFLAGS": checks,
+    }
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=copy, env=env, check=True, stdout=subprocess.DEVNULL)
+
+
+def run_tests(kind: str, arguments: list[str]) -> int:
+    builder = backends.builder()
+    env = {**environment(kind), "SSD_OPS_EMULATED": str(builder.build(kind))}
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    if kind == "tsan":
+        return subprocess.run([*pytest, "-k", "emulated"], cwd=ROOT, env=env).returncode
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("csrc", "ssd_ops", "tests"):
-            shutil.copytree(
-                ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
-            )
-        for name in ("setup.py", "pyproject.toml", "README.md"):
-            shutil.copy(ROOT / name, copy)
-        env = {
-            **os.environ,
-            "SSD_OPS_CXXFLAGS": f"{CHECKS} -O1 -g -fno-omit-frame-pointer",
-            "SSD_OPS_LDFLAGS": CHECKS,
-            # Found before an installed copy, editable or not.
-            "PYTHONPATH": str(copy),
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves memory to the system at exit
-            "UBSAN_OPTIONS": "print_stacktrace=1",
-        }
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        subprocess.run(build, cwd=copy, env=env, check=True, stdout=subprocess.DEVNULL)
-        # With libasan alone in front, the first C++ exception would end the process.
-        env["LD_PRELOAD"] = f"{library('libasan.so')} {library('libstdc++.so')}"
+        _copy_with_sanitized_cpu_kernels(copy, builder.SANITIZERS[kind])
+        env["PYTHONPATH"] = str(copy)  # found before an installed copy, editable or not
         where = "import ssd_ops._ext as e; print(e.library_path())"
         loaded = subprocess.run(
             [sys.executable, "-c", where], cwd=copy, env=env, capture_output=True, text=True
@@ -65,10 +93,14 @@ def main(arguments: list[str]) -> int:
                 file=sys.stderr,
             )
             return 1
-        tests = arguments or ["-q", *OP_TESTS]
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests], cwd=copy, env=env
-        ).returncode
+        return subprocess.run(pytest, cwd=copy, env=env).returncode
+
+
+def main(arguments: list[str]) -> int:
+    kinds = [argument for argument in arguments if argument in ("asan", "tsan")]
+    rest = [argument for argument in arguments if argument not in kinds]
+    codes = [run_tests(kind, rest or ["-q", *OP_TESTS]) for kind in kinds or ("asan", "tsan")]
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -423,6 +423,29 @@ WRONG = [
     ("nms", (BOXES, SCORES, -1e-9), {}, ValueError, r"iou_threshold must be in 0\.\.1, got -1e-09"),
     ("nms", (BOXES, SCORES, nan), {}, ValueError, r"iou_threshold must be in 0\.\.1, got nan"),
     ("nms", (BOXES, SCORES, None), {}, TypeError, "iou_threshold must be a number, got None"),
+    # nms_padded
+    ("nms_padded", ([], SCORES, 0.5), {}, TypeError, "boxes must be a tensor, got list"),
+    ("nms_padded", (BOXES, [0.5], 0.5), {}, TypeError, "scores must be a tensor, got list"),
+    (
+        "nms_padded",
+        (f(2, 6, 5), f(2, 6), 0.5),
+        {},
+        RuntimeError,
+        r"boxes must be .*got \[2, 6, 5\]",
+    ),
+    ("nms_padded", (BOXES, f(2, 6), 0.5), {}, RuntimeError, r"boxes must be \[B, N, 4\]"),
+    ("nms_padded", (f(2, 6, 4), SCORES, 0.5), {}, RuntimeError, r"scores must be \[B, N\], got"),
+    ("nms_padded", (f(2, 6, 4), f(2, 5), 0.5), {}, RuntimeError, r"scores must be .*got \[2, 5\]"),
+    ("nms_padded", (f(2, 6, 4), f(3, 6), 0.5), {}, RuntimeError, r"scores must be .*got \[3, 6\]"),
+    ("nms_padded", (i(2, 6, 4), f(2, 6), 0.5), {}, RuntimeError, "boxes must be float.*got Long"),
+    ("nms_padded", (f(2, 6, 4), i(2, 6), 0.5), {}, RuntimeError, "scores must be float.*got Long"),
+    (
+        "nms_padded",
+        (BOXES, SCORES, 1.5),
+        {},
+        ValueError,
+        r"iou_threshold must be in 0\.\.1, got 1.5",
+    ),
     # multibox_detection
     (
         "multibox_detection",

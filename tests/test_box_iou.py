@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def check(a, b, run=lambda op, *args: op(*args)):
     got, expected = run(ssd_ops.box_iou, a, b), reference.box_iou(a, b)

@@ -11,6 +11,8 @@ import torch
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 VARIANCES = [(0.1, 0.1, 0.2, 0.2), (1, 1, 1, 1), (0.3, 0.05, 2, 0.7)]
 

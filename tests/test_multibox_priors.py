@@ -10,6 +10,8 @@ import torch
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 MAPS, SIZES, RATIOS = cases.TINY_SSD
 SHAPES = [(1, 1), (2, 4), (3, 2), (1, 7), (16, 16), (17, 33), (64, 5)]
 OPTIONS = [

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import ssd_ops
 from ssd_ops import reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -135,17 +137,17 @@ def test_areas_of_a_few_smallest_numbers(backend):
 
 
 @pytest.mark.parametrize("threshold", [0.009, 0.01, 0.05, 0.3, 0.5, 0.7, 0.95, 0.999999, 1.0])
-def test_equals_reference_on_clusters(threshold):
+def test_equals_reference_on_clusters(backend, threshold):
     """Many near-copies: overlaps on both sides of every threshold, in few and in many places."""
     center = cases.boxes(40, kind="small").repeat_interleave(40, dim=0)
     for jitter in (1e-7, 1e-3, 1e-2):
         boxes = center + jitter * torch.randn(1600, 4)
-        compare(boxes, torch.rand(1600), threshold)
+        compare(boxes, torch.rand(1600), threshold, backend.run)
 
 
 @pytest.mark.parametrize("shape", ["tall", "wide", "sizes"])
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.5, 0.9])
-def test_equals_reference_on_uneven_shapes(threshold, shape):
+def test_equals_reference_on_uneven_shapes(backend, threshold, shape):
     """Long boxes and sizes over six powers of ten."""
     boxes = cases.boxes(1500)
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -154,24 +156,25 @@ def test_equals_reference_on_uneven_shapes(threshold, shape):
     else:
         half[:, 0 if shape == "tall" else 1] *= 0.01
     boxes = torch.cat((center - half, center + half), dim=1)
-    compare(boxes, torch.rand(1500), threshold)
+    compare(boxes, torch.rand(1500), threshold, backend.run)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-22, 1e-19, 1e18, 3e18, 1e19, 1e37])
-def test_equals_reference_where_areas_leave_the_range(scale):
+def test_equals_reference_where_areas_leave_the_range(backend, scale):
     """Areas that are subnormal, zero or infinite in float32."""
     for threshold in (0.0, 0.3, 0.5, 0.9):
-        compare(cases.boxes(900) * scale, torch.rand(900), threshold)
+        compare(cases.boxes(900) * scale, torch.rand(900), threshold, backend.run)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_far_from_the_origin(threshold):
+def test_far_from_the_origin(backend, threshold):
     """Coordinates of which float32 has lost most digits."""
     for offset in (1e3, 1e5, 1e6):
         boxes = (cases.boxes(1200, kind="small") * 50 + offset).float()
-        compare(boxes, torch.rand(1200), threshold)
+        compare(boxes, torch.rand(1200), threshold, backend.run)
 
 
+@pytest.mark.not_emulated("20,000 boxes; smaller sets meet the same grid")
 def test_equals_reference_on_large_sets(backend):
     sets = ((10_000, "grid"), (20_000, "uniform"), (20_000, "small"))
     kinds = ((torch.float32, 0.5), (torch.float64, 0.3))
@@ -252,3 +255,34 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.nms(boxes, scores, 0.5))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 17])  # from 16 on a GPU gives each image a block
+@pytest.mark.parametrize("count", [0, 1, 33, 300, 600])
+def test_padded_is_nms_of_each_image(images, count):
+    boxes = cases.boxes(images, count, kind="odd")
+    scores = cases.scores(images, count, kind="odd")
+    indices, counts = ssd_ops.nms_padded(boxes, scores, 0.4)
+    assert indices.shape == (images, count) and counts.shape == (images,)
+    assert indices.dtype == counts.dtype == torch.int64
+    for image in range(images):
+        kept = fast_nms(boxes[image], scores[image], 0.4)
+        assert indices[image].tolist() == kept.tolist() + [-1] * (count - len(kept))
+        assert counts[image] == len(kept)
+
+
+def test_padded_equals_reference():
+    for kind in cases.KINDS:
+        for dtype in (torch.float32, torch.float64):
+            args = cases.boxes(3, 50, kind=kind, dtype=dtype), cases.scores(3, 50, dtype=dtype), 0.3
+            for got, expected in zip(
+                ssd_ops.nms_padded(*args), reference.nms_padded(*args), strict=True
+            ):
+                assert torch.equal(got, expected)
+
+
+def test_padded_of_one_image():
+    boxes, scores = cases.boxes(40), cases.scores(40, kind="ties")
+    indices, count = ssd_ops.nms_padded(boxes, scores, 0.3)
+    expected = reference.nms_padded(boxes, scores, 0.3)
+    assert torch.equal(indices, expected[0]) and torch.equal(count, expected[1])

@@ -35,6 +35,7 @@ def inputs(name: str, images: int = 3, dtype: torch.dtype = torch.float32, size:
             torch.randint(-1, 2, (images, size)),
         ),
         "nms": (rows.flatten(0, 1), torch.rand(images * size).to(dtype), 0.5),
+        "nms_padded": (rows, torch.rand(images, size).to(dtype), 0.5),
         "multibox_detection": (
             torch.rand(images, 3, size).to(dtype),
             torch.randn(images, 4 * size).to(dtype),
@@ -83,6 +84,7 @@ def test_every_op_of_the_library_is_public():
         "multibox_target",
         "hard_negative_mining",
         "nms",
+        "nms_padded",
         "multibox_detection",
     }
     for name in OPS:

@@ -17,7 +17,6 @@ pybind11::dict build_info() {
   info["compiler"] = "g++ " __VERSION__;
 #endif
   info["cxx"] = static_cast<long>(__cplusplus);
-  info["backends"] = "cpu";
   return info;
 }
 

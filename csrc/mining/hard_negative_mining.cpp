@@ -1,15 +1,9 @@
 #include "mining/hard_negative_mining.h"
 
-#include "common/order.h"
+#include "mining/selection.h"
 
 namespace ssd_ops {
 namespace {
-
-// 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
-template <typename T>
-typename FloatTraits<T>::Bits loss_key(T loss) {
-  return loss == loss ? descending_key(loss) : 0;
-}
 
 template <typename T>
 void select_image(const T* losses, const int64_t* cls_labels, int64_t count, double ratio,
@@ -22,10 +16,7 @@ void select_image(const T* losses, const int64_t* cls_labels, int64_t count, dou
     if (cls_labels[i] == 0) keys.push_back(loss_key(losses[i]));
   }
   const int64_t negatives = static_cast<int64_t>(keys.size());
-  // Compared as double: ratio * positives may exceed any integer.
-  const double by_ratio = std::floor(ratio * static_cast<double>(positives));
-  int64_t wanted = by_ratio < static_cast<double>(negatives) ? static_cast<int64_t>(by_ratio) : negatives;
-  wanted = std::min(std::max(wanted, min_negatives), negatives);
+  const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
   if (wanted == 0) return;
   // The key of the last one wanted: smaller keys are all in, equal ones in index order till it is full.
   std::nth_element(keys.begin(), keys.begin() + (wanted - 1), keys.end());

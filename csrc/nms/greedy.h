@@ -1,19 +1,16 @@
 // Exact greedy NMS on the CPU: of boxes in score order, keeps each that no kept one overlaps too much.
 //
 // A box is tested only against kept boxes, newest first (boxes of like score lie close together), and
-// only against those that could overlap it enough. For IoU > t both w_overlap > t * max(w1, w2) and
-// w_overlap <= (w1 + w2) / 2 - |cx1 - cx2| hold, so |cx1 - cx2| < (1 - t) * max(w1, w2) and
-// max(w1, w2) < w1 / t; the same for heights. So kept boxes are filed by center in a grid, and a box looks
-// at the cells within (1 / t - 1) of its own size. The bound is widened far beyond rounding, and not used
-// where an area is subnormal; the exact test decides. Memory is linear in the boxes.
+// only against those that could overlap it enough: kept boxes are filed by center in a grid (nms/prune.h).
+// Memory is linear in the boxes.
 #pragma once
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "common/box.h"
 #include "common/simd.h"
+#include "nms/prune.h"
 
 namespace ssd_ops {
 
@@ -33,9 +30,7 @@ SSD_HOST_DEVICE bool any_over_lanes(const KeptBoxes<T>& kept, int64_t first, int
                                     T threshold) {
   using Flag = typename FloatTraits<T>::Signed;
   const T box_area = area(box);
-  // fl(inter / union) > t needs inter >= fl(lower * union) for any lower < t * (1 - 2^-23): rounding is
-  // monotone, and inter is representable. That spares nearly all divisions; the exact test decides.
-  const T lower = threshold * static_cast<T>(1 - 1e-6);
+  const T lower = quick_threshold(threshold);
   for (int64_t c = first; c <= last; ++c) {
     // Counted in whole vectors, which spares the compiler's loops a remainder.
     for (int64_t left = (kept.used[c] + kLanes - 1) / kLanes; left > 0; left -= kChunk) {
@@ -95,50 +90,35 @@ class GreedyNms {
  private:
   static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
-  static constexpr double kWiden = 1.001;
-  static constexpr double kMinPruned = 0.01;  // below this threshold every cell may matter
-
-  // A box whose area is 0, infinite or NaN has IoU 0 with every other: it is kept and suppresses nothing.
-  static bool can_overlap(Box<T> box, T box_area) {
-    return box_area > T(0) && box_area <= std::numeric_limits<T>::max() && box.x2 > box.x1 && box.y2 > box.y1;
-  }
-
-  static double center_x(Box<T> b) { return 0.5 * (static_cast<double>(b.x1) + static_cast<double>(b.x2)); }
-  static double center_y(Box<T> b) { return 0.5 * (static_cast<double>(b.y1) + static_cast<double>(b.y2)); }
-
-  int64_t column(double x) const { return cell_of((x - left_) * per_x_); }
-  int64_t row(double y) const { return cell_of((y - top_) * per_y_); }
-  // Clamped before the conversion, which is undefined outside the integer's range.
-  int64_t cell_of(double at) const {
-    return static_cast<int64_t>(std::min(std::max(at, 0.0), static_cast<double>(side_ - 1)));
-  }
 
   // A cell's room is the number of boxes whose center lies in it, so that filing never moves anything.
   void lay_out_grid(T threshold) {
     double right = std::numeric_limits<double>::lowest(), bottom = right;
-    left_ = top_ = std::numeric_limits<double>::max();
+    double left = std::numeric_limits<double>::max(), top = left;
     size_t active = 0;
     for (const Box<T>& box : boxes_) {
       if (!can_overlap(box, area(box))) continue;
       ++active;
-      left_ = std::min(left_, center_x(box));
+      left = std::min(left, center_x(box));
       right = std::max(right, center_x(box));
-      top_ = std::min(top_, center_y(box));
+      top = std::min(top, center_y(box));
       bottom = std::max(bottom, center_y(box));
     }
     side_ = 1;
     if (threshold >= T(kMinPruned))
       while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
         ++side_;
-    per_x_ = right > left_ ? static_cast<double>(side_) / (right - left_) : 0;
-    per_y_ = bottom > top_ ? static_cast<double>(side_) / (bottom - top_) : 0;
-    reach_ = threshold >= T(kMinPruned) ? (1 / static_cast<double>(threshold) - 1) * kWiden + 1e-6 : 0;
+    columns_ = grid_axis(left, right, side_);
+    rows_ = grid_axis(top, bottom, side_);
+    reach_ = threshold >= T(kMinPruned) ? nms_reach(threshold) : 0;
 
     starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
     used_.assign(static_cast<size_t>(side_ * side_), 0);
     cells_.clear();
     for (const Box<T>& box : boxes_) {
-      const int64_t cell = can_overlap(box, area(box)) ? row(center_y(box)) * side_ + column(center_x(box)) : -1;
+      int64_t cell = -1;
+      if (can_overlap(box, area(box)))
+        cell = rows_.cell(center_y(box)) * side_ + columns_.cell(center_x(box));
       cells_.push_back(cell);
       if (cell >= 0) ++starts_[static_cast<size_t>(cell) + 1];
     }
@@ -169,14 +149,13 @@ class GreedyNms {
     if (any_over(kept, cell, cell, box, threshold)) return true;
     if (side_ == 1) return false;
     int64_t first_row = 0, last_row = side_ - 1, first_column = 0, last_column = side_ - 1;
-    // An area below the normal numbers is so coarse that an IoU over the threshold bounds no distance.
-    if (area(box) >= std::numeric_limits<T>::min()) {
+    if (can_be_pruned(area(box))) {
       const double rx = reach_ * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
       const double ry = reach_ * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
-      first_column = column(center_x(box) - rx);
-      last_column = column(center_x(box) + rx);
-      first_row = row(center_y(box) - ry);
-      last_row = row(center_y(box) + ry);
+      first_column = columns_.cell(center_x(box) - rx);
+      last_column = columns_.cell(center_x(box) + rx);
+      first_row = rows_.cell(center_y(box) - ry);
+      last_row = rows_.cell(center_y(box) + ry);
     }
     for (int64_t r = first_row; r <= last_row; ++r)
       if (any_over(kept, r * side_ + first_column, r * side_ + last_column, box, threshold)) return true;
@@ -185,7 +164,8 @@ class GreedyNms {
 
   std::vector<Box<T>> boxes_;
   int64_t side_ = 1;
-  double left_ = 0, top_ = 0, per_x_ = 0, per_y_ = 0, reach_ = 0;
+  GridAxis columns_{}, rows_{};
+  double reach_ = 0;
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> starts_, used_;
   std::vector<T> x1_, y1_, x2_, y2_, areas_;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "target/ground_truth.h"
 #include "target/matching.h"
 
 namespace ssd_ops {
@@ -17,13 +18,11 @@ struct GroundTruths {
 // The rows that are not padding, in their order.
 template <typename T>
 void read_gts(const T* rows, int64_t count, GroundTruths<T>& gts) {
-  // Classes past 2^62 cannot be told apart in a float; the bound keeps class + 1 from overflowing.
-  constexpr T kMaxClass = static_cast<T>(int64_t{1} << 62);
   gts.boxes.clear();
   gts.classes.clear();
   for (int64_t i = 0; i < count; ++i, rows += 5) {
     const Box<T> box = load_box(rows + 1);
-    if (!(rows[0] >= 0 && rows[0] < kMaxClass) || !is_proper(box)) continue;
+    if (!is_ground_truth(rows[0], box)) continue;
     gts.boxes.push_back(box);
     gts.classes.push_back(static_cast<int64_t>(rows[0]));
   }

@@ -1,0 +1,246 @@
+"""Times of the ops on a GPU, each beside its rivals. Prints a line of JSON with one entry a case.
+
+eager    one call from Python and a wait for the GPU, as users feel it (median)
+graph    one call in a CUDA graph of twenty, whose results live in turn: on large shapes L2 is cold
+kernels  the sum of the kernels' own times (profiler), and how many there are
+floor    bytes that have to be read and written, at the speed of a copy measured here
+
+Rivals run eagerly, and what torch.compile makes of the tensor operations. Ours is compared with each before
+the clock starts, in the shapes where a rival takes less than seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+
+import baselines
+import cases
+import torch
+
+import ssd_ops
+
+CALLS = 20
+
+
+def to_cuda(value):
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    return [to_cuda(item) for item in value] if isinstance(value, list) else value
+
+
+def eager(function, args, seconds: float = 0.3) -> float:
+    """Microseconds of a call and a wait."""
+    for _ in range(3):
+        function(*args)
+        torch.cuda.synchronize()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        function(*args)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if times[-1] > 2:
+            break
+    return statistics.median(times) * 1e6
+
+
+def in_graph(function, args) -> float:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*args)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [function(*args) for _ in range(CALLS)]  # all alive: each has memory of its own
+    times = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / CALLS)
+    del results
+    return statistics.median(times)
+
+
+def kernels(function, args) -> tuple[float, int]:
+    """Sum of the kernels' times of one call in microseconds, and their number."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(CALLS):
+            function(*args)
+        torch.cuda.synchronize()
+    events = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    return sum(event.device_time for event in events) / CALLS, round(len(events) / CALLS)
+
+
+def copy_speed() -> float:
+    """Bytes a microsecond of a large copy, counting what is read and what is written."""
+    source = torch.empty(2**28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / in_graph(lambda: target.copy_(source), ())
+
+
+def bytes_of(value) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(bytes_of, value)) if isinstance(value, list | tuple) else 0
+
+
+def nms_boxes(count: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    center = torch.rand(count, 2) * torch.tensor([1333.0, 800.0])
+    half = 16 * 16 ** torch.rand(count, 2) / 2
+    boxes = torch.cat((center - half, center + half), dim=1)
+    if kind == "clustered":
+        boxes = boxes[torch.arange(count) // 100]
+        size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        boxes = boxes + 0.06 * size * torch.randn(count, 4)
+    elif kind == "all overlapping":
+        boxes = torch.tensor([0.0, 0, 100, 100]) + 2 * torch.rand(count, 4)
+    elif kind == "chain":
+        boxes = cases.boxes(count, kind="chain") * 1000
+    order = torch.arange(count, 0, -1) if kind == "chain" else torch.randperm(count)
+    return boxes, order / count
+
+
+def retina_anchors() -> torch.Tensor:
+    """200,700 anchors of a RetinaNet for 800 x 1333 pixels: nine a cell on strides 8 to 128."""
+    maps = [(100, 167), (50, 84), (25, 42), (13, 21), (7, 11)]
+    sizes = [[0.04 * 2**level * 2 ** (i / 3) for i in range(3)] for level in range(5)]
+    levels = [
+        torch.cat(
+            [
+                ssd_ops.multibox_prior(torch.zeros(shape), [size], [1, 2, 0.5]).view(1, -1, 3, 4)
+                for size in size_of_level
+            ],
+            dim=2,
+        ).view(1, -1, 4)
+        for shape, size_of_level in zip(maps, sizes, strict=True)
+    ]
+    return torch.cat(levels, dim=1)[:, :200_700]
+
+
+def on_device(function):
+    """A rival written for the CPU: what it creates comes to the GPU as well."""
+    if isinstance(function, str):
+        return function
+
+    def run(*args):
+        with torch.device("cuda"):
+            return function(*args)
+
+    return run
+
+
+def all_cases():
+    """(name, our function, arguments, rivals, whether results are compared)."""
+    tiny = cases.prior_anchors(5444)
+    maps, sizes, ratios = cases.TINY_SSD
+    level_args = ([torch.zeros(n, n) for n in maps], sizes, ratios)
+    priors = {"d2l": baselines.d2l_multibox_priors, "eager": baselines.eager_multibox_priors}
+    yield "multibox_priors TinySSD", ssd_ops.multibox_priors, level_args, priors, None
+    targets = {"d2l": baselines.d2l_multibox_target, "eager": baselines.eager_multibox_target}
+    for name, anchors, images, gts in (
+        ("TinySSD B32 G1", tiny, 32, 1),
+        ("SSD300 B32 G8", cases.prior_anchors(8732), 32, 8),
+        ("SSD300 B32 G64", cases.prior_anchors(8732), 32, 64),
+        ("SSD512 B32 G64", cases.prior_anchors(24564), 32, 64),
+        ("RetinaNet B8 G64", retina_anchors(), 8, 64),
+    ):
+        args = anchors, cases.labels(images, gts, padding=0)
+        rivals = targets if images * gts <= 256 else {"eager": targets["eager"]}
+        yield (
+            f"multibox_target {name}",
+            ssd_ops.multibox_target,
+            args,
+            rivals,
+            baselines.same_targets,
+        )
+    losses, labels = torch.rand(32, 8732), (torch.rand(32, 8732) < 0.005).long()
+    mining = {
+        "eager": baselines.eager_hard_negative_mining,
+        "two sorts": baselines.two_sorts_hard_negative_mining,
+    }
+    yield (
+        "hard_negative_mining SSD300 B32",
+        ssd_ops.hard_negative_mining,
+        (losses, labels),
+        mining,
+        torch.equal,
+    )
+    detections = {
+        "d2l": baselines.d2l_multibox_detection,
+        "eager": baselines.eager_multibox_detection,
+    }
+    for name, anchors, images, classes in (
+        ("TinySSD B1", tiny, 1, 1),
+        ("TinySSD B32", tiny, 32, 1),
+        ("SSD300 C20 B32", cases.prior_anchors(8732), 32, 20),
+    ):
+        args = (*cases.detection(images, classes, anchors.shape[1]), anchors)
+        rivals = detections if images * classes <= 32 else {}
+        same = baselines.same_detections
+        yield f"multibox_detection {name}", ssd_ops.multibox_detection, args, rivals, same
+    for count in (1000, 10_000, 100_000):
+        for kind in ("uniform", "clustered", "all overlapping", "chain"):
+            args = (*nms_boxes(count, kind), 0.5)
+            rivals = {"torchvision": baselines.torchvision_nms}
+            if count == 1000:
+                rivals["eager"] = baselines.eager_nms
+            yield f"nms {count:,} {kind}", ssd_ops.nms, args, rivals, torch.equal
+
+
+# Where torch.compile of the tensor operations is timed too; its minutes of compiling bound the list.
+COMPILED = {
+    "multibox_priors TinySSD",
+    "multibox_target TinySSD B32 G1",
+    "hard_negative_mining SSD300 B32",
+}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    speed = copy_speed()
+    rows = []
+    for name, ours, args, rivals, same in all_cases():
+        args = [to_cuda(arg) for arg in args]
+        # nms waits for its size; the form that can be captured does the same work.
+        capturable = ssd_ops.nms_padded if ours is ssd_ops.nms else ours
+        result = ours(*args)
+        kernel_time, launches = kernels(capturable, args)
+        moved = bytes_of(args) + bytes_of(capturable(*args))
+        row = {
+            "case": name,
+            "eager": eager(ours, args),
+            "graph": in_graph(capturable, args),
+            "kernels": kernel_time,
+            "launches": launches,
+            "floor": moved / speed,
+            "rivals": {},
+        }
+        for rival, function in rivals.items():
+            try:
+                function = on_device(function)
+                if isinstance(function, str):
+                    row["rivals"][rival] = function
+                    continue
+                theirs = function(*args)
+                if same and not same(theirs, result):
+                    rival += " (others)"  # ties or a last bit; the times stand
+                row["rivals"][rival] = eager(function, args)
+                if rival == "eager" and name in COMPILED:
+                    row["rivals"]["compiled"] = eager(torch.compile(function, dynamic=False), args)
+            except Exception as error:
+                row["rivals"][rival] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""CPU and CUDA give the same bits; every padded op can be captured, and never waits for the host.
+
+Prints one line of JSON: how many batches and replays there were, and how many of each op differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+import cases
+import torch
+
+import ssd_ops
+
+
+def draw(number: int) -> dict[str, tuple]:
+    """Arguments, of random kinds, sizes and dtypes, of every op whose shapes depend on shapes alone."""
+    torch.manual_seed(number)
+
+    def choose(*options):
+        return options[int(torch.randint(0, len(options), ()))]
+
+    def pick(low, high):
+        return int(torch.randint(low, high + 1, ()))
+
+    kind, dtype = choose(*cases.KINDS), choose(*cases.DTYPES)
+    images, anchors = choose(1, 2, 3, 17), choose(pick(1, 40), pick(200, 1100))
+    gts, classes = choose(0, 1, pick(2, 40), 150), pick(1, 4)
+    boxes = cases.boxes(1, anchors, kind=kind, dtype=dtype)
+    rows = cases.boxes(images, anchors, kind=choose(*cases.KINDS), dtype=choose(*cases.DTYPES))
+    scores = cases.scores(images, anchors, kind=choose("uniform", "ties", "odd"))
+    labels = cases.labels(images, gts, kind=choose(kind, "uniform"))
+    threshold = choose(0.0, 0.3, 0.5, 0.9)
+    return {
+        "multibox_priors": (
+            [torch.zeros(pick(1, 9), pick(1, 9))] * 2,
+            [[0.1, 0.3]] * 2,
+            [[1, 2]] * 2,
+        ),
+        "box_iou": (boxes.expand(images, -1, -1), labels[..., 1:]),
+        "encode_boxes": (rows, boxes),
+        "decode_boxes": (torch.randn(images, anchors, 4).to(dtype), boxes),
+        "multibox_target": (boxes, labels),
+        "hard_negative_mining": (scores, torch.randint(-1, 2, (images, anchors))),
+        "nms_padded": (rows, scores, threshold),
+        "multibox_detection": (
+            scores.nan_to_num().clamp(0, 1)[:, None].repeat(1, classes + 1, 1).roll(1, 2),
+            torch.randn(images, 4 * anchors).to(dtype),
+            boxes,
+            threshold,
+        ),
+    }
+
+
+def to_cuda(value):
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    return [to_cuda(item) for item in value] if isinstance(value, list) else value
+
+
+def results_of(value) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+def same(got, expected) -> bool:
+    pairs = zip(results_of(got), results_of(expected), strict=True)
+    return all(
+        torch.equal(a.cpu().nan_to_num(), b.nan_to_num())
+        and torch.equal(a.cpu().isnan(), b.isnan())
+        for a, b in pairs
+    )
+
+
+def compare(batches: int) -> Counter:
+    wrong: Counter = Counter()
+    for number in range(batches):
+        for name, args in draw(number).items():
+            op = getattr(ssd_ops, name)
+            expected = op(*args)
+            on_gpu = [to_cuda(arg) for arg in args]
+            torch.cuda.set_sync_debug_mode("error")
+            got = op(*on_gpu)
+            torch.cuda.set_sync_debug_mode("default")
+            wrong[name] += not same(got, expected)
+        if number % 4 == 0:  # the form that waits
+            boxes, scores, threshold = draw(number)["nms_padded"]
+            got = ssd_ops.nms(boxes[0].cuda(), scores[0].cuda(), threshold)
+            wrong["nms"] += not same(got, ssd_ops.nms(boxes[0], scores[0], threshold))
+    return wrong
+
+
+def replay(replays: int) -> Counter:
+    """Each op captured once, then replayed on new numbers in the same memory."""
+    wrong: Counter = Counter()
+    for name, args in draw(1).items():
+        op, static = getattr(ssd_ops, name), [to_cuda(arg) for arg in args]
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            op(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = op(*static)
+        for number in range(replays):
+            fresh = [
+                arg.roll(number, dims=1) if isinstance(arg, torch.Tensor) else arg for arg in args
+            ]
+            for place, value in zip(static, fresh, strict=True):
+                if isinstance(place, torch.Tensor):
+                    place.copy_(value)
+            graph.replay()
+            if number % 20 == 0 or number == replays - 1:
+                wrong[f"{name} in a graph"] += not same(out, op(*fresh))
+        torch.cuda.synchronize()
+    return wrong
+
+
+def two_streams(rounds: int) -> Counter:
+    """Two streams call the same ops at once."""
+    wrong: Counter = Counter()
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for number in range(rounds):
+        for name, args in draw(number).items():
+            op, on_gpu = getattr(ssd_ops, name), [to_cuda(arg) for arg in args]
+            torch.cuda.synchronize()
+            results = []
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    results.append(op(*on_gpu))
+            torch.cuda.synchronize()
+            expected = op(*args)
+            wrong[f"{name} on two streams"] += not all(same(got, expected) for got in results)
+    return wrong
+
+
+def large() -> Counter:
+    """Real shapes, among them those that take other ways through the kernels."""
+    wrong: Counter = Counter()
+    for count in (5444, 8732, 24564):
+        anchors, labels = cases.prior_anchors(count), cases.labels(4, 64)
+        probs, offsets = cases.detection(4, 3, count)
+        for name, args in (
+            ("multibox_target", (anchors, labels)),
+            ("multibox_detection", (probs, offsets, anchors)),
+            ("hard_negative_mining", (probs[:, 0], torch.randint(-1, 2, (4, count)))),
+        ):
+            op = getattr(ssd_ops, name)
+            wrong[f"{name}, large"] += not same(op(*map(to_cuda, args)), op(*args))
+    for count in (1000, 10_000, 100_000, 300_000):
+        for kind in ("uniform", "small", "copies", "chain"):
+            boxes, scores = cases.boxes(count, kind=kind), torch.rand(count)
+            got = ssd_ops.nms(boxes.cuda(), scores.cuda(), 0.5)
+            wrong["nms, large"] += not same(got, ssd_ops.nms(boxes, scores, 0.5))
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, default=10_000)
+    parser.add_argument("--replays", type=int, default=1000)
+    options = parser.parse_args()
+    wrong = compare(options.batches)
+    if options.replays:
+        wrong += replay(options.replays) + two_streams(50) + large()
+    torch.cuda.synchronize()
+    bad = {name: count for name, count in wrong.items() if count}
+    print(json.dumps({"batches": options.batches, "replays": options.replays, "different": bad}))
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+// A sort of 64-bit keys by one block, in its shared memory.
+#pragma once
+
+#include "common/device.cuh"
+
+namespace ssd_ops {
+
+// Bitonic sort, ascending. Every comparison puts the smaller key in front (each merge begins with mirrored
+// pairs), so what is missing to a power of two needs no memory: it would stay at the end. Pairs within 64 keys
+// belong to one warp, which needs no barrier of the block for them.
+__device__ inline void block_sort(uint64_t* keys, int count) {
+  constexpr int kChunk = 2 * kWarp;
+  const int lane = lane_index(), warp = warp_index();
+  const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
+  int padded = kChunk;
+  while (padded < count) padded *= 2;
+  const auto order = [&](int i, int j) {
+    if (j >= count) return;
+    const uint64_t a = keys[i], b = keys[j];
+    if (b < a) {
+      keys[i] = b;
+      keys[j] = a;
+    }
+  };
+  const auto mirrored = [&](int pair, int size) {
+    const int begin = pair / (size / 2) * size, at = pair % (size / 2);
+    order(begin + at, begin + size - 1 - at);
+  };
+  const auto strided = [&](int pair, int stride) {
+    const int i = pair / stride * 2 * stride + pair % stride;
+    order(i, i + stride);
+  };
+  for (int chunk = warp; chunk < padded / kChunk; chunk += warps) {
+    const int pair = chunk * kWarp + lane;
+    for (int size = 2; size <= kChunk; size *= 2) {
+      mirrored(pair, size);
+      __syncwarp();
+      for (int stride = size / 4; stride > 0; stride /= 2) {
+        strided(pair, stride);
+        __syncwarp();
+      }
+    }
+  }
+  __syncthreads();
+  for (int size = 2 * kChunk; size <= padded; size *= 2) {
+    for (int pair = static_cast<int>(threadIdx.x); pair < padded / 2; pair += threads) mirrored(pair, size);
+    __syncthreads();
+    int stride = size / 4;
+    for (; stride > kWarp; stride /= 2) {
+      for (int pair = static_cast<int>(threadIdx.x); pair < padded / 2; pair += threads) strided(pair, stride);
+      __syncthreads();
+    }
+    for (int chunk = warp; chunk < padded / kChunk; chunk += warps) {
+      for (int s = stride; s > 0; s /= 2) {
+        strided(chunk * kWarp + lane, s);
+        __syncwarp();
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace ssd_ops

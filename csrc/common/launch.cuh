@@ -1,0 +1,128 @@
+// What a .cu file needs of torch and of the CUDA runtime: the stream, launches, scratch memory, registration.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <optional>
+#include <utility>
+
+#include "common/device.cuh"
+#include "common/tensor.h"
+
+// Declared by torch only where its CUDA headers are; defined by every torch that has CUDA.
+extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+// Opens a block of registrations. The emulated kernels take CPU tensors and have a namespace of their own.
+#ifdef SSD_OPS_EMULATION
+#define SSD_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(ssd_ops_emulated, CPU, m)
+#else
+#define SSD_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CUDA, m)
+#endif
+
+namespace ssd_ops {
+
+inline void check_cuda(const char* op, cudaError_t error) {
+  if (error != cudaSuccess) fail(op, "CUDA said: ", cudaGetErrorString(error));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One call of an op: makes the tensor's device current, and launches on torch's current stream there.
+class Launcher {
+ public:
+  Launcher(const char* op, const Tensor& like) : op_(op), like_(like) {
+    if (like.is_cuda()) guard_.emplace(like.get_device_index());
+    void* stream = nullptr;
+    if (aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) != 0)
+      fail(op, "torch has no current CUDA stream for the device of its arguments");
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // A grid of one dimension, so that no count of images meets the limit of the other two.
+  template <typename... Parameters, typename... Arguments>
+  void run(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments&&... arguments) const {
+    run_with_shared(kernel, blocks, threads, 0, std::forward<Arguments>(arguments)...);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void run_with_shared(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+                       Arguments&&... arguments) const {
+    if (blocks > std::numeric_limits<int32_t>::max())
+      fail(op_, "the arguments must need fewer than 2^31 blocks of threads, got ", blocks);
+    constexpr int64_t kWithoutAsking = 48 * 1024;
+    if (shared_bytes > kWithoutAsking)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)));
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+    check(cudaGetLastError());
+  }
+
+  void check(cudaError_t error) const { check_cuda(op_, error); }
+
+  // Bytes of shared memory that one block may ask for.
+  int64_t shared_limit() const {
+    int bytes = 0;
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device()));
+    return bytes;
+  }
+
+  // `count` elements from torch's allocator, for kernels of this call only. torch hands the memory to nobody
+  // else until the work queued on this stream so far is done.
+  template <typename T>
+  T* scratch(int64_t count) {
+    scratch_.push_back(torch::stable::new_empty(
+        like_, {std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte));
+    return static_cast<T*>(scratch_.back().mutable_data_ptr());
+  }
+
+ private:
+  int device() const { return like_.is_cuda() ? like_.get_device_index() : 0; }
+
+  const char* op_;
+  const Tensor& like_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  cudaStream_t stream_ = nullptr;
+  std::vector<Tensor> scratch_;
+};
+
+// Holds a tensor, contiguous, for as long as kernels are being launched with its memory.
+class DeviceInput {
+ public:
+  explicit DeviceInput(const Tensor& t) : tensor_(torch::stable::contiguous(t)) {
+    input_.data = tensor_.const_data_ptr();
+    int64_t wide = 16;
+    switch (t.scalar_type()) {
+      case ScalarType::Double:
+        input_.dtype = Dtype::kDouble;
+        break;
+      case ScalarType::Half:
+        input_.dtype = Dtype::kHalf;
+        wide = 8;
+        break;
+      case ScalarType::BFloat16:
+        input_.dtype = Dtype::kBFloat16;
+        wide = 8;
+        break;
+      default:
+        input_.dtype = Dtype::kFloat;
+        break;
+    }
+    input_.aligned = reinterpret_cast<uintptr_t>(input_.data) % static_cast<uintptr_t>(wide) == 0;
+  }
+
+  operator Input() const { return input_; }
+
+ private:
+  Tensor tensor_;
+  Input input_;
+};
+
+}  // namespace ssd_ops

@@ -1,0 +1,44 @@
+// Sorts of any length, by CUB: the one header that includes it.
+#pragma once
+
+#include <cub/device/device_radix_sort.cuh>
+
+#include "common/launch.cuh"
+
+namespace ssd_ops {
+
+// Keys and what rides along, twice: CUB sorts from one to the other.
+struct SortBuffers {
+  uint64_t *keys, *sorted_keys;
+  int32_t *values, *sorted_values;
+};
+
+inline SortBuffers sort_buffers(Launcher& launcher, int64_t count) {
+  SortBuffers b;
+  b.keys = launcher.scratch<uint64_t>(count);
+  b.sorted_keys = launcher.scratch<uint64_t>(count);
+  b.values = launcher.scratch<int32_t>(count);
+  b.sorted_values = launcher.scratch<int32_t>(count);
+  return b;
+}
+
+// Ascending by the lowest `bits` bits of the keys; equal keys keep their order. No synchronisation.
+inline void radix_sort(Launcher& launcher, const SortBuffers& b, int64_t first, int64_t count, int bits) {
+  const auto sort = [&](void* storage, size_t& bytes) {
+    launcher.check(cub::DeviceRadixSort::SortPairs(storage, bytes, b.keys + first, b.sorted_keys + first,
+                                                   b.values + first, b.sorted_values + first, count, 0, bits,
+                                                   launcher.stream()));
+  };
+  size_t bytes = 0;
+  sort(nullptr, bytes);
+  sort(launcher.scratch<unsigned char>(static_cast<int64_t>(bytes)), bytes);
+}
+
+// Bits that numbers below `count` have.
+inline int bits_of(int64_t count) {
+  int bits = 0;
+  while (bits < 63 && int64_t{1} << bits < count) ++bits;
+  return bits;
+}
+
+}  // namespace ssd_ops

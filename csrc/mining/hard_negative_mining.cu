@@ -1,0 +1,34 @@
+#include "mining/hard_negative_mining.cuh"
+
+#include "common/launch.cuh"
+#include "mining/hard_negative_mining.h"
+
+namespace ssd_ops {
+namespace {
+
+Tensor hard_negative_mining_cuda(const Tensor& losses, const Tensor& cls_labels, double ratio,
+                                 int64_t min_negatives) {
+  check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
+  const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
+  const Launcher launcher("hard_negative_mining", losses);
+  Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
+  if (out.numel() == 0) return out;
+  if (num_anchors > std::numeric_limits<int32_t>::max())
+    fail("hard_negative_mining", "losses must have fewer than 2^31 anchors on a GPU, got ", num_anchors);
+  const Tensor labels = torch::stable::contiguous(cls_labels);
+  const DeviceInput loss_input(losses);
+  dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        launcher.run(&hard_negative_mining_kernel<T>, num_images, kMiningThreads, loss_input,
+                     static_cast<const int64_t*>(labels.const_data_ptr()), num_anchors, ratio, min_negatives,
+                     data<bool>(out));
+      },
+      losses);
+  return out;
+}
+
+SSD_CUDA_IMPL(m) { m.impl("hard_negative_mining", TORCH_BOX(&hard_negative_mining_cuda)); }
+
+}  // namespace
+}  // namespace ssd_ops

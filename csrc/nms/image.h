@@ -1,0 +1,35 @@
+// NMS of one image on the CPU.
+#pragma once
+
+#include "common/order.h"
+#include "common/tensor.h"
+#include "nms/greedy.h"
+
+namespace ssd_ops {
+
+// T for the boxes, S for the scores: they are sorted in their own precision, since float64 boxes do not make
+// float32 scores any finer.
+template <typename T, typename S>
+class ImageNms {
+ public:
+  explicit ImageNms(T threshold) : threshold_(threshold) {}
+
+  // The indices of the kept boxes of image `image`, by score.
+  const std::vector<int64_t>& run(const Reader<T>& boxes, const Reader<S>& scores, int64_t image,
+                                  int64_t count) {
+    sort_descending(scores.read(image * count, count, score_buffer_), count, order_);
+    const T* rows = boxes.read(4 * image * count, 4 * count, box_buffer_);
+    greedy_.run(order_, [&](int64_t i) { return load_box(rows + 4 * i); }, threshold_, kept_);
+    for (int64_t& position : kept_) position = order_[position];
+    return kept_;
+  }
+
+ private:
+  T threshold_;
+  std::vector<T> box_buffer_;
+  std::vector<S> score_buffer_;
+  std::vector<int64_t> order_, kept_;
+  GreedyNms<T> greedy_;
+};
+
+}  // namespace ssd_ops

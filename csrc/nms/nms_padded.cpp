@@ -1,0 +1,43 @@
+#include "nms/nms_padded.h"
+
+#include <tuple>
+
+#include "nms/image.h"
+
+namespace ssd_ops {
+namespace {
+
+std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+  check_nms_padded(boxes, scores, iou_threshold);
+  const int64_t num_images = boxes.size(0), count = boxes.size(1);
+  Tensor indices = torch::stable::new_empty(boxes, {num_images, count}, ScalarType::Long);
+  Tensor counts = torch::stable::new_empty(boxes, {num_images}, ScalarType::Long);
+  int64_t *index_data = data<int64_t>(indices), *count_data = data<int64_t>(counts);
+  const auto run = [&](auto box_zero, auto score_zero) {
+    using T = decltype(box_zero);
+    using S = decltype(score_zero);
+    const Reader<T> read_boxes(boxes);
+    const Reader<S> read_scores(scores);
+    torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+      ImageNms<T, S> nms(round_down<T>(iou_threshold));
+      for (int64_t image = begin; image < end; ++image) {
+        const std::vector<int64_t>& kept = nms.run(read_boxes, read_scores, image, count);
+        int64_t* row = std::copy(kept.begin(), kept.end(), index_data + image * count);
+        std::fill(row, index_data + (image + 1) * count, int64_t{-1});
+        count_data[image] = static_cast<int64_t>(kept.size());
+      }
+    });
+  };
+  dispatch_real([&](auto box) { dispatch_real([&](auto score) { run(box, score); }, scores); }, boxes);
+  return {indices, counts};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
+  m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold) -> (Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("nms_padded", TORCH_BOX(&nms_padded_cpu));
+}
+
+}  // namespace
+}  // namespace ssd_ops

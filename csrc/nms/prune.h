@@ -1,0 +1,67 @@
+// Which boxes can suppress each other, for host and device: what lets NMS skip nearly all pairs.
+//
+// For IoU > t both w_overlap > t * max(w1, w2) and w_overlap <= (w1 + w2) / 2 - |cx1 - cx2| hold, so
+// |cx1 - cx2| < (1 - t) * max(w1, w2) and max(w1, w2) < w1 / t; the same for heights. So a box that is filed
+// by its center in a grid meets only boxes within (1 / t - 1) of its own size. The bound is widened far
+// beyond rounding, and the exact test decides.
+#pragma once
+
+#include <limits>
+
+#include "common/box.h"
+
+namespace ssd_ops {
+
+// A box whose area is 0, infinite or NaN has IoU 0 with every other: it is kept and suppresses nothing.
+template <typename T>
+SSD_HOST_DEVICE bool can_overlap(Box<T> box, T box_area) {
+  return box_area > T(0) && box_area <= std::numeric_limits<T>::max() && box.x2 > box.x1 && box.y2 > box.y1;
+}
+
+constexpr double kMinPruned = 0.01;  // below this threshold every cell may matter
+
+// An area below the normal numbers is so coarse that an IoU over the threshold bounds no distance.
+template <typename T>
+SSD_HOST_DEVICE bool can_be_pruned(T box_area) {
+  return box_area >= std::numeric_limits<T>::min();
+}
+
+// How far, in its own sizes, a box has to look.
+SSD_HOST_DEVICE double nms_reach(double threshold) {
+  constexpr double kWiden = 1.001;
+  return (1 / threshold - 1) * kWiden + 1e-6;
+}
+
+template <typename T>
+SSD_HOST_DEVICE double center_x(Box<T> b) {
+  return 0.5 * (static_cast<double>(b.x1) + static_cast<double>(b.x2));
+}
+template <typename T>
+SSD_HOST_DEVICE double center_y(Box<T> b) {
+  return 0.5 * (static_cast<double>(b.y1) + static_cast<double>(b.y2));
+}
+
+// One axis of the grid: `side` cells over the centers from `low` to `high`.
+struct GridAxis {
+  double low, per_unit;
+  int64_t side;
+
+  // Clamped before the conversion, which is undefined outside the integer's range.
+  SSD_HOST_DEVICE int64_t cell(double at) const {
+    const double in_cells = (at - low) * per_unit, last = static_cast<double>(side - 1);
+    return static_cast<int64_t>(min_of(max_of(in_cells, 0.0), last));
+  }
+};
+
+SSD_HOST_DEVICE GridAxis grid_axis(double low, double high, int64_t side) {
+  return {low, high > low ? static_cast<double>(side) / (high - low) : 0, side};
+}
+
+// fl(inter / union) > t needs inter >= fl(lower * union) for any lower < t * (1 - 2^-23): rounding is
+// monotone, and inter is representable. That spares nearly all divisions; the exact test decides.
+template <typename T>
+SSD_HOST_DEVICE T quick_threshold(T threshold) {
+  return threshold * static_cast<T>(1 - 1e-6);
+}
+
+}  // namespace ssd_ops

@@ -1,0 +1,48 @@
+// multibox_priors on the GPU: one thread an anchor, all levels in one launch.
+#pragma once
+
+#include "common/device.cuh"
+#include "prior/prior_box.h"
+
+namespace ssd_ops {
+
+constexpr int kPriorThreads = 256;
+// What fits in the 4 KB of a kernel's parameters. A longer list of levels or of boxes takes more launches.
+constexpr int kPriorParts = 16;
+constexpr int kPriorHalves = 128;
+
+// Some of the boxes of each cell of a level.
+template <typename T>
+struct PriorPart {
+  int64_t first_thread, first_anchor;
+  int64_t width;                                // cells in a row
+  int32_t count, begin, per_cell, first_half;  // boxes first .. of a cell's per_cell, and where their halves are
+  T step_y, step_x;
+};
+
+template <typename T>
+struct PriorTable {
+  int32_t parts, halves;
+  int64_t threads;
+  T offset_y, offset_x;
+  bool clip;
+  PriorPart<T> part[kPriorParts];
+  T half[2 * kPriorHalves];
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kPriorThreads) multibox_priors_kernel(PriorTable<T> table, T* anchors) {
+  const int64_t thread = global_index();
+  if (thread >= table.threads) return;
+  int at = 0;
+  while (at + 1 < table.parts && thread >= table.part[at + 1].first_thread) ++at;
+  const PriorPart<T>& part = table.part[at];
+  const int64_t i = thread - part.first_thread, cell = i / part.count, k = i % part.count;
+  const T cy = prior_center(cell / part.width, table.offset_y, part.step_y);
+  const T cx = prior_center(cell % part.width, table.offset_x, part.step_x);
+  const T* half = table.half + 2 * (part.first_half + k);
+  store_row(anchors, part.first_anchor + cell * part.per_cell + part.begin + k,
+            prior_box(cy, cx, half[0], half[1], table.clip));
+}
+
+}  // namespace ssd_ops

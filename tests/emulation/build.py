@@ -1,0 +1,85 @@
+"""Builds the CUDA kernels for the CPU: csrc/**/*.cu and the emulation, by g++, into one library.
+
+`build(variant, csrc)` returns the library. What has not changed is not compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SANITIZERS = {
+    "plain": "",
+    "asan": "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all",
+    "tsan": "-fsanitize=thread",
+}
+
+
+def build(variant: str = "plain", csrc: Path = ROOT / "csrc") -> Path:
+    """The library of the emulated kernels of `csrc`, without or with a sanitizer.
+
+    A library with a sanitizer loads only into a process that has the sanitizer's runtime in front
+    (LD_PRELOAD); tests/sanitize.py starts such processes.
+    """
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    compiler = os.environ.get("CXX", "g++")
+    checks = SANITIZERS[variant].split()
+    flags = [
+        *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
+        *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"),
+        "-DSSD_OPS_EMULATION",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-I{HERE}",
+        f"-I{csrc}",
+        *(f"-isystem{path}" for path in include_paths()),
+    ]
+    folder = ROOT / "build" / f"emulation-{variant}"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = _digest(path for top in (csrc, HERE) for path in top.rglob("*.*h"))
+
+    def compile_one(source: Path) -> Path:
+        # The fibers tell the sanitizer of every switch themselves; instrumented, they would be reported.
+        own = ["-DEMULATION_" + variant.upper()] if source.parent == HERE else checks
+        command = [compiler, *flags, *own, "-x", "c++", "-c", str(source)]
+        key = _digest([source], headers, " ".join(command))
+        made = folder / f"{source.stem}-{key}.o"
+        if not made.exists():
+            aside = made.with_suffix(f".{os.getpid()}")
+            _run([*command, "-o", str(aside)])
+            aside.rename(made)
+        return made
+
+    sources = [path for path in sorted(csrc.rglob("*.cu")) if path.name != "module.cu"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*sources, HERE / "fibers.cpp"]))
+    library = folder / f"emulated-{_digest(objects)}.so"
+    if not library.exists():
+        aside = library.with_suffix(f".{os.getpid()}")
+        libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+        _run([compiler, "-shared", *checks, *map(str, objects), *libraries, "-o", str(aside)])
+        aside.rename(library)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or "warning" in done.stderr:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+
+def _digest(paths, *texts: str) -> str:
+    state = hashlib.sha256("".join(texts).encode())
+    for path in sorted(paths):
+        state.update(str(path).encode() + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    print(build(*sys.argv[1:]))

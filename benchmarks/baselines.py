@@ -2,10 +2,12 @@
 
 `d2l`: the algorithms of "Dive into Deep Learning" (section 14.4), image by image, with a Python
 loop over ground truths or over kept boxes. `eager`: the best that whole-batch tensor operations give.
-`torchvision`: its own operators, where it is installed.
+`torchvision`: its own operators, matchers and post-processing, where it is installed.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -15,14 +17,43 @@ EPS = 1e-6  # the book's, inside the logarithm
 try:
     from torchvision import ops as _torchvision
     from torchvision.extension import _assert_has_ops
+    from torchvision.models.detection import _utils as _matching
+    from torchvision.models.detection.ssd import SSD as _SSD
 
     _assert_has_ops()
-    torchvision_nms, torchvision_box_iou = _torchvision.nms, _torchvision.box_iou
 except (
     Exception
 ) as error:  # it raises RuntimeError, not ImportError, where its library does not fit
     _reason = str(error).strip().splitlines() or [type(error).__name__]
-    torchvision_nms = torchvision_box_iou = f"torchvision does not import ({_reason[0]})"
+    _missing = f"torchvision does not import ({_reason[0]})"
+    torchvision_nms = torchvision_batched_nms = torchvision_box_iou = _missing
+    torchvision_assign_anchors = torchvision_detect = _missing
+else:
+    torchvision_nms, torchvision_box_iou = _torchvision.nms, _torchvision.box_iou
+    torchvision_batched_nms = _torchvision.batched_nms
+
+    def torchvision_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Its IoU and `SSDMatcher`, image by image."""
+        ious = [_torchvision.box_iou(boxes, anchors) for boxes in gt_boxes]
+        matcher = _matching.SSDMatcher(0.5)
+        return torch.stack(list(map(matcher, ious))), torch.stack([iou.amax(0) for iou in ious])
+
+    def torchvision_detect(cls_scores: Tensor, offset_preds: Tensor, anchors: Tensor):
+        """The post-processing of its SSD with the settings of SSD300, as lists of images."""
+        settings = SimpleNamespace(
+            box_coder=_matching.BoxCoder((10.0, 10.0, 5.0, 5.0)),
+            score_thresh=0.01,
+            topk_candidates=400,
+            nms_thresh=0.45,
+            detections_per_img=200,
+        )
+        images = len(cls_scores)
+        return _SSD.postprocess_detections(
+            settings,
+            {"cls_logits": cls_scores, "bbox_regression": offset_preds},
+            [anchors] * images,
+            [(1, 1)] * images,
+        )
 
 
 # The book's way.
@@ -265,6 +296,55 @@ def eager_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[_eager_keep(boxes[order], iou_threshold)]
 
 
+def loop_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Class by class, as torchvision does with many boxes, and each class by blocks."""
+    keep = torch.zeros(len(boxes), dtype=torch.bool)
+    for category in idxs.unique():
+        members = (idxs == category).nonzero().flatten()
+        keep[members[eager_nms(boxes[members], scores[members], iou_threshold)]] = True
+    kept = keep.nonzero().flatten()
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def eager_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """All images at once, each ground truth forced on its best anchor."""
+    iou = eager_box_iou(gt_boxes, anchors)  # [B, G, A]
+    best, matched = iou.max(dim=1)
+    matched.masked_fill_(best < 0.5, -1)
+    of_gt = iou.argmax(dim=2)
+    batch = torch.arange(len(gt_boxes))
+    for gt in range(gt_boxes.shape[1]):  # in order: the later one wins
+        matched[batch, of_gt[:, gt]] = gt
+    return matched, best
+
+
+def eager_multiclass_nms(boxes: Tensor, scores: Tensor):
+    """Top 400 of each class, then `loop_batched_nms` of each image and its best 100."""
+    found = []
+    for box, score in zip(boxes, scores, strict=True):
+        value, row = score.T.topk(min(400, len(box)), dim=1)
+        label = torch.arange(len(value))[:, None].expand_as(row)
+        over = value > 0.05
+        value, row, label = value[over], row[over], label[over]
+        keep = loop_batched_nms(box[row], value, label, 0.5)[:100]
+        found.append({"boxes": box[row[keep]], "scores": value[keep], "labels": label[keep] + 1})
+    return found
+
+
+def eager_detect(cls_scores: Tensor, offset_preds: Tensor, anchors: Tensor):
+    """Softmax and decoding of everything; then as `eager_multiclass_nms`, with SSD300's settings."""
+    found = []
+    boxes = eager_decode_boxes(offset_preds, anchors).clamp_(0, 1)
+    for box, score in zip(boxes, cls_scores.softmax(2)[..., 1:], strict=True):
+        value, row = score.T.topk(min(400, len(box)), dim=1)
+        label = torch.arange(len(value))[:, None].expand_as(row)
+        over = value > 0.01
+        value, row, label = value[over], row[over], label[over]
+        keep = loop_batched_nms(box[row], value, label, 0.45)[:200]
+        found.append({"boxes": box[row[keep]], "scores": value[keep], "labels": label[keep] + 1})
+    return found
+
+
 def eager_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor) -> Tensor:
     scores, labels = cls_probs[:, 1:].max(dim=1)
     boxes = eager_decode_boxes(offset_preds.unflatten(1, (-1, 4)), anchors)
@@ -300,3 +380,30 @@ def same_detections(actual: Tensor, expected: Tensor) -> bool:
     """Equal rows, but for one image in ten: one bit of exp may move a box across the threshold."""
     far = (actual - expected).abs().amax(dim=(1, 2)) > 1e-4
     return int(far.sum()) <= len(far) // 10
+
+
+def same_matches(actual, expected) -> bool:
+    """Equal matches; the IoU of a forced anchor is its best one in torchvision, its own in ours."""
+    return torch.equal(actual[0], expected[0])
+
+
+def same_found(actual, expected) -> bool:
+    """Detections against a list of images with labels from 1: as many, close in score, and, but for one in
+    a hundred, of the same label and box. One bit of exp may move a box across the threshold."""
+    if isinstance(actual, list):
+        actual, expected = expected, actual
+    if isinstance(expected, tuple):  # ours beside ours
+        return all(map(torch.equal, actual, expected))
+    for image, other in enumerate(expected):
+        count = int(actual.counts[image])
+        if abs(count - len(other["scores"])) > count // 100:
+            return False
+        count = min(count, len(other["scores"]))
+        same = (actual.labels[image, :count] + 1 == other["labels"][:count]) & (
+            (actual.boxes[image, :count] - other["boxes"][:count]).abs().amax(1) < 1e-4
+        )
+        if int((~same).sum()) > count // 50 or not close(
+            actual.scores[image, :count], other["scores"][:count]
+        ):
+            return False
+    return True

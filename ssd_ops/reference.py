@@ -6,6 +6,7 @@ whatever memory is convenient. Read them to learn what an op computes; call `ssd
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 D2L_EPS = 1e-6  # the book adds it inside the logarithm of `offset_boxes`
+MXNET_MIN_IOU = 1e-6  # MXNet forces no match that overlaps less
 
 
 def _real(*tensors: Tensor) -> torch.dtype:
@@ -53,6 +55,16 @@ def multibox_prior(feature_map, sizes, ratios, *, steps=None, offsets=(0.5, 0.5)
     )
 
 
+def _exp(x: Tensor) -> Tensor:
+    """torch's exp. The kernels have one of their own, an ulp away at times; tests put it here."""
+    return torch.exp(x)
+
+
+def _round(threshold: float, real: torch.dtype) -> float:
+    """The number of a dtype that is nearest: what comparing with a tensor does to a number."""
+    return torch.tensor(threshold, dtype=real).item()
+
+
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU of every pair, [..., N, 4] x [..., M, 4] -> [..., N, M]; see `ssd_ops.box_iou`."""
     real = _real(boxes1, boxes2)
@@ -89,53 +101,174 @@ def decode_boxes(offsets, anchors, *, variances=VARIANCES, clip=False):
     anchor_xy, anchor_wh = _centers(anchors.to(real))
     v = torch.tensor(variances, dtype=real, device=offsets.device)
     xy = offsets[..., :2] * v[:2] * anchor_wh + anchor_xy
-    wh = torch.exp(offsets[..., 2:] * v[2:]) * anchor_wh
+    wh = _exp(offsets[..., 2:] * v[2:]) * anchor_wh
     boxes = torch.cat((xy - wh / 2, xy + wh / 2), dim=-1)
     return boxes.clamp(0, 1) if clip else boxes
 
 
-def _match_d2l(anchors: Tensor, gt_boxes: Tensor, iou_threshold: float) -> Tensor:
-    """The ground truth of each anchor, or -1: the book's `assign_anchor_to_bbox`."""
-    matched_idxs = torch.full((len(anchors),), -1, dtype=torch.int64)
-    if len(gt_boxes) == 0 or len(anchors) == 0:
-        return matched_idxs
-    usable = anchors.isfinite().all(1) & (anchors[:, 2:] > anchors[:, :2]).all(1)
-    iou = box_iou(anchors, gt_boxes)
-    best = iou.argmax(dim=1)  # the first ground truth on ties
-    over = usable & (iou.max(dim=1).values >= iou_threshold)
-    matched_idxs[over] = best[over]
-    free = torch.where(usable[:, None], iou, -torch.ones_like(iou))
-    for _ in range(min(len(gt_boxes), int(usable.sum()))):
+def _has_extent(boxes: Tensor) -> Tensor:
+    return boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+def _greedy_match(iou: Tensor, usable: Tensor, least: float) -> list[tuple[int, int]]:
+    """Pairs (anchor, gt): always the free one with the highest IoU, as long as that is over `least`."""
+    free = torch.where(usable[:, None], iou, torch.full_like(iou, -1))
+    pairs: list[tuple[int, int]] = []
+    while True:
         # The flat argmax: the lowest anchor on ties, then the lowest ground truth.
-        anchor, gt = divmod(int(free.argmax()), len(gt_boxes))
-        matched_idxs[anchor] = gt
+        anchor, gt = divmod(int(free.argmax()), iou.shape[1])
+        if not free[anchor, gt] > least:
+            return pairs
+        pairs.append((anchor, gt))
         free[anchor, :] = -1
         free[:, gt] = -1
-    return matched_idxs
 
 
-def multibox_target(anchors, labels, *, iou_threshold=0.5, variances=VARIANCES, semantics="d2l"):
+def assign_anchors(
+    anchors,
+    gt_boxes,
+    gt_counts=None,
+    *,
+    iou_threshold=0.5,
+    background_threshold=None,
+    force_match="bipartite",
+):
+    """The ground truth of each anchor, and their IoU; see `ssd_ops.assign_anchors`."""
+    if not isinstance(gt_boxes, Tensor):
+        images = list(gt_boxes)
+    elif gt_boxes.ndim == 2:
+        cuts = gt_counts.clamp(0, len(gt_boxes)).tolist()
+        images = [gt_boxes[begin:end] for begin, end in itertools.pairwise(cuts)]
+    elif gt_counts is None:
+        images = list(gt_boxes)
+    else:
+        images = [
+            boxes[: max(count, 0)]
+            for boxes, count in zip(gt_boxes, gt_counts.tolist(), strict=True)
+        ]
+    real = (
+        _real(anchors, *images) if isinstance(gt_boxes, list | tuple) else _real(anchors, gt_boxes)
+    )
+    anchors = anchors.reshape(-1, 4).to(real)
+    high = _round(iou_threshold, real)
+    low = high if background_threshold is None else _round(background_threshold, real)
+    matched_idxs = torch.full((len(images), len(anchors)), -1, dtype=torch.int64)
+    matched_ious = torch.zeros((len(images), len(anchors)), dtype=real)
+    for image, boxes in enumerate(images):
+        rows = _has_extent(boxes.to(real)).nonzero().flatten()  # those that can match
+        if len(rows) and len(anchors):
+            gt, iou = _assign(anchors, boxes[rows].to(real), high, low, force_match)
+            matched_idxs[image] = torch.where(gt >= 0, rows[gt.clamp(min=0)], gt)
+            matched_ious[image] = iou
+    return matched_idxs.to(anchors.device), matched_ious.to(anchors.device)
+
+
+def _assign(anchors, gt_boxes, high: float, low: float, force_match: str) -> tuple[Tensor, Tensor]:
+    """For one image: the ground truth of each anchor, -1 or -2, and the IoU with it or the best one."""
+    usable = _has_extent(anchors)
+    iou = torch.where(usable[:, None], box_iou(anchors, gt_boxes), 0)
+    best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)  # the first ground truth on ties
+    matched = torch.where(best_iou >= high, best, torch.where(best_iou < low, -1, -2))
+    matched[~usable] = -1
+    if force_match == "bipartite":
+        for anchor, gt in _greedy_match(iou, usable, -1):
+            matched[anchor] = gt
+    elif force_match == "argmax" and usable.any():
+        for gt, anchor in enumerate(torch.where(usable[:, None], iou, -1).argmax(dim=0).tolist()):
+            matched[anchor] = gt
+    elif force_match == "low_quality":
+        tied = ((iou == iou.max(dim=0).values) & (iou > 0)).any(dim=1)
+        matched[tied] = best[tied]
+    of_match = iou.gather(1, matched.clamp(min=0)[:, None])[:, 0]
+    return matched, torch.where(matched >= 0, of_match, best_iou)
+
+
+def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """As `_assign`: forced matches first, and then only what they left, above the threshold."""
+    usable = _has_extent(anchors)
+    iou = torch.where(usable[:, None], box_iou(anchors, gt_boxes), 0)
+    best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)
+    over = best_iou > iou_threshold if iou_threshold > 0 else torch.zeros_like(usable)
+    matched = torch.where(over, best, -1)
+    for anchor, gt in _greedy_match(iou, usable, _round(MXNET_MIN_IOU, anchors.dtype)):
+        matched[anchor] = gt
+    return matched, best_iou
+
+
+def softmax(logits: Tensor, dim: int) -> Tensor:
+    """torch's softmax, with the sum over the classes taken in their order."""
+    powers = _exp(logits - logits.amax(dim=dim, keepdim=True))
+    total = sum(power for power in powers.unbind(dim))
+    return powers / total.unsqueeze(dim)  # type: ignore[union-attr]
+
+
+def _mine(matched, best_iou, background, ratio, threshold: float, least: int) -> Tensor:
+    """The negatives of one image to train on: those least taken for background."""
+    candidates = ((matched < 0) & (best_iou < threshold)).nonzero().flatten()
+    positives = int((matched >= 0).sum())
+    by_ratio = float(torch.tensor(float(positives)) * torch.tensor(ratio, dtype=torch.float32))
+    wanted = max(math.floor(min(by_ratio, float(len(matched)))), least)
+    # torch sorts NaN as the greatest; the stable sort leaves equal ones in the order of the anchors.
+    order = (-background[candidates]).sort(descending=True, stable=True).indices
+    return candidates[order[:wanted]]
+
+
+def multibox_target(
+    anchors,
+    labels,
+    cls_preds=None,
+    *,
+    iou_threshold=0.5,
+    variances=VARIANCES,
+    negative_mining_ratio=None,
+    negative_mining_threshold=0.5,
+    min_negatives=0,
+    ignore_label=-1,
+    semantics="d2l",
+):
     """Offsets, masks and class labels of every anchor; see `ssd_ops.multibox_target`."""
-    assert semantics == "d2l"
-    real = _real(anchors, labels)
-    anchors, labels = anchors.reshape(-1, 4).to(real).cpu(), labels.to(real)
+    real = _real(anchors, labels, *(() if cls_preds is None else (cls_preds,)))
+    device = labels.device
+    anchors, labels = anchors.reshape(-1, 4).to(real).cpu(), labels.to(real).cpu()
     num_images, num_anchors = len(labels), len(anchors)
+    threshold = _round(iou_threshold, real)
     offsets = torch.zeros((num_images, num_anchors, 4), dtype=real)
     masks = torch.zeros((num_images, num_anchors, 4), dtype=real)
     cls_labels = torch.zeros((num_images, num_anchors), dtype=torch.int64)
-    for image, rows in enumerate(labels.cpu()):
+    for image, rows in enumerate(labels):
         boxes = rows[:, 1:]
         valid = (rows[:, 0] >= 0) & boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        if semantics == "torchvision":
+            valid &= _has_extent(boxes)
         rows = rows[valid]
-        matched_idxs = _match_d2l(anchors, rows[:, 1:], iou_threshold)
-        positive = matched_idxs >= 0
-        gt = rows[matched_idxs[positive]]
+        matched = torch.full((num_anchors,), -1)
+        best_iou = torch.zeros(num_anchors, dtype=real)
+        if len(rows) and num_anchors:
+            iou = box_iou(anchors, rows[:, 1:])
+            best_iou = torch.where(_has_extent(anchors), iou.max(dim=1).values, 0)
+            if semantics == "mxnet":
+                matched, _ = _match_mxnet(anchors, rows[:, 1:], threshold)
+            else:
+                force = "bipartite" if semantics == "d2l" else "argmax"
+                matched, _ = _assign(anchors, rows[:, 1:], threshold, threshold, force)
+        if negative_mining_ratio is not None:
+            background = softmax(cls_preds[image].to(real), 0)[0].cpu()
+            limit = _round(negative_mining_threshold, real)
+            cls_labels[image] = ignore_label
+            cls_labels[
+                image,
+                _mine(matched, best_iou, background, negative_mining_ratio, limit, min_negatives),
+            ] = 0
+        elif semantics == "mxnet" and len(rows) == 0:
+            cls_labels[image] = ignore_label
+        positive = matched >= 0
+        gt = rows[matched[positive]]
+        eps = D2L_EPS if semantics == "d2l" else 0.0
         offsets[image, positive] = encode_boxes(
-            gt[:, 1:], anchors[positive], variances=variances, eps=D2L_EPS
+            gt[:, 1:], anchors[positive], variances=variances, eps=eps
         )
         masks[image, positive] = 1
         cls_labels[image, positive] = gt[:, 0].long() + 1
-    device = labels.device
     return (
         offsets.flatten(1).to(device),
         masks.flatten(1).to(device),
@@ -187,6 +320,131 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
     return indices, counts
 
 
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the kept boxes of every class, by score; see `ssd_ops.batched_nms`."""
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for category in idxs.unique():
+        members = (idxs == category).nonzero().flatten()
+        kept[members[nms(boxes[members], scores[members], iou_threshold)]] = True
+    kept_idxs = kept.nonzero().flatten()
+    return kept_idxs[scores[kept_idxs].sort(descending=True, stable=True).indices]
+
+
+def multiclass_nms(
+    boxes,
+    scores,
+    *,
+    score_threshold=0.05,
+    iou_threshold=0.5,
+    topk=400,
+    max_detections=100,
+    class_agnostic=False,
+):
+    """The best boxes of each image, padded; see `ssd_ops.multiclass_nms`."""
+    real = _real(boxes, scores)
+    boxes, scores = boxes.to(real), scores.to(real)
+    num_images, device = len(boxes), boxes.device
+    out_boxes = torch.zeros((num_images, max_detections, 4), dtype=real, device=device)
+    out_scores = torch.zeros((num_images, max_detections), dtype=real, device=device)
+    labels = torch.full((num_images, max_detections), -1, device=device)
+    indices = torch.full((num_images, max_detections), -1, device=device)
+    counts = torch.zeros(num_images, dtype=torch.int64, device=device)
+    for image in range(num_images):
+        chosen: list[tuple[int, int]] = []  # (class, box), class by class, each by score and box
+        for category in range(scores.shape[2]):
+            of_class = scores[image, :, category]
+            order = of_class.sort(descending=True, stable=True).indices
+            order = order[of_class[order] > _round(score_threshold, real)]
+            if topk != -1:
+                order = order[:topk]
+            chosen += [(category, int(box)) for box in order]
+        if not chosen:
+            continue
+        categories, rows = torch.tensor(chosen, device=device).unbind(1)
+        found = scores[image, rows, categories]
+        groups = torch.zeros_like(categories) if class_agnostic else categories
+        # The sort in `batched_nms` is stable: equal scores stay in the order of `chosen`.
+        kept = batched_nms(boxes[image, rows], found, groups, iou_threshold)[:max_detections]
+        count = len(kept)
+        out_boxes[image, :count] = boxes[image, rows[kept]]
+        out_scores[image, :count] = found[kept]
+        labels[image, :count] = categories[kept]
+        indices[image, :count] = rows[kept]
+        counts[image] = count
+    return out_boxes, out_scores, labels, indices, counts
+
+
+def detect(
+    cls_scores,
+    offset_preds,
+    anchors,
+    *,
+    activation="softmax",
+    score_threshold=0.01,
+    iou_threshold=0.45,
+    topk=400,
+    max_detections=200,
+    variances=VARIANCES,
+    clip=True,
+    class_agnostic=False,
+):
+    """The best boxes of each image from the heads of a detector, padded; see `ssd_ops.detect`."""
+    real = _real(cls_scores, offset_preds, anchors)
+    logits, anchors = cls_scores.to(real), anchors.reshape(-1, 4).to(real)
+    if activation == "softmax":
+        scores = softmax(logits, 2)[..., 1:]
+    else:
+        scores = 1 / (1 + _exp(-logits)) if activation == "sigmoid" else logits
+    offsets = offset_preds.to(real).reshape(len(logits), -1, 4)
+    return multiclass_nms(
+        decode_boxes(offsets, anchors, variances=variances, clip=clip),
+        scores,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        topk=topk,
+        max_detections=max_detections,
+        class_agnostic=class_agnostic,
+    )
+
+
+def _d2l_rows(probs, boxes, nms_threshold, pos_threshold, class_agnostic, topk) -> Tensor:
+    """The rows [A, 6] of one image by the rules of the book; probs [C, A]."""
+    probs = torch.where(probs.isnan(), torch.zeros_like(probs), probs)
+    class_id = probs.argmax(dim=0)  # the first class on ties
+    scores = probs.gather(0, class_id[None])[0]
+    order = scores.sort(descending=True, stable=True).indices[: None if topk == -1 else topk]
+    groups = torch.zeros_like(class_id) if class_agnostic else class_id
+    kept = order[batched_nms(boxes[order], scores[order], groups[order], nms_threshold)].tolist()
+    others = sorted(set(range(len(boxes))) - set(kept))
+    class_id[others] = -1
+    below = scores < pos_threshold
+    class_id[below] = -1
+    scores = torch.where(below, 1 - scores, scores)
+    return torch.cat((class_id[:, None].to(boxes), scores[:, None], boxes), dim=1)[kept + others]
+
+
+def _mxnet_rows(probs, boxes, nms_threshold, pos_threshold, class_agnostic, topk) -> Tensor:
+    """The rows [A, 6] of one image by the rules of MXNet; probs [C, A]."""
+    probs = torch.where(probs > -1, probs, -torch.ones_like(probs))  # NaN is never the best
+    class_id = probs.argmax(dim=0)
+    scores = probs.gather(0, class_id[None])[0]
+    survivors = (scores > -1) & ~(scores < pos_threshold)
+    rows = torch.cat((class_id[:, None].to(boxes), scores[:, None], boxes), dim=1)[survivors]
+    if nms_threshold > 0:
+        order = rows[:, 1].sort(descending=True, stable=True).indices
+        if topk != -1 and topk < len(rows):
+            order = torch.cat((order[:topk], torch.arange(topk, len(rows), device=order.device)))
+        in_nms = len(rows) if topk == -1 else min(topk, len(rows))
+        rows = rows[order]
+        rows[in_nms:, 0] = -1
+        for i in range(in_nms):
+            if rows[i, 0] >= 0:
+                iou = box_iou(rows[i, None, 2:], rows[i + 1 : in_nms, 2:])[0]
+                rivals = rows[i + 1 : in_nms, 0]
+                rivals[(iou >= nms_threshold) & (class_agnostic | (rivals == rows[i, 0]))] = -1
+    return torch.cat((rows, rows.new_full((len(boxes) - len(rows), 6), -1)))
+
+
 def multibox_detection(
     cls_probs,
     offset_preds,
@@ -195,29 +453,28 @@ def multibox_detection(
     pos_threshold=0.009999999,
     *,
     variances=VARIANCES,
+    clip=None,
+    class_agnostic=None,
+    topk=-1,
     semantics="d2l",
 ):
     """Rows (class, score, x1, y1, x2, y2), [B, A, 6]; see `ssd_ops.multibox_detection`."""
-    assert semantics == "d2l"
     real = _real(cls_probs, offset_preds, anchors)
+    clip = semantics == "mxnet" if clip is None else clip
+    class_agnostic = semantics == "d2l" if class_agnostic is None else class_agnostic
     num_images, _, num_anchors = cls_probs.shape
     anchors = anchors.reshape(-1, 4).to(real)
-    threshold = torch.tensor(nms_threshold, dtype=real).item()  # the book compares in the dtype
+    rows_of = _d2l_rows if semantics == "d2l" else _mxnet_rows
     out = torch.zeros((num_images, num_anchors, 6), dtype=real, device=cls_probs.device)
     for image in range(num_images if num_anchors else 0):
-        probs = cls_probs[image, 1:].to(real)
-        probs = torch.where(probs.isnan(), torch.zeros_like(probs), probs)
-        class_id = probs.argmax(dim=0)  # the first class on ties
-        scores = probs.gather(0, class_id[None])[0]
         offsets = offset_preds[image].reshape(-1, 4).to(real)
-        boxes = decode_boxes(offsets, anchors, variances=variances)
-        order = scores.sort(descending=True, stable=True).indices.tolist()
-        kept = _greedy_nms(boxes, order, threshold)
-        others = sorted(set(range(num_anchors)) - set(kept))
-        class_id[others] = -1
-        below = scores < pos_threshold
-        class_id[below] = -1
-        scores = torch.where(below, 1 - scores, scores)
-        rows = torch.cat((class_id[:, None].to(real), scores[:, None], boxes), dim=1)
-        out[image] = rows[kept + others]
+        boxes = decode_boxes(offsets, anchors, variances=variances, clip=clip)
+        out[image] = rows_of(
+            cls_probs[image, 1:].to(real),
+            boxes,
+            _round(nms_threshold, real),
+            _round(pos_threshold, real),
+            class_agnostic,
+            topk,
+        )
     return out

@@ -18,7 +18,7 @@ import ssd_ops
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, CSRC = ROOT / "ssd_ops", ROOT / "csrc"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-PUBLIC = [name for name in ssd_ops.__all__ if not name.startswith("_")]
+PUBLIC = [name for name in ssd_ops.__all__ if name[0].islower()]
 
 # Module -> the modules of ours that it may import. Only the command line may import everything, and
 # nothing but __main__ imports the command line.

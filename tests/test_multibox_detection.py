@@ -18,9 +18,7 @@ THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 @pytest.fixture
 def same_exp(monkeypatch):
-    """Gives the reference the exp of the library, which has tests of its own, so that boxes are the
-    same bits and everything after them can be held to equality."""
-    monkeypatch.setattr(reference, "decode_boxes", ssd_ops.decode_boxes)
+    monkeypatch.setattr(reference, "_exp", cases.library_exp)
 
 
 def compare(inputs, *args, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
@@ -197,3 +195,67 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.multibox_detection(*inputs))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+
+
+MXNET_OPTIONS = (
+    {},
+    {"class_agnostic": True},
+    {"topk": 5},
+    {"topk": 1, "clip": False},
+    {"topk": 10**6},
+)
+
+
+@pytest.mark.parametrize("options", MXNET_OPTIONS, ids=str)
+def test_mxnet_equals_reference(backend, same_exp, options):
+    for kind, anchors in itertools.product(cases.KINDS, (1, 2, 16, 40)):
+        for classes, threshold in ((1, 0.5), (3, THRESHOLDS[anchors % 7]), (3, 0.0), (2, 1.0)):
+            inputs = random_inputs(4, classes, anchors, kind)
+            compare(inputs, threshold, 0.3, run=backend.run, semantics="mxnet", **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"class_agnostic": False}, {"topk": 5}, {"clip": True, "topk": 300}], ids=str
+)
+def test_d2l_options_equal_reference(backend, same_exp, options):
+    for kind, anchors in itertools.product(cases.KINDS, (1, 2, 16, 40)):
+        inputs = random_inputs(4, 3, anchors, kind)
+        compare(inputs, 0.4, 0.3, run=backend.run, **options)
+
+
+def test_mxnet_by_hand():
+    """The rows that MXNet 1.9.1 gives: NMS stops at the topk, whose rest it leaves in anchor order."""
+    left = torch.arange(8.0)[:, None] / 10
+    anchors = torch.cat((left, left, left + 0.1, left + 0.1), dim=1)
+    scores = torch.tensor([0.3, 0.9, 0.5, 0.1, 0.7, 0.6, 0.2, 0.8])
+    probs = torch.stack((1 - scores, scores))[None]
+    args = probs, torch.zeros(1, 32), anchors
+    rows = ssd_ops.multibox_detection(*args, 0.5, 0.25, topk=3, semantics="mxnet")[0]
+    assert rows[:, 0].tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
+    expected = torch.tensor([0.9, 0.8, 0.7, 0.7, 0.6, 0.8, -1, -1])
+    assert torch.equal(rows[:, 1], expected)
+    torch.testing.assert_close(rows[:6, 2:], anchors[[1, 7, 4, 4, 5, 7]])
+    assert rows[6:].eq(-1).all()
+    rows = ssd_ops.multibox_detection(*args, 0.0, 0.25, topk=3, semantics="mxnet")[0]
+    assert torch.equal(rows[:6, 1], scores[[0, 1, 2, 4, 5, 7]])
+    assert rows[:, 0].tolist() == [0] * 6 + [-1] * 2
+
+
+def test_mxnet_suppresses_at_the_threshold_itself():
+    anchors = torch.tensor([[0.0, 0, 0.5, 0.5], [0, 0, 0.5, 0.25], [0, 0, 0.5, 0.5]])
+    probs = torch.tensor([[[0.1, 0.1, 0.1], [0.9, 0.8, 0.1], [0.0, 0.0, 0.7]]])
+    args = probs, torch.zeros(1, 12), anchors
+    rows = ssd_ops.multibox_detection(*args, 0.5, semantics="mxnet")[0]
+    assert rows[:, 0].tolist() == [0, -1, 1]  # another class is no rival
+    assert ssd_ops.multibox_detection(*args, 0.51, semantics="mxnet")[0, :, 0].tolist() == [0, 0, 1]
+    assert ssd_ops.multibox_detection(*args, 0.5)[0, :, 0].tolist() == [0, 0, -1]
+
+
+def test_mxnet_nan_is_never_the_best():
+    probs = torch.tensor([[[0.5, 0.5, 0.5], [nan, nan, -1.0], [0.2, nan, -1.0]]])
+    anchors = cases.boxes(3)
+    rows = ssd_ops.multibox_detection(
+        probs, torch.zeros(1, 12), anchors, 0.5, 0.0, semantics="mxnet"
+    )
+    assert rows[0, :, 0].tolist() == [1, -1, -1]
+    assert rows[0, 1:].eq(-1).all()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 
 import cases
 import golden
@@ -27,10 +29,9 @@ def check(got, expected):
     torch.testing.assert_close(offsets, expected[0], rtol=rtol, atol=rtol)
 
 
-def compare(anchors, labels, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
+def compare(*args, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
     check(
-        run(ssd_ops.multibox_target, anchors, labels, **options),
-        reference.multibox_target(anchors, labels, **options),
+        run(ssd_ops.multibox_target, *args, **options), reference.multibox_target(*args, **options)
     )
 
 
@@ -79,7 +80,7 @@ def test_equals_reference_on_small_images(backend, dtype):
         for threshold in (0.5, THRESHOLDS[(num_anchors + count) % 7]):
             anchors = cases.boxes(num_anchors, kind=kind, dtype=dtype)
             labels = cases.labels(10, count, kind=kind, dtype=dtype)
-            compare(anchors, labels, backend.run, iou_threshold=threshold)
+            compare(anchors, labels, run=backend.run, iou_threshold=threshold)
 
 
 @pytest.mark.parametrize("kind", ["grid", "copies"])
@@ -99,14 +100,14 @@ def test_equals_reference_across_block_sizes(backend):
     for num_anchors, kind in itertools.product(sizes, ("uniform", "grid", "odd")):
         anchors = cases.boxes(num_anchors, kind=kind)
         labels = cases.labels(3, 20, kind="grid" if kind == "grid" else "small")
-        compare(anchors, labels, backend.run)
-        compare(anchors, labels, backend.run, iou_threshold=0.0)
+        compare(anchors, labels, run=backend.run)
+        compare(anchors, labels, run=backend.run, iou_threshold=0.0)
 
 
 def test_equals_reference_on_real_anchors(backend):
     for count in cases.ANCHOR_COUNTS:
         for kind in ("uniform", "small", "grid", "copies"):
-            compare(cases.prior_anchors(count), cases.labels(2, 12, kind=kind), backend.run)
+            compare(cases.prior_anchors(count), cases.labels(2, 12, kind=kind), run=backend.run)
 
 
 def test_many_ground_truths_want_the_same_anchors():
@@ -265,3 +266,102 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.multibox_target(anchors, labels))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def random_inputs(images, num_anchors, num_gts, kind, dtype):
+    return cases.boxes(num_anchors, kind=kind, dtype=dtype), cases.labels(
+        images, num_gts, kind=kind, dtype=dtype
+    )
+
+
+SEMANTICS = ("d2l", "mxnet", "torchvision")
+
+
+@pytest.fixture
+def same_exp(monkeypatch):
+    monkeypatch.setattr(reference, "_exp", cases.library_exp)
+
+
+@pytest.mark.parametrize("semantics", ["mxnet", "torchvision"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.half], ids=str)
+def test_other_semantics_equal_reference(backend, dtype, semantics):
+    thresholds = itertools.cycle((0.5, 0.0, 0.3, 1.0, 0.7))
+    for kind, num_anchors in itertools.product(cases.KINDS, (1, 2, 17, 100)):
+        for num_gts in (0, 1, 4, 20):
+            args = random_inputs(3, num_anchors, num_gts, kind, dtype)
+            options = {"iou_threshold": next(thresholds), "semantics": semantics}
+            compare(*args, run=backend.run, **options)
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_mining_equals_reference(backend, same_exp, semantics):
+    settings = itertools.cycle(
+        (
+            {"negative_mining_ratio": 3.0},
+            {"negative_mining_ratio": 0.7, "negative_mining_threshold": 0.2, "ignore_label": -7},
+            {"negative_mining_ratio": 0.0, "min_negatives": 5},
+            {"negative_mining_ratio": 1e30, "negative_mining_threshold": 0.0},
+            {"negative_mining_ratio": 1.0, "min_negatives": 2**62, "ignore_label": 9},
+        )
+    )
+    for kind, num_anchors in itertools.product(cases.KINDS, (1, 17, 255, 257)):
+        for num_gts, dtype in ((0, torch.float32), (3, torch.float32), (9, torch.float64)):
+            args = random_inputs(3, num_anchors, num_gts, kind, dtype)
+            # Quarters, so that equal probabilities are common; some NaN and infinite for `odd`.
+            logits = cases.scores(3, 4, num_anchors, kind="odd" if kind == "odd" else "ties")
+            compare(*args, logits, run=backend.run, semantics=semantics, **next(settings))
+
+
+def test_mining_on_ssd300(backend, same_exp):
+    anchors, labels = cases.prior_anchors(8732), cases.labels(2, 8)
+    logits = torch.randn(2, 21, 8732)
+    for semantics in SEMANTICS:
+        compare(
+            anchors, labels, logits, run=backend.run, semantics=semantics, negative_mining_ratio=3
+        )
+
+
+def test_mxnet_by_hand():
+    anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]]) / 8
+    labels = torch.tensor([[[2.0, 0, 0, 4, 2], [1, 20, 20, 24, 24]], [[-1.0] * 5] * 2])
+    labels[..., 1:] /= 8
+    run = functools.partial(ssd_ops.multibox_target, anchors, labels)
+    # IoU 1/2 is not more than 1/2, but the match is forced; what overlaps nothing is left out.
+    assert run(semantics="mxnet")[2].tolist() == [[3, 0, 0, 0], [-1] * 4]
+    assert run(semantics="torchvision")[2].tolist() == [[2, 0, 0, 0], [0] * 4]
+    assert run(semantics="d2l")[2].tolist() == [[3, 2, 0, 0], [0] * 4]
+    logits = torch.tensor([[0.0, 1, 2, 0], [0, 0, 0, 3]]).expand(2, 2, 4)
+    run = functools.partial(run, logits, semantics="mxnet", negative_mining_ratio=1)
+    assert run()[2].tolist() == [[3, -1, -1, 0], [-1] * 4]
+    assert run(min_negatives=2, ignore_label=5)[2].tolist() == [[3, 0, 5, 0], [0, 5, 5, 0]]
+
+
+def test_mxnet_golden_vector():
+    """From MXNet's own tests: ratio 3 leaves one candidate for three negatives."""
+    targets = ssd_ops.multibox_target(
+        golden.MXNET_ANCHORS,
+        golden.MXNET_LABELS,
+        torch.arange(10.0).reshape(1, 5, 2),
+        negative_mining_ratio=3,
+        negative_mining_threshold=0.4,
+        semantics="mxnet",
+    )
+    torch.testing.assert_close(targets[0], golden.MXNET_OFFSETS, rtol=0, atol=2e-5)
+    assert torch.equal(targets[1], golden.MXNET_MASKS)
+    assert torch.equal(targets[2], golden.MXNET_CLASSES)
+
+
+def test_torchvision_gives_an_anchor_to_the_later_ground_truth():
+    anchors = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 1]])
+    labels = torch.tensor([[[3.0, 0, 0, 1, 1], [4, 0, 0, 1, 0.9], [5, 0.2, 0.2, 0.2, 0.8]]])
+    offsets, _, classes = ssd_ops.multibox_target(anchors, labels, semantics="torchvision")
+    assert classes.tolist() == [[5, 4]]  # 5 has no area, and anchor 1 has 1/2 of gt 0
+    assert offsets[0, 6].item() == pytest.approx(math.log(2) / 0.2)
+
+
+def test_predictions_are_not_read_without_mining():
+    anchors, labels = cases.boxes(9), cases.labels(2, 3)
+    nothing = torch.full((2, 4, 9), nan)
+    with_preds = ssd_ops.multibox_target(anchors, labels, nothing)
+    for a, b in zip(with_preds, ssd_ops.multibox_target(anchors, labels), strict=True):
+        assert torch.equal(a, b)

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import ssd_ops
 
-OPS = [name for name in ssd_ops.__all__ if not name.startswith("_")]
+OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
+RAGGED = ("nms", "batched_nms")  # the size of their result depends on the numbers
 
 
 def inputs(name: str, images: int = 3, dtype: torch.dtype = torch.float32, size: int = 20):
@@ -35,12 +36,25 @@ def inputs(name: str, images: int = 3, dtype: torch.dtype = torch.float32, size:
             torch.randint(-1, 2, (images, size)),
         ),
         "nms": (rows.flatten(0, 1), torch.rand(images * size).to(dtype), 0.5),
+        "batched_nms": (
+            rows.flatten(0, 1),
+            torch.rand(images * size).to(dtype),
+            torch.randint(0, 3, (images * size,)),
+            0.5,
+        ),
         "nms_padded": (rows, torch.rand(images, size).to(dtype), 0.5),
+        "multiclass_nms": (rows, torch.rand(images, size, 3).to(dtype)),
         "multibox_detection": (
             torch.rand(images, 3, size).to(dtype),
             torch.randn(images, 4 * size).to(dtype),
             anchors,
         ),
+        "detect": (
+            torch.randn(images, size, 3).to(dtype),
+            torch.randn(images, size, 4).to(dtype),
+            anchors,
+        ),
+        "assign_anchors": (anchors, cases.boxes(images, 4, dtype=dtype), torch.arange(images) % 5),
     }[name]
 
 
@@ -85,7 +99,11 @@ def test_every_op_of_the_library_is_public():
         "hard_negative_mining",
         "nms",
         "nms_padded",
+        "batched_nms",
+        "multiclass_nms",
         "multibox_detection",
+        "detect",
+        "assign_anchors",
     }
     for name in OPS:
         inputs(name)
@@ -137,7 +155,7 @@ def test_inputs_are_not_written(name):
     assert not memory & {t.untyped_storage().data_ptr() for t in results if t.numel()}
 
 
-@pytest.mark.parametrize("name", [name for name in OPS if name != "nms"])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in RAGGED])
 def test_meta_shapes(name):
     """On the meta device the shapes and dtypes come out, and nothing is computed."""
     for dtype in cases.DTYPES:
@@ -160,8 +178,8 @@ def test_compiles_as_one_graph_for_any_batch(name):
         return graph.forward
 
     compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=backend)
-    for images in (2, 3, 5, 9):
-        args = inputs(name, images)
+    for images in range(2, 22):
+        args = inputs(name, images, size=20 + images % 3)
         expected, got = tensors_of(op(*args)), tensors_of(compiled(*args))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert len(graphs) == 1, "a batch size has been compiled in"

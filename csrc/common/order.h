@@ -18,6 +18,12 @@ SSD_HOST_DEVICE typename FloatTraits<T>::Bits descending_key(T value) {
   return bits & kSign ? bits : ~(bits | kSign);
 }
 
+// Of a loss; smaller is harder. 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
+template <typename T>
+SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
+  return loss == loss ? descending_key(loss) : 0;
+}
+
 #ifndef __CUDACC__
 // Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits ride along, and equal
 // keys keep their order. Digits that are the same everywhere cost no pass.
@@ -59,6 +65,21 @@ void sort_descending(const T* scores, int64_t count, std::vector<int64_t>& order
   for (int64_t i = 0; i < count; ++i)
     if (scores[i] == scores[i]) order.push_back(i);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+}
+
+// Calls choose(i) for the `wanted` smallest keys, of equal ones the first: at most as many as there are.
+// `spare` is room to work in.
+template <typename Key, typename Choose>
+void choose_smallest(const std::vector<Key>& keys, int64_t wanted, std::vector<Key>& spare,
+                     const Choose& choose) {
+  if (wanted == 0) return;
+  spare = keys;
+  std::nth_element(spare.begin(), spare.begin() + (wanted - 1), spare.end());
+  const Key last = spare[static_cast<size_t>(wanted - 1)];
+  int64_t equal =
+      wanted - std::count_if(spare.begin(), spare.begin() + wanted, [&](Key key) { return key < last; });
+  for (size_t i = 0; i < keys.size(); ++i)
+    if (keys[i] < last || (keys[i] == last && equal-- > 0)) choose(i);
 }
 #endif
 

@@ -3,22 +3,31 @@
 //   cls_probs [B, C+1, A] with the background first, offset_preds [B, 4A], anchors [A, 4] or [1, A, 4]
 //   -> [B, A, 6] rows (class, score, x1, y1, x2, y2) of the arithmetic's dtype
 //
-// As in "Dive into Deep Learning": each anchor has its best class that is not background (the first on
-// ties); NMS over all anchors, whatever their class, drops IoU > nms_threshold; rows are the kept ones by
-// score, then the others by anchor, whose class is -1; a score below pos_threshold makes the class -1
-// and the score 1 - score. Thresholds are rounded to the dtype, as comparing with a tensor does.
-// A NaN probability counts as 0. Equal scores go to the lower anchor.
+// Boxes are decoded, and with clip cut to 0..1. Each anchor has its best class that is not background
+// (the first on ties). Thresholds are rounded to the dtype, as comparing with a tensor does. Equal
+// scores go to the lower anchor. With class_agnostic, NMS compares boxes of all classes, otherwise only
+// boxes of one class. topk, where it is not -1, leaves so many of the highest scores to NMS.
 //
-// semantics: 0 = d2l (the only one so far).
+// d2l    ("Dive into Deep Learning") A NaN probability counts as 0. NMS over all anchors, or the topk,
+//        drops IoU > nms_threshold. Rows: the kept ones by score, then all others by anchor with class
+//        -1. In either, a score below pos_threshold makes the class -1 and the score 1 - score.
+// mxnet  (its CPU path) A NaN probability, or one of -1 or less, is never the best. Anchors with a best
+//        class and a score not below pos_threshold survive; they alone fill the first rows, all others
+//        are -1. Rows are in the order of the scores, and NMS makes the class of a row -1 where the IoU
+//        with a kept one before it is nms_threshold or more; score and box remain, and the row stays.
+//        With topk below the number of survivors n, the rows topk..n-1 hold the survivors number
+//        topk..n-1 by anchor, with class -1, as MXNet leaves them. nms_threshold 0: no NMS, no topk, and
+//        the survivors stand in the order of the anchors.
 #pragma once
 
+#include "common/semantics.h"
 #include "common/tensor.h"
 
 namespace ssd_ops {
 
 inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offset_preds,
                                      const Tensor& anchors, double nms_threshold, double pos_threshold,
-                                     const std::vector<double>& variances, int64_t semantics) {
+                                     const std::vector<double>& variances, int64_t topk, int64_t semantics) {
   constexpr const char* op = "multibox_detection";
   check_shape(cls_probs.dim() == 3 && cls_probs.size(1) >= 2, op, "cls_probs",
               "[B, C+1, A] with C at least 1", cls_probs);
@@ -37,7 +46,9 @@ inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offs
   check_fraction(op, "nms_threshold", nms_threshold);
   check_fraction(op, "pos_threshold", pos_threshold);
   check_variances(op, variances);
-  if (semantics != 0) fail(op, "semantics must be 0 (d2l), got ", semantics);
+  if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);
+  if (semantics != kSemanticsD2l && semantics != kSemanticsMxnet)
+    fail(op, "semantics must be 0 (d2l) or 1 (mxnet), got ", semantics);
 }
 
 }  // namespace ssd_ops

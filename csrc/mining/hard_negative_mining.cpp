@@ -6,29 +6,29 @@ namespace ssd_ops {
 namespace {
 
 template <typename T>
-void select_image(const T* losses, const int64_t* cls_labels, int64_t count, double ratio,
-                  int64_t min_negatives, std::vector<typename FloatTraits<T>::Bits>& keys, bool* selected) {
-  int64_t positives = 0;
-  keys.clear();
-  for (int64_t i = 0; i < count; ++i) {
-    positives += cls_labels[i] > 0;
-    selected[i] = cls_labels[i] > 0;
-    if (cls_labels[i] == 0) keys.push_back(loss_key(losses[i]));
+class Miner {
+ public:
+  void select(const T* losses, const int64_t* cls_labels, int64_t count, double ratio, int64_t min_negatives,
+              bool* selected) {
+    int64_t positives = 0;
+    keys_.clear();
+    negatives_.clear();
+    for (int64_t i = 0; i < count; ++i) {
+      positives += cls_labels[i] > 0;
+      selected[i] = cls_labels[i] > 0;
+      if (cls_labels[i] != 0) continue;
+      keys_.push_back(loss_key(losses[i]));
+      negatives_.push_back(i);
+    }
+    const int64_t negatives = static_cast<int64_t>(keys_.size());
+    const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
+    choose_smallest(keys_, wanted, spare_, [&](size_t i) { selected[negatives_[i]] = true; });
   }
-  const int64_t negatives = static_cast<int64_t>(keys.size());
-  const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
-  if (wanted == 0) return;
-  // The key of the last one wanted: smaller keys are all in, equal ones in index order till it is full.
-  std::nth_element(keys.begin(), keys.begin() + (wanted - 1), keys.end());
-  const auto last = keys[static_cast<size_t>(wanted - 1)];
-  int64_t equal =
-      wanted - std::count_if(keys.begin(), keys.begin() + wanted, [&](auto key) { return key < last; });
-  for (int64_t i = 0; i < count; ++i) {
-    if (cls_labels[i] != 0) continue;
-    const auto key = loss_key(losses[i]);
-    if (key < last || (key == last && equal-- > 0)) selected[i] = true;
-  }
-}
+
+ private:
+  std::vector<typename FloatTraits<T>::Bits> keys_, spare_;
+  std::vector<int64_t> negatives_;
+};
 
 Tensor hard_negative_mining_cpu(const Tensor& losses, const Tensor& cls_labels, double ratio,
                                 int64_t min_negatives) {
@@ -45,11 +45,11 @@ Tensor hard_negative_mining_cpu(const Tensor& losses, const Tensor& cls_labels, 
         const Reader<T> reader(losses);
         torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
           std::vector<T> buffer;
-          std::vector<typename FloatTraits<T>::Bits> keys;
+          Miner<T> miner;
           for (int64_t image = begin; image < end; ++image) {
             const int64_t first = image * num_anchors;
-            select_image(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
-                         min_negatives, keys, selected + first);
+            miner.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
+                         min_negatives, selected + first);
           }
         });
       },

@@ -5,12 +5,6 @@
 
 namespace ssd_ops {
 
-// Smaller is harder. 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
-template <typename T>
-SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
-  return loss == loss ? descending_key(loss) : 0;
-}
-
 // How many negatives an image selects.
 SSD_HOST_DEVICE int64_t negatives_wanted(int64_t positives, int64_t negatives, double ratio,
                                          int64_t min_negatives) {

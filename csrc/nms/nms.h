@@ -11,8 +11,8 @@
 
 namespace ssd_ops {
 
-inline void check_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
-  constexpr const char* op = "nms";
+// What nms and batched_nms share.
+inline void check_nms_of(const char* op, const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   check_shape(boxes.dim() == 2 && boxes.size(1) == 4, op, "boxes", "[N, 4]", boxes);
   check_shape(scores.dim() == 1, op, "scores", "[N]", scores);
   if (scores.size(0) != boxes.size(0))
@@ -21,6 +21,10 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, double iou_thre
   check_floating(op, "scores", scores);
   check_same_device(op, "scores", scores, "boxes", boxes);
   check_fraction(op, "iou_threshold", iou_threshold);
+}
+
+inline void check_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+  check_nms_of("nms", boxes, scores, iou_threshold);
 }
 
 // The greatest T not above the threshold: for an IoU in T, iou > threshold exactly if iou > this.

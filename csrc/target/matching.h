@@ -110,6 +110,16 @@ SSD_SIMD(double, match_block,
           Box<double> gt, int64_t gt_index, double* best_iou, int64_t* best_gt, double* ious),
          (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
 
+enum class Force { kNone, kBipartite, kArgmax, kLowQuality };
+
+template <typename T>
+struct MatchRules {
+  T match_from;        // an anchor takes its best ground truth at an IoU of at least this
+  T background_below;  // it is background below this, and -2 between the two
+  Force force;         // csrc/target/assign_anchors.h says what each does
+  T force_above = -1;  // IoU that a bipartite match has to exceed
+};
+
 template <typename T>
 class Matcher {
  public:
@@ -123,22 +133,33 @@ class Matcher {
         unused_iou_(kBlock),
         unused_gt_(kBlock) {}
 
-  // matched[i] = the ground truth of anchor i, or -1. `gts` holds proper boxes only. Every anchor takes
-  // its best ground truth (the first on ties) if their IoU is at least `iou_threshold`; then the forced
-  // match overwrites, whatever its IoU. Only anchors of touched blocks are written unless the
-  // threshold is 0: see `touched`.
-  void match_bipartite(const std::vector<Box<T>>& gts, T iou_threshold, std::vector<int32_t>& matched) {
+  // matched[i] = the ground truth of anchor i, -1 or -2. `gts` holds proper boxes only. Every anchor takes
+  // its best ground truth (the first on ties) by the thresholds; then the forced match overwrites.
+  void match(const std::vector<Box<T>>& gts, MatchRules<T> rules, std::vector<int32_t>& matched) {
     matched.assign(static_cast<size_t>(a_.count), -1);
+    std::fill(best_iou_.begin(), best_iou_.end(), T(0));
     if (gts.empty() || a_.num_usable == 0) return;
-    find_best(gts);
+    find_best(gts, rules.force == Force::kLowQuality);
     for (int64_t block = 0; block < a_.blocks; ++block) {
-      if (!touched_[block] && iou_threshold > 0) continue;
+      // Where nothing overlaps, every IoU is 0.
+      if (!touched_[block] && rules.match_from > 0 && rules.background_below > 0) continue;
       const int64_t end = std::min((block + 1) * kBlock, a_.count);
-      for (int64_t i = block * kBlock; i < end; ++i)
-        if (a_.usable[i] && best_iou_[i] >= iou_threshold) matched[i] = static_cast<int32_t>(best_gt_[i]);
+      for (int64_t i = block * kBlock; i < end; ++i) {
+        if (!a_.usable[i]) continue;
+        if (best_iou_[i] >= rules.match_from)
+          matched[i] = static_cast<int32_t>(best_gt_[i]);
+        else if (best_iou_[i] >= rules.background_below)
+          matched[i] = -2;
+      }
     }
-    force(gts, matched);
+    if (rules.force == Force::kBipartite) force_bipartite(gts, rules.force_above, matched);
+    if (rules.force == Force::kArgmax) force_argmax(gts, matched);
+    if (rules.force == Force::kLowQuality) force_low_quality(gts, matched);
   }
+
+  // After match: the highest IoU of anchor i with any ground truth, and the ground truth that has it.
+  T best_iou(int64_t i) const { return best_iou_[static_cast<size_t>(i)]; }
+  int64_t best_gt(int64_t i) const { return best_gt_[static_cast<size_t>(i)]; }
 
  private:
   struct Candidate {
@@ -159,16 +180,21 @@ class Matcher {
     }
   };
 
-  void find_best(const std::vector<Box<T>>& gts) {
-    std::fill(best_iou_.begin(), best_iou_.end(), T(0));
+  // With `ties`, also every block in which a ground truth reaches its highest IoU.
+  void find_best(const std::vector<Box<T>>& gts, bool ties) {
     std::fill(best_gt_.begin(), best_gt_.end(), 0);
     std::fill(touched_.begin(), touched_.end(), 0);
     column_.assign(gts.size(), {T(0), -1});
+    if (ties) best_blocks_.assign(gts.size(), {});
     for (int64_t block = 0; block < a_.blocks; ++block) {
       const int64_t first = block * kBlock;
       for (size_t g = 0; g < gts.size(); ++g) {
         if (!overlaps(a_.bounds[block], gts[g])) continue;
         const T best = match(block, gts[g], static_cast<Index<T>>(g), &best_iou_[first], &best_gt_[first]);
+        if (ties && best > T(0) && best >= column_[g].iou) {
+          if (best > column_[g].iou) best_blocks_[g].clear();
+          best_blocks_[g].push_back(block);
+        }
         if (best > column_[g].iou)
           column_[g] = {best, first + (std::find(ious_.begin(), ious_.end(), best) - ious_.begin())};
         touched_[block] = 1;
@@ -182,7 +208,24 @@ class Matcher {
                        ious_.data());
   }
 
-  void force(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
+  void force_argmax(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
+    const int64_t first =
+        std::find(a_.usable.begin(), a_.usable.end(), uint8_t(1)) - a_.usable.begin();
+    for (size_t g = 0; g < gts.size(); ++g)  // without an overlap every IoU is 0, and the first the best
+      matched[column_[g].anchor >= 0 ? column_[g].anchor : first] = static_cast<int32_t>(g);
+  }
+
+  void force_low_quality(const std::vector<Box<T>>& gts, std::vector<int32_t>& matched) {
+    for (size_t g = 0; g < gts.size(); ++g)
+      for (const int64_t block : best_blocks_[g]) {
+        match(block, gts[g], 0, unused_iou_.data(), unused_gt_.data());
+        for (int64_t i = 0; i < kBlock; ++i)
+          if (ious_[i] == column_[g].iou)
+            matched[block * kBlock + i] = static_cast<int32_t>(best_gt_[block * kBlock + i]);
+      }
+  }
+
+  void force_bipartite(const std::vector<Box<T>>& gts, T above, std::vector<int32_t>& matched) {
     std::fill(taken_.begin(), taken_.end(), 0);
     lists_.assign(gts.size(), {});
     std::vector<int32_t> without;  // ground truths that overlap no free anchor
@@ -198,6 +241,7 @@ class Matcher {
       const Head head = heads.top();
       heads.pop();
       if (!taken_[head.candidate.anchor]) {
+        if (!(head.candidate.iou > above)) return;  // it is the highest of all that are free
         take(head.candidate.anchor, head.gt, matched);
         continue;
       }
@@ -208,6 +252,7 @@ class Matcher {
         without.push_back(head.gt);
       }
     }
+    if (above >= 0) return;
     // What is left has IoU 0 with every free anchor: the lowest ground truth takes the lowest anchor.
     std::sort(without.begin(), without.end());
     int64_t anchor = 0;
@@ -268,6 +313,7 @@ class Matcher {
   std::vector<T> ious_, unused_iou_;
   std::vector<Index<T>> unused_gt_;
   std::vector<Candidate> column_;
+  std::vector<std::vector<int64_t>> best_blocks_;
   std::vector<std::vector<Candidate>> lists_;
 };
 

@@ -1,0 +1,129 @@
+#include "detection/detect.h"
+
+#include <tuple>
+
+#include "common/simd.h"
+#include "nms/selection.h"
+
+namespace ssd_ops {
+namespace {
+
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Softmax over the classes of kTile anchors at once: tile [num_rows, kTile]. The same operations, in the
+// same order, as softmax_of and probability have for each.
+template <typename T>
+SSD_HOST_DEVICE void softmax_tile_lanes(T* __restrict tile, int64_t num_rows) {
+  T greatest[kTile], sum[kTile];
+  for (int64_t i = 0; i < kTile; ++i) {
+    greatest[i] = tile[i];
+    sum[i] = 0;
+  }
+  for (int64_t c = 1; c < num_rows; ++c)
+    for (int64_t i = 0; i < kTile; ++i)
+      greatest[i] = tile[c * kTile + i] > greatest[i] ? tile[c * kTile + i] : greatest[i];
+  for (int64_t c = 0; c < num_rows; ++c)
+    for (int64_t i = 0; i < kTile; ++i) {
+      const T power = exp(tile[c * kTile + i] - greatest[i]);
+      tile[c * kTile + i] = power;
+      sum[i] += power;
+    }
+  for (int64_t c = 1; c < num_rows; ++c)  // the background is not asked for
+    for (int64_t i = 0; i < kTile; ++i) tile[c * kTile + i] /= sum[i];
+}
+
+SSD_SIMD(void, softmax_tile, (float* tile, int64_t num_rows), (tile, num_rows))
+SSD_SIMD(void, softmax_tile, (double* tile, int64_t num_rows), (tile, num_rows))
+
+// Sigmoid of a row of the tile, unless no logit of it is over `least`.
+template <typename T>
+SSD_HOST_DEVICE void sigmoid_row_lanes(T* __restrict row, T least) {
+  typename FloatTraits<T>::Signed any = 0;
+  for (int64_t i = 0; i < kTile; ++i) any |= row[i] > least ? 1 : 0;
+  for (int64_t i = 0; i < kTile; ++i) row[i] = any ? sigmoid(row[i]) : T(0);
+}
+
+SSD_SIMD(void, sigmoid_row, (float* row, float least), (row, least))
+SSD_SIMD(void, sigmoid_row, (double* row, double least), (row, least))
+
+struct Settings {
+  int64_t activation;
+  std::vector<double> variances;
+  bool clip;
+};
+
+// A logit of which the sigmoid is surely not over the threshold: lower by far more than rounding moves it.
+template <typename T>
+T least_logit(double threshold) {
+  if (threshold >= 1) return std::numeric_limits<T>::max();
+  return static_cast<T>(std::log(threshold / (1 - threshold)) - 1);
+}
+
+template <typename T>
+Five run(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors, SelectionRules<T> rules,
+         const Settings& settings) {
+  const int64_t num_images = cls_scores.size(0), num_anchors = cls_scores.size(1), width = cls_scores.size(2);
+  const int64_t background = settings.activation == kActivationSoftmax ? 1 : 0;  // rows before the classes
+  const Variances<T> variances = to_variances<T>(settings.variances);
+  const T least = least_logit<T>(static_cast<double>(rules.score_threshold));
+  DetectionTensors<T> out(cls_scores, num_images, rules.max_detections);
+  const Reader<T> read_scores(cls_scores), read_offsets(offset_preds), read_anchors(anchors);
+  std::vector<T> anchor_buffer;
+  const T* anchor_rows = read_anchors.read(0, 4 * num_anchors, anchor_buffer);
+  torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+    Selection<T> selection(rules, num_anchors, width - background);
+    std::vector<T> score_buffer, tile(static_cast<size_t>(width * kTile));
+    for (int64_t image = begin; image < end; ++image) {
+      for (int64_t first = 0; first < num_anchors; first += kTile) {
+        const int64_t count = std::min(kTile, num_anchors - first);
+        const int64_t start = (image * num_anchors + first) * width;
+        to_tile(read_scores.read(start, count * width, score_buffer), count, width, tile.data());
+        if (settings.activation == kActivationSoftmax) softmax_tile(tile.data(), width);
+        for (int64_t c = background; c < width; ++c) {
+          T* row = &tile[c * kTile];
+          if (settings.activation == kActivationSigmoid) sigmoid_row(row, least);
+          selection.add(c - background, first, row);
+        }
+      }
+      const auto box_at = [&](int64_t anchor) {
+        std::vector<T> buffer;
+        const T* o = read_offsets.read(4 * (image * num_anchors + anchor), 4, buffer);
+        const Box<T> box = decode({o[0], o[1], o[2], o[3]}, load_box(anchor_rows + 4 * anchor), variances);
+        return settings.clip ? clip_unit(box) : box;
+      };
+      selection.finish(box_at, out.rows(image));
+    }
+  });
+  return {out.boxes, out.scores, out.labels, out.indices, out.counts};
+}
+
+Five detect_cpu(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors,
+                int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
+                int64_t max_detections, std::vector<double> variances, bool clip, bool class_agnostic) {
+  check_detect(cls_scores, offset_preds, anchors, activation, score_threshold, iou_threshold, topk,
+               max_detections, variances);
+  Five out{cls_scores, cls_scores, cls_scores, cls_scores, cls_scores};
+  dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        out = run<T>(cls_scores, offset_preds, anchors,
+                     {static_cast<T>(score_threshold), round_down<T>(iou_threshold), topk, max_detections,
+                      class_agnostic},
+                     {activation, variances, clip});
+      },
+      cls_scores, offset_preds, anchors);
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
+  m.def(
+      "detect(Tensor cls_scores, Tensor offset_preds, Tensor anchors, int activation, float score_threshold, "
+      "float iou_threshold, int topk, int max_detections, float[] variances, bool clip, bool class_agnostic) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("detect", TORCH_BOX(&detect_cpu));
+}
+
+}  // namespace
+}  // namespace ssd_ops

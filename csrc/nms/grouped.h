@@ -1,0 +1,71 @@
+// Exact greedy NMS within groups, on the CPU: the boxes of each group by themselves, groups in parallel.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "nms/greedy.h"
+
+namespace ssd_ops {
+
+template <typename T>
+class GroupedNms {
+ public:
+  // As GreedyNms::run; group_at(i) is the group of index i, any int64.
+  template <typename BoxAt, typename GroupAt>
+  void run(const std::vector<int64_t>& order, const BoxAt& box_at, const GroupAt& group_at, T threshold,
+           std::vector<int64_t>& kept) {
+    constexpr int64_t kGrain = 2048;  // boxes per task
+    kept.clear();
+    if (order.empty()) return;
+    gather(order, group_at);
+    const int64_t num_groups = static_cast<int64_t>(starts_.size()) - 1;
+    const int64_t grain = max_of<int64_t>(1, num_groups * kGrain / static_cast<int64_t>(order.size()));
+    is_kept_.assign(order.size(), 0);
+    torch::stable::parallel_for(0, num_groups, grain, [&](int64_t begin, int64_t end) {
+      GreedyNms<T> greedy;
+      std::vector<int64_t> indices, kept_here;
+      for (int64_t g = begin; g < end; ++g) {
+        indices.clear();
+        for (size_t i = starts_[g]; i < starts_[g + 1]; ++i) indices.push_back(order[positions_[i]]);
+        greedy.run(indices, box_at, threshold, kept_here);
+        for (const int64_t k : kept_here) is_kept_[positions_[starts_[g] + static_cast<size_t>(k)]] = 1;
+      }
+    });
+    for (size_t position = 0; position < order.size(); ++position)
+      if (is_kept_[position]) kept.push_back(static_cast<int64_t>(position));
+  }
+
+ private:
+  // positions_[starts_[g] .. starts_[g + 1]): the positions of one group in `order`, ascending.
+  template <typename GroupAt>
+  void gather(const std::vector<int64_t>& order, const GroupAt& group_at) {
+    const size_t count = order.size();
+    groups_.clear();
+    for (const int64_t index : order) groups_.push_back(group_at(index));
+    const auto [least, greatest] = std::minmax_element(groups_.begin(), groups_.end());
+    // Unsigned, since the difference of two int64 may be no int64.
+    const uint64_t low = static_cast<uint64_t>(*least), range = static_cast<uint64_t>(*greatest) - low;
+    positions_.resize(count);
+    if (range < 4 * count + 1024) {  // few numbers that lie close, as classes do: count them
+      starts_.assign(static_cast<size_t>(range) + 2, 0);
+      for (const int64_t group : groups_) ++starts_[static_cast<uint64_t>(group) - low + 1];
+      for (size_t g = 1; g < starts_.size(); ++g) starts_[g] += starts_[g - 1];
+      next_.assign(starts_.begin(), starts_.end() - 1);
+      for (size_t i = 0; i < count; ++i) positions_[next_[static_cast<uint64_t>(groups_[i]) - low]++] = i;
+      return;
+    }
+    for (size_t i = 0; i < count; ++i) positions_[i] = i;
+    std::stable_sort(positions_.begin(), positions_.end(),
+                     [&](size_t a, size_t b) { return groups_[a] < groups_[b]; });
+    starts_.assign(1, 0);
+    for (size_t i = 1; i < count; ++i)
+      if (groups_[positions_[i]] != groups_[positions_[i - 1]]) starts_.push_back(i);
+    starts_.push_back(count);
+  }
+
+  std::vector<int64_t> groups_;
+  std::vector<size_t> positions_, starts_, next_;
+  std::vector<uint8_t> is_kept_;
+};
+
+}  // namespace ssd_ops

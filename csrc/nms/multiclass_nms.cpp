@@ -1,0 +1,59 @@
+#include "nms/multiclass_nms.h"
+
+#include <tuple>
+
+#include "nms/selection.h"
+
+namespace ssd_ops {
+namespace {
+
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename T>
+Five run(const Tensor& boxes, const Tensor& scores, SelectionRules<T> rules) {
+  const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1), num_classes = scores.size(2);
+  DetectionTensors<T> out(boxes, num_images, rules.max_detections);
+  const Reader<T> read_boxes(boxes), read_scores(scores);
+  torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+    Selection<T> selection(rules, num_boxes, num_classes);
+    std::vector<T> box_buffer, score_buffer, tile(static_cast<size_t>(num_classes * kTile));
+    for (int64_t image = begin; image < end; ++image) {
+      for (int64_t first = 0; first < num_boxes; first += kTile) {
+        const int64_t count = std::min(kTile, num_boxes - first);
+        const int64_t start = (image * num_boxes + first) * num_classes;
+        to_tile(read_scores.read(start, count * num_classes, score_buffer), count, num_classes, tile.data());
+        for (int64_t c = 0; c < num_classes; ++c) selection.add(c, first, &tile[c * kTile]);
+      }
+      const T* rows = read_boxes.read(4 * image * num_boxes, 4 * num_boxes, box_buffer);
+      selection.finish([&](int64_t i) { return load_box(rows + 4 * i); }, out.rows(image));
+    }
+  });
+  return {out.boxes, out.scores, out.labels, out.indices, out.counts};
+}
+
+Five multiclass_nms_cpu(const Tensor& boxes, const Tensor& scores, double score_threshold,
+                        double iou_threshold, int64_t topk, int64_t max_detections, bool class_agnostic) {
+  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections);
+  Five out{boxes, boxes, boxes, boxes, boxes};
+  dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        out = run<T>(boxes, scores,
+                     {static_cast<T>(score_threshold), round_down<T>(iou_threshold), topk, max_detections,
+                      class_agnostic});
+      },
+      boxes, scores);
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
+  m.def(
+      "multiclass_nms(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold, int topk, "
+      "int max_detections, bool class_agnostic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("multiclass_nms", TORCH_BOX(&multiclass_nms_cpu));
+}
+
+}  // namespace
+}  // namespace ssd_ops

@@ -1,0 +1,43 @@
+// multiclass_nms: the best boxes of a batch of images after NMS within each class. Fixed sizes, padded.
+//
+//   boxes [B, N, 4] xyxy, any unit; scores [B, N, C]
+//   -> boxes [B, K, 4] and scores [B, K] of the arithmetic's dtype, labels [B, K], indices [B, K] and
+//      counts [B] int64, with K = max_detections
+//
+// In each image:
+// 1. A pair (box, class) is a candidate where its score > score_threshold, which is rounded to the
+//    arithmetic's dtype. A NaN score is none.
+// 2. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
+// 3. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
+//    where its IoU with a kept one of its class (class_agnostic: of any class) is more than
+//    iou_threshold, compared as in nms.
+// 4. The first max_detections kept, in that order, are the result: box, score, class (0-based), row of
+//    `boxes`. What follows them is 0, 0, -1, -1; counts tells how many they are.
+#pragma once
+
+#include "nms/nms.h"
+
+namespace ssd_ops {
+
+// The arguments that multiclass_nms and detect share.
+inline void check_selection(const char* op, double score_threshold, double iou_threshold, int64_t topk,
+                            int64_t max_detections) {
+  check_fraction(op, "score_threshold", score_threshold);
+  check_fraction(op, "iou_threshold", iou_threshold);
+  if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);
+  if (max_detections < 1) fail(op, "max_detections must be 1 or more, got ", max_detections);
+}
+
+inline void check_multiclass_nms(const Tensor& boxes, const Tensor& scores, double score_threshold,
+                                 double iou_threshold, int64_t topk, int64_t max_detections) {
+  constexpr const char* op = "multiclass_nms";
+  check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
+  check_shape(scores.dim() == 3 && scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1), op,
+              "scores", "[B, N, C] with the B and N of boxes", scores);
+  check_floating(op, "boxes", boxes);
+  check_floating(op, "scores", scores);
+  check_same_device(op, "scores", scores, "boxes", boxes);
+  check_selection(op, score_threshold, iou_threshold, topk, max_detections);
+}
+
+}  // namespace ssd_ops

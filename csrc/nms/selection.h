@@ -1,0 +1,293 @@
+// The core of multiclass_nms and detect on the CPU: from the scores of one image to its detections.
+//
+// Candidates are looked at from the best on, and only until max_detections are kept: whatever comes
+// later changes nothing, so most are never sorted, decoded or compared. They come in portions, each a heap:
+// first those over a score that a sample puts near the top, then more and more of the rest. In that
+// order the candidates of a class come in its own order too, so counting them is all it takes to leave
+// topk of a class.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "common/simd.h"
+#include "common/tensor.h"
+#include "nms/grouped.h"
+
+namespace ssd_ops {
+
+template <typename T>
+struct SelectionRules {
+  T score_threshold, iou_threshold;  // the second by round_down
+  int64_t topk, max_detections;
+  bool class_agnostic;
+};
+
+// Where the detections of one image go.
+template <typename T>
+struct DetectionRows {
+  T *boxes, *scores;
+  int64_t *labels, *indices, *count;
+};
+
+constexpr int64_t kTile = 64;  // boxes whose scores are laid out class by class at a time
+
+// Appends to `found` and `at` those of kTile scores that are over the threshold, and their numbers, from
+// `first` on; returns how many. There must be room for all.
+template <typename T>
+SSD_HOST_DEVICE int64_t append_over_lanes(const T* __restrict scores, T threshold, int64_t first,
+                                          T* __restrict found, int64_t* __restrict at) {
+  int64_t appended = 0;
+  for (int64_t start = 0; start < kTile; start += kLanes) {
+    typename FloatTraits<T>::Signed any = 0;
+    for (int64_t i = start; i < start + kLanes; ++i) any |= scores[i] > threshold ? 1 : 0;
+    if (!any) continue;
+    for (int64_t i = start; i < start + kLanes; ++i) {  // no branch: what is not over is written over
+      found[appended] = scores[i];
+      at[appended] = first + i;
+      appended += scores[i] > threshold ? 1 : 0;
+    }
+  }
+  return appended;
+}
+
+SSD_SIMD(int64_t, append_over,
+         (const float* scores, float threshold, int64_t first, float* found, int64_t* at),
+         (scores, threshold, first, found, at))
+SSD_SIMD(int64_t, append_over,
+         (const double* scores, double threshold, int64_t first, double* found, int64_t* at),
+         (scores, threshold, first, found, at))
+
+// Boxes with their class, of which the last lanes may be empty.
+template <typename T>
+struct KeptRows {
+  const T *x1, *y1, *x2, *y2, *areas;
+  const typename FloatTraits<T>::Signed* classes;
+  int64_t count;  // a multiple of kLanes
+};
+
+template <typename T>
+SSD_HOST_DEVICE bool any_of_class_over_lanes(const KeptRows<T>& kept, Box<T> box,
+                                             typename FloatTraits<T>::Signed category, T threshold) {
+  using Flag = typename FloatTraits<T>::Signed;
+  const T* __restrict x1 = kept.x1;
+  const T* __restrict y1 = kept.y1;
+  const T* __restrict x2 = kept.x2;
+  const T* __restrict y2 = kept.y2;
+  const T* __restrict areas = kept.areas;
+  const Flag* __restrict classes = kept.classes;
+  const T box_area = area(box);
+  Flag over = 0;
+  for (int64_t i = 0; i < kept.count; ++i) {
+    const T overlap = iou(Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], box, box_area);
+    const Flag enough = overlap > threshold ? 1 : 0;
+    over |= classes[i] == category ? enough : Flag(0);
+  }
+  return over != 0;
+}
+
+SSD_SIMD(bool, any_of_class_over,
+         (const KeptRows<float>& kept, Box<float> box, int32_t category, float threshold),
+         (kept, box, category, threshold))
+SSD_SIMD(bool, any_of_class_over,
+         (const KeptRows<double>& kept, Box<double> box, int64_t category, double threshold),
+         (kept, box, category, threshold))
+
+template <typename T>
+class Selection {
+ public:
+  Selection(SelectionRules<T> rules, int64_t num_boxes, int64_t num_classes)
+      : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {}
+
+  // The scores of one class for the kTile boxes from `first` on; past the last box they are NaN.
+  void add(int64_t category, int64_t first, const T* scores) {
+    if (found_.size() < size_ + static_cast<size_t>(kTile)) {
+      const size_t room = 2 * found_.size() + static_cast<size_t>(kTile);
+      found_.resize(room);
+      flat_.resize(room);
+    }
+    size_ += static_cast<size_t>(append_over(scores, rules_.score_threshold, category * num_boxes_ + first,
+                                             &found_[size_], &flat_[size_]));
+  }
+
+  // The detections among what was added, and the selection is empty again.
+  template <typename BoxAt>
+  void finish(const BoxAt& box_at, DetectionRows<T> rows) {
+    seen_.assign(static_cast<size_t>(num_classes_), 0);
+    int64_t count = 0;
+    // Kept boxes are searched one by one; from some number on the grid of GreedyNms is worth its making.
+    if (rules_.max_detections <= kMaxSearched)
+      count = keep_best(box_at, rows);
+    else
+      count = keep_all(box_at, rows);
+    *rows.count = count;
+    for (int64_t i = count; i < rules_.max_detections; ++i) {
+      store_box<T>({0, 0, 0, 0}, rows.boxes + 4 * i);
+      rows.scores[i] = 0;
+      rows.labels[i] = rows.indices[i] = -1;
+    }
+    size_ = 0;
+  }
+
+ private:
+  using ClassId = typename FloatTraits<T>::Signed;  // as wide as T, for the lanes
+  static constexpr int64_t kMaxSearched = 1024;
+  static constexpr size_t kPortion = 512;
+  static constexpr size_t kSample = 512;
+
+  struct Candidate {
+    T score;
+    int64_t flat;  // class * num_boxes + box
+  };
+  static bool goes_first(const Candidate& a, const Candidate& b) {
+    return a.score > b.score || (a.score == b.score && a.flat < b.flat);
+  }
+  static bool goes_last(const Candidate& a, const Candidate& b) { return goes_first(b, a); }
+
+  // Counts a candidate of its class; false where the class has had its topk.
+  bool enters(const Candidate& c) {
+    return rules_.topk == -1 || seen_[static_cast<size_t>(c.flat / num_boxes_)]++ < rules_.topk;
+  }
+
+  void write(const Candidate& c, Box<T> box, int64_t at, DetectionRows<T> rows) const {
+    store_box(box, rows.boxes + 4 * at);
+    rows.scores[at] = c.score;
+    rows.labels[at] = c.flat / num_boxes_;
+    rows.indices[at] = c.flat % num_boxes_;
+  }
+
+  template <typename BoxAt>
+  int64_t keep_best(const BoxAt& box_at, DetectionRows<T> rows) {
+    clear_kept();
+    int64_t count = 0;
+    for (size_t portion = kPortion; size_ > 0 && count < rules_.max_detections; portion *= 4) {
+      take_best(portion);
+      while (!heap_.empty() && count < rules_.max_detections) {
+        std::pop_heap(heap_.begin(), heap_.end(), goes_last);
+        const Candidate best = heap_.back();
+        heap_.pop_back();
+        if (!enters(best)) continue;
+        const Box<T> box = box_at(best.flat % num_boxes_);
+        const ClassId category = rules_.class_agnostic ? 0 : static_cast<ClassId>(best.flat / num_boxes_);
+        const KeptRows<T> kept{x1_.data(),    y1_.data(),    x2_.data(),
+                               y2_.data(),    areas_.data(), classes_.data(),
+                               (count + kLanes - 1) / kLanes * kLanes};
+        if (any_of_class_over(kept, box, category, rules_.iou_threshold)) continue;
+        file(box, category, static_cast<size_t>(count));
+        write(best, box, count++, rows);
+      }
+    }
+    return count;
+  }
+
+  // Moves about `wanted` of the best candidates to the heap: all from some score on.
+  void take_best(size_t wanted) {
+    T least = rules_.score_threshold;
+    if (size_ > 2 * wanted) {
+      sample_.clear();
+      for (size_t i = 0; i < kSample; ++i) sample_.push_back(found_[i * (size_ / kSample)]);
+      const auto at = sample_.begin() + static_cast<int64_t>(kSample * wanted / size_);
+      std::nth_element(sample_.begin(), at, sample_.end(), std::greater<T>());
+      least = *at;
+    }
+    heap_.clear();
+    size_t left = 0;
+    for (size_t i = 0; i < size_; ++i) {
+      if (found_[i] >= least) {
+        heap_.push_back({found_[i], flat_[i]});
+      } else {
+        found_[left] = found_[i];
+        flat_[left++] = flat_[i];
+      }
+    }
+    size_ = left;
+    std::make_heap(heap_.begin(), heap_.end(), goes_last);
+  }
+
+  template <typename BoxAt>
+  int64_t keep_all(const BoxAt& box_at, DetectionRows<T> rows) {
+    std::vector<Candidate> candidates;
+    for (size_t i = 0; i < size_; ++i) candidates.push_back({found_[i], flat_[i]});
+    std::sort(candidates.begin(), candidates.end(), goes_first);
+    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
+                                    [&](const Candidate& c) { return !enters(c); }),
+                     candidates.end());
+    std::vector<Box<T>> boxes;
+    std::vector<int64_t> order, kept;
+    for (const Candidate& c : candidates) {
+      order.push_back(static_cast<int64_t>(order.size()));
+      boxes.push_back(box_at(c.flat % num_boxes_));
+    }
+    const auto group_at = [&](int64_t i) {
+      return rules_.class_agnostic ? 0 : candidates[i].flat / num_boxes_;
+    };
+    GroupedNms<T>().run(order, [&](int64_t i) { return boxes[i]; }, group_at, rules_.iou_threshold, kept);
+    const int64_t count = std::min(rules_.max_detections, static_cast<int64_t>(kept.size()));
+    for (int64_t i = 0; i < count; ++i) write(candidates[kept[i]], boxes[kept[i]], i, rows);
+    return count;
+  }
+
+  void clear_kept() {
+    const size_t room = static_cast<size_t>((rules_.max_detections + kLanes - 1) / kLanes * kLanes);
+    for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &areas_}) values->assign(room, T(0));
+    classes_.assign(room, -1);
+  }
+
+  void file(Box<T> box, ClassId category, size_t at) {
+    x1_[at] = box.x1;
+    y1_[at] = box.y1;
+    x2_[at] = box.x2;
+    y2_[at] = box.y2;
+    areas_[at] = area(box);
+    classes_[at] = category;
+  }
+
+  SelectionRules<T> rules_;
+  int64_t num_boxes_, num_classes_;
+  size_t size_ = 0;  // of the candidates
+  std::vector<T> found_, sample_;
+  std::vector<int64_t> flat_, seen_;
+  std::vector<Candidate> heap_;
+  std::vector<T> x1_, y1_, x2_, y2_, areas_;
+  std::vector<ClassId> classes_;
+};
+
+// rows [count, width] -> tile [width, kTile]; what is left of each row is NaN. No SSD_SIMD: wide vectors
+// would be stored element by element.
+template <typename T>
+void to_tile(const T* __restrict rows, int64_t count, int64_t width, T* __restrict tile) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < width; ++c) tile[c * kTile + i] = rows[i * width + c];
+  for (int64_t c = 0; c < width; ++c)
+    std::fill(tile + c * kTile + count, tile + (c + 1) * kTile, std::numeric_limits<T>::quiet_NaN());
+}
+
+// The five results of multiclass_nms and detect.
+template <typename T>
+class DetectionTensors {
+ public:
+  DetectionTensors(const Tensor& like, int64_t num_images, int64_t max_detections)
+      : boxes(new_real<T>(like, {num_images, max_detections, 4})),
+        scores(new_real<T>(like, {num_images, max_detections})),
+        labels(torch::stable::new_empty(like, {num_images, max_detections}, ScalarType::Long)),
+        indices(torch::stable::new_empty(like, {num_images, max_detections}, ScalarType::Long)),
+        counts(torch::stable::new_empty(like, {num_images}, ScalarType::Long)),
+        first_{data<T>(boxes), data<T>(scores), data<int64_t>(labels), data<int64_t>(indices),
+               data<int64_t>(counts)},
+        places_(max_detections) {}
+
+  DetectionRows<T> rows(int64_t image) const {
+    return {first_.boxes + 4 * image * places_, first_.scores + image * places_,
+            first_.labels + image * places_, first_.indices + image * places_, first_.count + image};
+  }
+
+  Tensor boxes, scores, labels, indices, counts;
+
+ private:
+  DetectionRows<T> first_;
+  int64_t places_;
+};
+
+}  // namespace ssd_ops

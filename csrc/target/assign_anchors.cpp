@@ -1,0 +1,102 @@
+#include "target/assign_anchors.h"
+
+#include <tuple>
+
+#include "target/matching.h"
+
+namespace ssd_ops {
+namespace {
+
+Force force_of(int64_t force_match) {
+  switch (force_match) {
+    case kForceBipartite:
+      return Force::kBipartite;
+    case kForceArgmax:
+      return Force::kArgmax;
+    case kForceLowQuality:
+      return Force::kLowQuality;
+    default:
+      return Force::kNone;
+  }
+}
+
+// The boxes of one image that can match, and which of its rows they are.
+template <typename T>
+struct GtRows {
+  std::vector<Box<T>> boxes;
+  std::vector<int32_t> rows;
+
+  void read(const T* values, int64_t count) {
+    boxes.clear();
+    rows.clear();
+    for (int64_t i = 0; i < count; ++i) {
+      const Box<T> box = load_box(values + 4 * i);
+      if (!has_extent(box)) continue;
+      boxes.push_back(box);
+      rows.push_back(static_cast<int32_t>(i));
+    }
+  }
+};
+
+template <typename T>
+void write_matches(const AnchorBlocks<T>& anchors, const GtRows<T>& gts, const Matcher<T>& matcher,
+                   const std::vector<int32_t>& matched, int64_t* idxs, T* ious) {
+  for (int64_t i = 0; i < anchors.count; ++i) {
+    const int32_t gt = matched[i];
+    ious[i] = gt < 0 || gt == matcher.best_gt(i) ? matcher.best_iou(i) : iou(anchors.box(i), gts.boxes[gt]);
+    idxs[i] = gt < 0 ? gt : gts.rows[gt];
+  }
+}
+
+std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors, const Tensor& gt_boxes,
+                                              std::optional<Tensor> gt_counts, double iou_threshold,
+                                              double background_threshold, int64_t force_match) {
+  check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match);
+  const bool padded = gt_boxes.dim() == 3;
+  const int64_t num_images = padded ? gt_boxes.size(0) : gt_counts->size(0) - 1;
+  const int64_t num_rows = gt_boxes.size(padded ? 1 : 0), num_anchors = anchors.numel() / 4;
+  std::optional<Tensor> counts;
+  if (gt_counts) counts = torch::stable::contiguous(*gt_counts);
+  const int64_t* count_data = counts ? static_cast<const int64_t*>(counts->const_data_ptr()) : nullptr;
+  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long), ious = anchors;
+  dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        ious = new_real<T>(anchors, {num_images, num_anchors});
+        if (idxs.numel() == 0) return;
+        const MatchRules<T> rules{static_cast<T>(iou_threshold), static_cast<T>(background_threshold),
+                                  force_of(force_match)};
+        const AnchorBlocks<T> blocks = lay_out_anchors<T>(anchors);
+        const Reader<T> reader(gt_boxes);
+        int64_t* idx_data = data<int64_t>(idxs);
+        T* iou_data = data<T>(ious);
+        torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+          Matcher<T> matcher(blocks);
+          GtRows<T> gts;
+          std::vector<T> buffer;
+          std::vector<int32_t> matched;
+          for (int64_t image = begin; image < end; ++image) {
+            const GtRange range = gt_range(padded, num_rows, count_data, image);
+            const int64_t count = range.end - range.begin;
+            gts.read(reader.read(4 * range.begin, 4 * count, buffer), count);
+            matcher.match(gts.boxes, rules, matched);
+            write_matches(blocks, gts, matcher, matched, idx_data + image * num_anchors,
+                          iou_data + image * num_anchors);
+          }
+        });
+      },
+      anchors, gt_boxes);
+  return {idxs, ious};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
+  m.def(
+      "assign_anchors(Tensor anchors, Tensor gt_boxes, Tensor? gt_counts, float iou_threshold, "
+      "float background_threshold, int force_match) -> (Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
+  m.impl("assign_anchors", TORCH_BOX(&assign_anchors_cpu));
+}
+
+}  // namespace
+}  // namespace ssd_ops

@@ -1,0 +1,1 @@
+"""What ties the ops to other packages. Each module imports its package where it is used, and only there."""

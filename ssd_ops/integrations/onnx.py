@@ -1,0 +1,175 @@
+"""ONNX for `nms`, `batched_nms` and `detect`, by the standard operators (opset 18) that any runtime has.
+
+Needs the extra `ssd_ops[export]`: onnx and onnxscript, and onnxruntime to run the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ssd_ops import ops
+
+_ALL = torch.iinfo(torch.int64).max  # as many boxes as there are
+_LOWEST = torch.finfo(torch.float32).min
+_SOFTMAX, _SIGMOID = ops._ACTIVATION["softmax"], ops._ACTIVATION["sigmoid"]
+
+
+def translations() -> dict[Callable, Callable]:
+    """How `torch.onnx.export` is to write the ops: its argument `custom_translation_table`.
+
+    Returns:
+        For `nms`, `batched_nms` and `detect` a function each that makes ONNX of them, for any number of
+        boxes and images. Scores and boxes are float32 there. A runtime's own exp, softmax and IoU may
+        differ from ours in the last bit.
+
+    Raises:
+        ImportError: onnxscript is not installed.
+
+    Example:
+        >>> program = torch.onnx.export(  # doctest: +SKIP
+        ...     detector, images, dynamo=True, custom_translation_table=translations())
+        >>> program.save("detector.onnx")  # doctest: +SKIP
+    """
+    op: Any  # its types ask for more than a function for any dtype can say
+    try:
+        from onnxscript import opset18
+
+        op = opset18
+    except ImportError as error:
+        raise ImportError(
+            f"ssd_ops.integrations.onnx: onnxscript does not import ({error}); "
+            "install it with `pip install 'ssd_ops[export]'`"
+        ) from None
+
+    def ints(*values: int) -> Any:
+        return op.Constant(value_ints=list(values))
+
+    def number(value: float) -> Any:
+        return op.Constant(value_float=float(value))
+
+    def over(threshold: float) -> Any:
+        """The greatest float32 not above: a float32 is greater than it exactly if greater than both."""
+        nearest = torch.tensor(threshold, dtype=torch.float32)
+        if nearest.item() > threshold:
+            nearest = nearest.nextafter(torch.tensor(-1.0))
+        return number(nearest.item())
+
+    def floats(value: Any) -> Any:
+        return op.Cast(value, to=1)
+
+    def best_first(indices: Any, scores: Any) -> Any:
+        """Indices by score descending, then ascending: TopK leaves equal values in their order."""
+        count = op.Shape(indices)
+        ascending, _ = op.TopK(indices, count, axis=0, largest=0)
+        _, order = op.TopK(op.Gather(scores, ascending, axis=0), count, axis=0)
+        return op.Gather(ascending, order, axis=0)
+
+    def select(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float) -> Any:
+        """Rows (image, class, box) of the boxes kept; boxes [B, N, 4], scores [B, C, N]."""
+        return op.NonMaxSuppression(
+            boxes, scores, ints(_ALL), over(iou_threshold), number(score_threshold)
+        )
+
+    def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+        scores = floats(scores)
+        rows = op.Unsqueeze(scores, ints(0, 1))
+        kept = select(op.Unsqueeze(floats(boxes), ints(0)), rows, iou_threshold, _LOWEST)
+        return best_first(op.Gather(kept, op.Constant(value_int=2), axis=1), scores)
+
+    def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
+        scores = floats(scores)
+        classes, _, dense, _ = op.Unique(idxs, sorted=1)
+        number_of_classes = op.Squeeze(op.Shape(classes))
+        zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+        each = op.Unsqueeze(op.Range(zero, number_of_classes, one), ints(1))
+        mine = op.Equal(each, op.Unsqueeze(dense, ints(0)))  # [C, N]
+        by_class = op.Where(mine, op.Unsqueeze(scores, ints(0)), number(float("-inf")))
+        boxes = op.Unsqueeze(floats(boxes), ints(0))
+        kept = select(boxes, op.Unsqueeze(by_class, ints(0)), iou_threshold, _LOWEST)
+        return best_first(op.Gather(kept, op.Constant(value_int=2), axis=1), scores)
+
+    def decode(offsets: Any, anchors: Any, variances: list[float], clip: bool) -> Any:
+        x1, y1, x2, y2 = op.Split(anchors, num_outputs=4, axis=-1)
+        dx, dy, dw, dh = op.Split(offsets, num_outputs=4, axis=-1)
+        lows, highs = [], []
+        for low, high, move, size, v_move, v_size in (
+            (x1, x2, dx, dw, variances[0], variances[2]),
+            (y1, y2, dy, dh, variances[1], variances[3]),
+        ):
+            side = op.Sub(high, low)
+            middle = op.Div(op.Add(low, high), number(2))
+            center = op.Add(op.Mul(op.Mul(move, number(v_move)), side), middle)
+            half = op.Div(op.Mul(op.Exp(op.Mul(size, number(v_size))), side), number(2))
+            lows.append(op.Sub(center, half))
+            highs.append(op.Add(center, half))
+        boxes = op.Concat(*lows, *highs, axis=-1)
+        return op.Clip(boxes, number(0), number(1)) if clip else boxes
+
+    def detect(
+        cls_scores: Any,
+        offset_preds: Any,
+        anchors: Any,
+        activation: int,
+        score_threshold: float,
+        iou_threshold: float,
+        topk: int,
+        max_detections: int,
+        variances: list[float],
+        clip: bool,
+        class_agnostic: bool,
+    ) -> Any:
+        logits, anchors = floats(cls_scores), op.Reshape(floats(anchors), ints(-1, 4))
+        images, num_anchors = (op.Shape(logits, start=i, end=i + 1) for i in (0, 1))
+        if activation == _SOFTMAX:
+            scores = op.Slice(op.Softmax(logits, axis=2), ints(1), ints(_ALL), ints(2))
+        else:
+            scores = op.Sigmoid(logits) if activation == _SIGMOID else logits
+        scores = op.Transpose(scores, perm=[0, 2, 1])  # [B, C, A]
+        if topk != -1:  # the others get -1, which is over no threshold
+            values, rows = op.TopK(scores, op.Min(num_anchors, ints(topk)), axis=2)
+            nothing = op.Expand(number(-1), op.Shape(scores))
+            scores = op.ScatterElements(nothing, rows, values, axis=2)
+        rows_of_four = op.Concat(images, ints(-1, 4), axis=0)
+        boxes = decode(op.Reshape(floats(offset_preds), rows_of_four), anchors, variances, clip)
+
+        classes = op.Shape(scores, start=1, end=2)
+        pairs = op.Mul(classes, num_anchors)
+        flat = op.Concat(images, pairs, axis=0)
+        if class_agnostic:  # one class of all pairs of class and anchor
+            repeat = op.Concat(ints(1), classes, ints(1), axis=0)
+            one_class = op.Unsqueeze(op.Reshape(scores, flat), ints(1))
+            kept = select(op.Tile(boxes, repeat), one_class, iou_threshold, score_threshold)
+        else:
+            kept = select(boxes, scores, iou_threshold, score_threshold)
+        image, category, box = op.Split(kept, num_outputs=3, axis=1)
+        pair = op.Squeeze(op.Add(op.Mul(category, num_anchors), box), ints(1))
+        place = op.Add(op.Mul(op.Squeeze(image, ints(1)), pairs), pair)
+
+        # What is kept in its place among all pairs, with room for max_detections; then the best of it.
+        every = op.Reshape(scores, ints(-1))
+        nothing = op.Expand(number(-1), op.Shape(every))
+        kept_scores = op.ScatterElements(nothing, place, op.Gather(every, place, axis=0), axis=0)
+        room = op.Expand(number(-1), op.Concat(images, ints(max_detections), axis=0))
+        candidates = op.Concat(op.Reshape(kept_scores, flat), room, axis=1)
+        values, best = op.TopK(candidates, ints(max_detections), axis=1)
+        found = op.Greater(values, number(0))
+        none = op.Constant(value_int=-1)
+        indices = op.Where(found, op.Mod(best, num_anchors), op.Constant(value_int=0))
+        chosen = op.GatherND(boxes, op.Unsqueeze(indices, ints(2)), batch_dims=1)
+        return (
+            op.Where(op.Unsqueeze(found, ints(2)), chosen, number(0)),
+            op.Where(found, values, number(0)),
+            op.Where(found, op.Div(best, num_anchors), none),
+            op.Where(found, indices, none),
+            op.ReduceSum(op.Cast(found, to=7), ints(1), keepdims=0),
+        )
+
+    table = torch.ops.ssd_ops
+    return {
+        table.nms.default: nms,
+        table.batched_nms.default: batched_nms,
+        table.detect.default: detect,
+    }

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import itertools
+
+import cases
+import pytest
+import torch
+
+import ssd_ops
+from ssd_ops import reference
+
+nan, inf = float("nan"), float("inf")
+
+
+def multiclass_nms(*args, **options) -> tuple:
+    """The op with its results as a plain tuple, which every backend can move."""
+    return tuple(ssd_ops.multiclass_nms(*args, **options))
+
+
+def same(got, expected) -> bool:
+    pairs = zip(got, expected, strict=True)
+    return all(
+        a.dtype == b.dtype and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in pairs
+    )
+
+
+def compare(boxes, scores, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
+    got = run(multiclass_nms, boxes, scores, **options)
+    assert same(got, reference.multiclass_nms(boxes, scores, **options)), options
+
+
+def inputs(images, count, classes, kind, dtype=torch.float32):
+    boxes = cases.boxes(images, count, kind=kind, dtype=dtype)
+    return boxes, cases.scores(images, count, classes, kind=kind, dtype=dtype)
+
+
+OPTIONS = (
+    {},
+    {"score_threshold": 0.5, "iou_threshold": 0.3, "class_agnostic": True},
+    {"topk": 3, "max_detections": 7, "score_threshold": 0.0},
+    {"topk": -1, "max_detections": 1, "iou_threshold": 1.0},
+    {"topk": 5, "max_detections": 300, "class_agnostic": True, "iou_threshold": 0.0},
+    {"topk": 30, "max_detections": 1500, "score_threshold": 0.0},  # past the searched list
+    {"topk": -1, "max_detections": 1025, "class_agnostic": True, "score_threshold": 0.0},
+    {"score_threshold": 1.0},
+)
+
+
+def test_by_hand():
+    boxes = torch.tensor([[[0.0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]]])
+    scores = torch.tensor([[[0.8, 0.9], [0.9, 0.1], [0.05, 0.7]]])
+    found = ssd_ops.multiclass_nms(boxes, scores, max_detections=5)
+    assert isinstance(found, ssd_ops.Detections)
+    # Equal scores by class; 0.05 is not over the threshold; box 0 falls to box 1 in class 0.
+    assert found.labels.tolist() == [[0, 1, 1, -1, -1]]
+    assert found.indices.tolist() == [[1, 0, 2, -1, -1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.9, 0.7, 0, 0]]))
+    assert torch.equal(found.boxes[0, :3], boxes[0, [1, 0, 2]]) and found.boxes[0, 3:].eq(0).all()
+    assert found.counts.tolist() == [3]
+    agnostic = ssd_ops.multiclass_nms(boxes, scores, max_detections=5, class_agnostic=True)
+    assert agnostic.indices.tolist() == [[1, 2, -1, -1, -1]]
+    first = ssd_ops.multiclass_nms(boxes, scores, topk=1, max_detections=2)
+    assert first.indices.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_reference(backend, options):
+    for kind, dtype in itertools.product(cases.KINDS, (torch.float32, torch.float64, torch.half)):
+        for count, classes in ((1, 1), (17, 3), (70, 2)):
+            compare(*inputs(2, count, classes, kind, dtype), run=backend.run, **options)
+
+
+def test_topk_leaves_the_first_of_equal_scores(backend):
+    boxes, scores = cases.boxes(1, 200), torch.full((1, 200, 2), 0.5)
+    got = backend.run(multiclass_nms, boxes, scores, topk=5, iou_threshold=1.0)
+    assert got[3][0, :10].tolist() == [0, 1, 2, 3, 4] * 2
+    assert got[4].tolist() == [10]
+
+
+def test_many_candidates(backend):
+    """More than a portion of the histogram holds, with scores that lie far apart and close together."""
+    boxes = cases.boxes(1, 3000, kind="small")
+    for scores in (
+        torch.rand(1, 3000, 2),
+        torch.rand(1, 3000, 2) * 1e-30,
+        0.5 + torch.rand(1, 3000, 2) * 1e-6,
+        torch.randint(1, 4, (1, 3000, 2)) / 4,
+        torch.rand(1, 3000, 2) ** 30 * 3e38,
+    ):
+        for options in ({}, {"max_detections": 1000, "topk": 900}, {"class_agnostic": True}):
+            options = {"score_threshold": 0.0, "iou_threshold": 0.2, **options}
+            compare(boxes, scores, run=backend.run, **options)
+
+
+def test_all_overlap_so_that_every_candidate_is_looked_at(backend):
+    boxes = torch.tensor([0.0, 0, 1, 1]) + 1e-4 * torch.rand(1, 4000, 4)
+    compare(boxes, torch.rand(1, 4000, 1), run=backend.run, topk=-1, max_detections=10)
+
+
+def test_odd_scores(backend):
+    boxes = torch.tensor([[i, 0, i + 1, 1] for i in range(5)]).float()[None]
+    scores = torch.tensor([nan, inf, -inf, 0.5, -1.0])[None, :, None]
+    _, found, _, indices, counts = backend.run(multiclass_nms, boxes, scores, max_detections=3)
+    assert found.tolist() == [[inf, 0.5, 0]]
+    assert indices.tolist() == [[1, 3, -1]] and counts.tolist() == [2]
+
+
+def test_it_is_batched_nms_of_each_image(backend):
+    boxes, scores = inputs(3, 400, 5, "uniform")
+    got = backend.run(
+        multiclass_nms, boxes, scores, score_threshold=0.3, topk=-1, max_detections=9000
+    )
+    for image in range(3):
+        rows, classes = (scores[image] > 0.3).T.nonzero().flip(1).unbind(1)
+        kept = ssd_ops.batched_nms(boxes[image, rows], scores[image, rows, classes], classes, 0.5)
+        count = int(got[4][image])
+        assert count == len(kept)
+        assert torch.equal(got[3][image, :count], rows[kept])
+        assert torch.equal(got[2][image, :count], classes[kept])
+
+
+def test_empty():
+    for images, count, classes in ((0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)):
+        got = ssd_ops.multiclass_nms(
+            torch.rand(images, count, 4), torch.rand(images, count, classes), max_detections=3
+        )
+        assert got.boxes.shape == (images, 3, 4)
+        assert got.labels.eq(-1).all() and got.indices.eq(-1).all() and got.counts.eq(0).all()
+
+
+def test_layouts_and_dtypes():
+    args = inputs(2, 60, 3, "uniform")
+    expected = ssd_ops.multiclass_nms(*args)
+    for place, argument in enumerate(args):
+        for name, view in cases.odd_layouts(argument).items():
+            views = [*args[:place], view, *args[place + 1 :]]
+            assert same(ssd_ops.multiclass_nms(*views), expected), name
+    for first, second in itertools.product(cases.DTYPES, repeat=2):
+        compare(args[0].to(first), args[1].to(second))
+
+
+def test_threads_and_runs_agree(threads):
+    args = inputs(5, 900, 4, "grid")
+    results = []
+    for count in (1, 2, 2):
+        threads(count)
+        results.append(ssd_ops.multiclass_nms(*args))
+    assert same(results[0], results[1]) and same(results[1], results[2])

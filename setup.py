@@ -38,7 +38,8 @@ def _import_torch():
     try:
         import torch
     except ImportError:
-        sys.path += [*site.getsitepackages(), site.getusersitepackages()]
+        for folder in (*site.getsitepackages(), site.getusersitepackages()):
+            site.addsitedir(folder)  # with what its .pth files add: torch may be a development install
         try:
             import torch
         except ImportError:

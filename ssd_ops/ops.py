@@ -270,7 +270,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         RuntimeError: a shape, dtype or device does not fit.
 
     Source:
-        Drop-in for `torchvision.ops.box_iou` (which gives NaN for two boxes without area).
+        Drop-in for `torchvision.ops.box_iou` (which gives NaN for two boxes without area, and subtracts
+        half-precision corners in half precision: there the IoU of a box with itself may be 1.0009).
 
     Example:
         >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))

@@ -33,13 +33,15 @@ class Prediction(NamedTuple):
 @contextmanager
 def inference(model: nn.Module) -> Iterator[torch.device]:
     """The model in evaluation mode without gradients, put back after; yields its device."""
-    training = model.training
+    # Each module's own mode: parts may be frozen while the rest is trained.
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
             yield next(model.parameters()).device
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def run(model: nn.Module, images: Tensor) -> Any:

@@ -72,6 +72,15 @@ def test_predict_by_hand():
     assert len(predict(model, torch.zeros(3, 5, 5), nms_threshold=1.0).scores) == 3
 
 
+def test_every_part_of_a_model_gets_its_own_mode_back(small):
+    small.train()
+    small.blk_0.eval()  # as for a base network whose batch norms are frozen
+    predict(small, torch.zeros(3, 64, 64))
+    assert small.training and small.blk_1.training
+    assert not any(module.training for module in small.blk_0.modules())
+    small.eval()
+
+
 def test_the_models_own_nms_threshold_is_the_default():
     """The first two anchors overlap with an IoU of 0.95."""
     model = Fixed([[0.9], [0.8], [0.001], [0.001]])

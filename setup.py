@@ -39,7 +39,8 @@ def _import_torch():
         import torch
     except ImportError:
         for folder in (*site.getsitepackages(), site.getusersitepackages()):
-            site.addsitedir(folder)  # with what its .pth files add: torch may be a development install
+            # With what its .pth files add: torch may be a development install.
+            site.addsitedir(folder)
         try:
             import torch
         except ImportError:

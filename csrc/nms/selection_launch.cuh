@@ -23,10 +23,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> launch_selection(Launcher& la
                                                                     const Boxes& boxes,
                                                                     const SelectionSizes<T>& s) {
   const int64_t size = s.max_detections;
-  Tensor out_boxes = new_real<T>(like, {s.images, size, 4}), out_scores = new_real<T>(like, {s.images, size});
-  Tensor labels = torch::stable::new_empty(like, {s.images, size}, ScalarType::Long);
-  Tensor indices = torch::stable::new_empty(like, {s.images, size}, ScalarType::Long);
-  Tensor counts = torch::stable::new_empty(like, {s.images}, ScalarType::Long);
+  // In vectors: nvcc mistakes a list in braces here for a block.
+  const std::vector<int64_t> per_image{s.images}, per_row{s.images, size}, per_box{s.images, size, 4};
+  Tensor out_boxes = torch::stable::new_empty(like, per_box, kScalarType<T>);
+  Tensor out_scores = torch::stable::new_empty(like, per_row, kScalarType<T>);
+  Tensor labels = torch::stable::new_empty(like, per_row, ScalarType::Long);
+  Tensor indices = torch::stable::new_empty(like, per_row, ScalarType::Long);
+  Tensor counts = torch::stable::new_empty(like, per_image, ScalarType::Long);
   const int64_t total = s.images * s.classes * s.boxes;
   if (s.boxes > std::numeric_limits<int32_t>::max())
     fail(op, "boxes must be fewer than 2^31 on a GPU, got ", s.boxes);

@@ -21,13 +21,17 @@ import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 OP_TESTS = [
+    "tests/test_assign_anchors.py",
     "tests/test_bad_input.py",
+    "tests/test_batched_nms.py",
     "tests/test_box_iou.py",
+    "tests/test_detect.py",
     "tests/test_encode_decode.py",
     "tests/test_hard_negative_mining.py",
     "tests/test_multibox_detection.py",
     "tests/test_multibox_priors.py",
     "tests/test_multibox_target.py",
+    "tests/test_multiclass_nms.py",
     "tests/test_nms.py",
 ]
 

@@ -7,6 +7,8 @@ import torch
 
 import ssd_ops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 nan, inf = float("nan"), float("inf")
 
 

@@ -64,7 +64,9 @@ def test_without_a_compiler_the_build_says_what_to_do(checkout):
 def test_plain_pip_install_finds_the_installed_torch(checkout, tmp_path):
     """`pip install .` builds in an environment without torch, and must not fetch another one."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    result = run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(checkout)])
+    # Without CUDA kernels: a wheel would have them for every GPU, which takes minutes.
+    env = {**os.environ, "SSD_OPS_CUDA": "0"}
+    result = run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(checkout)], env=env)
     if result.returncode and "No matching distribution found" in result.stderr + result.stdout:
         pytest.skip(
             "pip reaches no packages here, and an isolated build needs setuptools from them"
@@ -91,6 +93,87 @@ def test_plain_pip_install_finds_the_installed_torch(checkout, tmp_path):
     assert answer == "[0]"
     assert run([python, "-m", "pip", "uninstall", "-y", "ssd_ops"]).returncode == 0
     assert not (site / "ssd_ops").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            {"SSD_OPS_CUDA": "1", "CUDA_HOME": "no-such-folder"},
+            "SSD_OPS_CUDA=1 asks for CUDA kernels, but there is no bin/nvcc in no-such-folder, which "
+            "CUDA_HOME names",
+        ),
+        (
+            {"SSD_OPS_CUDA": "1", "PATH_WITHOUT": "nvcc"},
+            "SSD_OPS_CUDA=1 asks for CUDA kernels, but ",
+        ),
+        ({"SSD_OPS_CUDA": "yes"}, "SSD_OPS_CUDA must be 0 or 1, got `yes`"),
+    ],
+    ids=["no toolkit there", "no nvcc", "no number"],
+)
+def test_cuda_asked_for_and_impossible_ends_the_build_with_a_sentence(checkout, env, message):
+    env = {**os.environ, **env}
+    if env.pop("PATH_WITHOUT", None):
+        env = {k: v for k, v in env.items() if k not in ("CUDA_HOME", "CUDA_PATH")}
+        folders = env["PATH"].split(os.pathsep)
+        env["PATH"] = os.pathsep.join(f for f in folders if not (Path(f) / "nvcc").exists())
+        if (
+            Path("/usr/local/cuda/bin/nvcc").exists()
+            or shutil.which("g++", path=env["PATH"]) is None
+        ):
+            pytest.skip("nvcc cannot be hidden here")
+    result = run([sys.executable, "setup.py", "build_ext"], cwd=checkout, env=env)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith(f"ssd_ops: {message}"), result.stderr
+
+
+def test_a_wrong_list_of_architectures_ends_the_build_with_a_sentence(checkout):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    env = {**os.environ, "SSD_OPS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "Hopper;9.0"}
+    result = run([sys.executable, "setup.py", "build_ext"], cwd=checkout, env=env)
+    assert result.returncode == 1
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith(
+            "ssd_ops: TORCH_CUDA_ARCH_LIST must be numbers such as `8.0;9.0+PTX`, got `Hopper;9.0`"
+        )
+    )
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_cuda_kernels_are_built_where_nvcc_is():
+    (library,) = (ROOT / "ssd_ops").glob("_C_cuda*.so")
+    for op in _ext.op_names():
+        # Its mangled name holds the name of the function that registers the kernel.
+        assert f"{op.removeprefix('ssd_ops::')}_cuda".encode() in library.read_bytes(), op
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_a_cuda_torch_gets_the_cuda_kernels():
+    assert _ext.build_info()["cuda"].startswith("nvcc")
+    for op in _ext.op_names():
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
+
+
+def test_without_cuda_kernels_a_cuda_tensor_gets_a_sentence():
+    """In a process of its own: what it registers stays."""
+    code = (
+        "import torch, ssd_ops; from ssd_ops import _ext\n"
+        "kept = _ext._explain_missing_cuda('ssd_ops was built without CUDA kernels')\n"
+        "op = torch.ops.ssd_ops.nms.default\n"
+        "op._op_dk(torch._C.DispatchKey.CUDA, torch.zeros(2, 4), torch.zeros(2), 0.5)"
+    )
+    if torch._C._dispatch_has_kernel_for_dispatch_key("ssd_ops::nms", "CUDA"):
+        pytest.skip("the CUDA kernels are there")
+    result = run([sys.executable, "-c", code])
+    assert result.stderr.strip().splitlines()[-1] == (
+        "RuntimeError: nms: its tensors are on a CUDA device, and ssd_ops was built without CUDA kernels. "
+        f"Install the CUDA toolkit and build again with SSD_OPS_CUDA=1 {_ext.REBUILD}, or move the tensors "
+        "to the CPU."
+    )
 
 
 def test_a_second_copy_of_the_library_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from functools import partial
 
 import cases
 import torch
@@ -16,8 +17,9 @@ import torch
 import ssd_ops
 
 
-def draw(number: int) -> dict[str, tuple]:
-    """Arguments, of random kinds, sizes and dtypes, of every op whose shapes depend on shapes alone."""
+def draw(number: int) -> dict[str, tuple[partial, tuple]]:
+    """Calls, of random kinds, sizes and dtypes, of every op whose shapes depend on shapes alone: the
+    function with its options, and its arguments."""
     torch.manual_seed(number)
 
     def choose(*options):
@@ -34,7 +36,11 @@ def draw(number: int) -> dict[str, tuple]:
     scores = cases.scores(images, anchors, kind=choose("uniform", "ties", "odd"))
     labels = cases.labels(images, gts, kind=choose(kind, "uniform"))
     threshold = choose(0.0, 0.3, 0.5, 0.9)
-    return {
+    probs = scores.nan_to_num().clamp(0, 1)[:, None].repeat(1, classes + 1, 1).roll(1, 2)
+    offsets = torch.randn(images, 4 * anchors).to(dtype)
+    logits = torch.randn(images, anchors, classes + 1).to(choose(*cases.DTYPES))
+    mining = {"negative_mining_ratio": choose(0.0, 1.5, 3.0), "negative_mining_threshold": 0.3}
+    calls = {
         "multibox_priors": (
             [torch.zeros(pick(1, 9), pick(1, 9))] * 2,
             [[0.1, 0.3]] * 2,
@@ -43,15 +49,43 @@ def draw(number: int) -> dict[str, tuple]:
         "box_iou": (boxes.expand(images, -1, -1), labels[..., 1:]),
         "encode_boxes": (rows, boxes),
         "decode_boxes": (torch.randn(images, anchors, 4).to(dtype), boxes),
-        "multibox_target": (boxes, labels),
+        "assign_anchors": (boxes, labels[..., 1:]),
+        "multibox_target": (boxes, labels, logits.mT),
         "hard_negative_mining": (scores, torch.randint(-1, 2, (images, anchors))),
         "nms_padded": (rows, scores, threshold),
-        "multibox_detection": (
-            scores.nan_to_num().clamp(0, 1)[:, None].repeat(1, classes + 1, 1).roll(1, 2),
-            torch.randn(images, 4 * anchors).to(dtype),
-            boxes,
-            threshold,
-        ),
+        "multiclass_nms": (rows, scores[..., None].repeat(1, 1, classes)),
+        "multibox_detection": (probs, offsets, boxes, threshold),
+        "detect": (logits, offsets, boxes),
+    }
+    options = {
+        "assign_anchors": {
+            "force_match": choose("bipartite", "argmax", "low_quality", "none"),
+            "background_threshold": choose(None, 0.0, 0.4),
+        },
+        "multibox_target": {
+            "semantics": choose("d2l", "mxnet", "torchvision"),
+            **choose({}, mining),
+        },
+        "multiclass_nms": {
+            "topk": choose(-1, pick(1, 300)),
+            "max_detections": pick(1, 200),
+            "class_agnostic": choose(True, False),
+        },
+        "multibox_detection": {
+            "semantics": choose("d2l", "mxnet"),
+            "topk": choose(-1, pick(1, 300)),
+            "clip": choose(True, False),
+            "class_agnostic": choose(True, False),
+        },
+        "detect": {
+            "activation": choose("softmax", "sigmoid", "none"),
+            "topk": choose(-1, pick(1, 300)),
+            "class_agnostic": choose(True, False),
+        },
+    }
+    return {
+        name: (partial(getattr(ssd_ops, name), **options.get(name, {})), args)
+        for name, args in calls.items()
     }
 
 
@@ -77,8 +111,7 @@ def same(got, expected) -> bool:
 def compare(batches: int) -> Counter:
     wrong: Counter = Counter()
     for number in range(batches):
-        for name, args in draw(number).items():
-            op = getattr(ssd_ops, name)
+        for name, (op, args) in draw(number).items():
             expected = op(*args)
             on_gpu = [to_cuda(arg) for arg in args]
             torch.cuda.set_sync_debug_mode("error")
@@ -86,17 +119,20 @@ def compare(batches: int) -> Counter:
             torch.cuda.set_sync_debug_mode("default")
             wrong[name] += not same(got, expected)
         if number % 4 == 0:  # the form that waits
-            boxes, scores, threshold = draw(number)["nms_padded"]
-            got = ssd_ops.nms(boxes[0].cuda(), scores[0].cuda(), threshold)
-            wrong["nms"] += not same(got, ssd_ops.nms(boxes[0], scores[0], threshold))
+            boxes, scores, threshold = draw(number)["nms_padded"][1]
+            args, idxs = (boxes[0], scores[0]), torch.randint(0, 3, scores[0].shape)
+            got = ssd_ops.nms(*map(to_cuda, args), threshold)
+            wrong["nms"] += not same(got, ssd_ops.nms(*args, threshold))
+            got = ssd_ops.batched_nms(*map(to_cuda, (*args, idxs)), threshold)
+            wrong["batched_nms"] += not same(got, ssd_ops.batched_nms(*args, idxs, threshold))
     return wrong
 
 
 def replay(replays: int) -> Counter:
     """Each op captured once, then replayed on new numbers in the same memory."""
     wrong: Counter = Counter()
-    for name, args in draw(1).items():
-        op, static = getattr(ssd_ops, name), [to_cuda(arg) for arg in args]
+    for name, (op, args) in draw(1).items():
+        static = [to_cuda(arg) for arg in args]
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             op(*static)
@@ -123,8 +159,8 @@ def two_streams(rounds: int) -> Counter:
     wrong: Counter = Counter()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for number in range(rounds):
-        for name, args in draw(number).items():
-            op, on_gpu = getattr(ssd_ops, name), [to_cuda(arg) for arg in args]
+        for name, (op, args) in draw(number).items():
+            on_gpu = [to_cuda(arg) for arg in args]
             torch.cuda.synchronize()
             results = []
             for stream in streams:
@@ -146,6 +182,8 @@ def large() -> Counter:
             ("multibox_target", (anchors, labels)),
             ("multibox_detection", (probs, offsets, anchors)),
             ("hard_negative_mining", (probs[:, 0], torch.randint(-1, 2, (4, count)))),
+            ("assign_anchors", (anchors, labels[..., 1:])),
+            ("detect", (probs.mT.contiguous(), offsets, anchors)),
         ):
             op = getattr(ssd_ops, name)
             wrong[f"{name}, large"] += not same(op(*map(to_cuda, args)), op(*args))

@@ -13,7 +13,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUDGET = 530  # seconds in all
-OP_TESTS = "box_iou encode_decode hard_negative_mining multibox_detection multibox_priors multibox_target nms"
+OP_TESTS = (
+    "assign_anchors batched_nms box_iou detect encode_decode hard_negative_mining multibox_detection "
+    "multibox_priors multibox_target multiclass_nms nms"
+)
 PYTHON = sys.executable
 
 

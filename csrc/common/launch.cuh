@@ -69,11 +69,12 @@ class Launcher {
 
   void check(cudaError_t error) const { check_cuda(op_, error); }
 
-  // Bytes of shared memory that one block may ask for.
+  // Bytes of dynamic shared memory that one block may ask for. What a kernel declares counts as well.
   int64_t shared_limit() const {
     int bytes = 0;
     check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device()));
-    return bytes;
+    constexpr int kDeclared = 4096;
+    return bytes - kDeclared;
   }
 
   // `count` elements from torch's allocator, for kernels of this call only. torch hands the memory to nobody

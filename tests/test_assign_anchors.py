@@ -189,6 +189,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, len
 """
 
 
+@pytest.mark.not_emulated("a process of its own, with the CPU kernels")
 @pytest.mark.parametrize("force", ["bipartite", "low_quality"])
 def test_ten_thousand_ground_truths_and_a_hundred_thousand_anchors(force):
     """A matrix of them has 4 GB; a process of its own, since the peak of this one is past."""

@@ -34,14 +34,15 @@ print("the end")
 
 
 def run_mining(
-    kind: str, folder: Path, fault: tuple[str, str] | None
+    kind: str, folder: Path, fault: tuple[str, str, str] | None
 ) -> subprocess.CompletedProcess:
     """The emulated hard_negative_mining in a process of its own, with a fault planted in a copy."""
     csrc = folder / "csrc"
     for room in ("common", "mining"):
         shutil.copytree(ROOT / "csrc" / room, csrc / room)
     if fault:
-        kernel = csrc / "mining" / "hard_negative_mining.cuh"
+        file, *fault = fault
+        kernel = csrc / file
         text = kernel.read_text()
         assert text.count(fault[0]) == 1
         kernel.write_text(text.replace(*fault))
@@ -51,9 +52,10 @@ def run_mining(
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
-BARRIER = ("bins[b] = 0;\n    __syncthreads();", "bins[b] = 0;")
-OUTPUT = ("selected[first + i] = label > 0;", "selected[first + i + 1] = label > 0;")
-SHARED = ("const unsigned low = bins[2 * thread],", "const unsigned low = bins[2 * thread + 2],")
+SELECT, MINING = "common/block_select.cuh", "mining/hard_negative_mining.cuh"
+BARRIER = (SELECT, "space.bins[b] = 0;\n    __syncthreads();", "space.bins[b] = 0;")
+SHARED = (SELECT, "low = space.bins[2 * thread],", "low = space.bins[2 * thread + 2],")
+OUTPUT = (MINING, "selected[first + i] = label > 0;", "selected[first + i + 1] = label > 0;")
 
 
 @pytest.mark.parametrize(

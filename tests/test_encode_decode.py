@@ -57,7 +57,13 @@ def test_odd_boxes_match_reference():
     boxes, anchors = cases.boxes(2000, kind="odd"), cases.boxes(2000, kind="odd")
     close(ssd_ops.encode_boxes(boxes, anchors), reference.encode_boxes(boxes, anchors))
     offsets = torch.randn(2000, 4) * torch.tensor([1, 10, 100, 1e4])[torch.randint(0, 4, (2000, 1))]
-    close(ssd_ops.decode_boxes(offsets, anchors), reference.decode_boxes(offsets, anchors))
+    got, expected = ssd_ops.decode_boxes(offsets, anchors), reference.decode_boxes(offsets, anchors)
+    # A corner is center minus half a side: where they nearly cancel, the last bit of exp shows in the
+    # difference as an error of their size, which is that of the other corner.
+    size = expected.abs().unflatten(1, (2, 2)).amax(dim=1).repeat(1, 2)
+    finite = size.isfinite()
+    close(got[~finite | (size == 0)], expected[~finite | (size == 0)])
+    close((got / size)[finite & (size > 0)], (expected / size)[finite & (size > 0)])
 
 
 def test_mixed_dtypes():

@@ -461,7 +461,7 @@ def test_defaults_are_the_chapters():
 
 def test_paper_preset():
     loss = PRESETS["paper"].criterion()
-    assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 6.0
+    assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 3.0
     assert loss.normalize == "positives"
 
 

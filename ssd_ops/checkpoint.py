@@ -105,6 +105,28 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["ssd_ops"]), tensors
 
 
+def refuse_to_lose(path: Path) -> None:
+    """Let a new run write to `path`, if no finished epoch is lost by that, nor a foreign file.
+
+    Raises:
+        FileExistsError: it would be.
+    """
+    if not path.exists():
+        return
+    try:
+        finished = read(path)[0]["epoch"]
+    except ValueError:
+        holds = "another file"
+    else:
+        if not finished:
+            return
+        holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    raise FileExistsError(
+        f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
+        "another folder"
+    )
+
+
 def build(
     path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[TinySSD, Settings]:

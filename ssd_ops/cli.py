@@ -145,7 +145,9 @@ def _parser() -> Parser:
         default=None,
         help="record and replay the step on a GPU",
     )
-    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    begin = command.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    begin.add_argument("--overwrite", action="store_true", help="lose the run that --out holds")
 
     command = add(
         "evaluate",
@@ -238,7 +240,7 @@ def _demo(args: argparse.Namespace) -> None:
     val_set = data.BananaDetection(folder, "val")
     run = args.out / "run"
     print(f"Training TinySSD with the preset `paper`, {epochs} epochs ...")
-    model, history = train(settings, train_set, val_set, run, resume=_unfinished(run, settings))
+    model, history = train(settings, train_set, val_set, run, **_left_by_demo(run, settings))
     _, _, meta = load(run)
 
     predictions = predict_batch(model, val_set.images)
@@ -263,14 +265,16 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"Pictures: {grid}, {curves}, and single ones in {found}. Checkpoint: {run}")
 
 
-def _unfinished(run: Path, settings: Any) -> bool:
-    """Whether `run` holds a checkpoint of these very settings, finished or not, to go on from."""
+def _left_by_demo(run: Path, settings: Any) -> dict[str, bool]:
+    """To resume the run of these very settings, finished or not; to overwrite another demo's."""
     from ssd_ops.train import load
 
     try:
-        return load(run)[1] == settings
+        saved = load(run)[1]
     except (FileNotFoundError, ValueError):
-        return False
+        return {}
+    alike = replace(saved, epochs=settings.epochs, seed=settings.seed) == settings
+    return {"resume": saved == settings, "overwrite": alike}
 
 
 def _pixels(labels: Any, size: Any) -> Any:
@@ -307,7 +311,8 @@ def _train(args: argparse.Namespace) -> None:
     for name, dataset in (("training", train_set), ("validation", val_set)):
         if is_first():
             _print_dropped(name, dataset)
-    _, history = train(settings, train_set, val_set, args.out, resume=args.resume)
+    how = {"resume": args.resume, "overwrite": args.overwrite}
+    _, history = train(settings, train_set, val_set, args.out, **how)
     if is_first():
         curves = _draw_curves(args.out)
         _print_measures(history[-1], prefix="val_")

@@ -57,6 +57,7 @@ def train(
     out_dir: str | os.PathLike[str],
     *,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[TinySSD, History]:
     """Train a TinySSD, and measure it on the validation set after each epoch.
@@ -73,6 +74,8 @@ def train(
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
             with, except for device, workers and cache, and for more epochs where the schedule does
             not depend on their number.
+        overwrite: begin anew where `out_dir` holds a checkpoint of finished epochs, which is lost.
+            By default that is an error. Not used by `resume`.
         progress: a progress bar for each epoch (this needs tqdm), with the class error, the offset
             error and the examples per second so far.
 
@@ -86,6 +89,7 @@ def train(
         ValueError: sets or a checkpoint that do not fit.
         DataError: a picture that cannot be read.
         FileNotFoundError: `resume` without a checkpoint.
+        FileExistsError: a checkpoint of finished epochs, and neither `resume` nor `overwrite`.
         FloatingPointError: the loss became infinite or NaN. The checkpoint is that of the last
             finished epoch.
         RuntimeError: a process that shares the run, or one that loads pictures, has died.
@@ -100,19 +104,21 @@ def train(
             f"and {train_set.class_names}"
         )
     with distributed.joined(pick_device(settings.device)) as device:
-        return _train(settings, train_set, val_set, Path(out_dir), device, resume, progress)
+        path = Path(out_dir) / checkpoint.FILE_NAME
+        if not resume and not overwrite and distributed.rank() == 0:
+            checkpoint.refuse_to_lose(path)
+        return _train(settings, train_set, val_set, path, device, resume, progress)
 
 
 def _train(
     settings: Settings,
     train_set: Any,
     val_set: Any,
-    out_dir: Path,
+    path: Path,
     device: torch.device,
     resume: bool,
     progress: bool,
 ) -> tuple[TinySSD, History]:
-    path = out_dir / checkpoint.FILE_NAME
     model, optimizer, history = _start(settings, train_set, path, device, resume)
     first = distributed.rank() == 0
     options: dict[str, Any] = {"workers": settings.workers, "cache_gb": settings.cache_gb}
@@ -131,7 +137,7 @@ def _train(
 
     names = list(train_set.class_names)
     if first:
-        out_dir.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     store()
     try:
         for epoch in range(len(history), settings.epochs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_train_resumes(run, bananas, capsys):
     arguments = ["--preset", "paper", "--epochs", 1, "--batch-size", 4]
     assert call("train", bananas, "--out", run, *arguments, "--resume") == 0
     assert "found" in capsys.readouterr().out
+
+
+def test_train_begins_anew_where_told_to(run, bananas, tmp_path):
+    kept = tmp_path / "run"
+    shutil.copytree(run, kept)
+    arguments = ["train", bananas, "--out", kept, "--preset", "paper", "--epochs", 1]
+    assert call(*arguments, "--batch-size", 8) == 2, "a run is not lost"
+    assert (kept / "log.jsonl").read_text() == (run / "log.jsonl").read_text()
+    assert call(*arguments, "--batch-size", 8, "--overwrite") == 0
+    assert (kept / "log.jsonl").read_text() != (run / "log.jsonl").read_text()
 
 
 def test_evaluate_prints_measures(run, bananas, capsys):
@@ -246,6 +257,9 @@ def test_demo_goes_from_nothing_to_pictures_and_is_quick_again(tmp_path, monkeyp
     assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
     assert "epoch 1/1" not in capsys.readouterr().err, "a finished training is not repeated"
     assert (out / "bananas-2" / "bananas_train" / "label.csv").stat().st_mtime_ns == stamp
+    assert call("demo", "--out", out, "--epochs", 2, "--seed", 2) == 0, "its own run makes way"
+    assert call("train", out / "bananas-2", "--out", out / "run", "--epochs", 1, "--overwrite") == 0
+    assert call("demo", "--out", out, "--epochs", 2, "--seed", 2) == 2, "another run does not"
 
 
 MISTAKES = {
@@ -259,6 +273,8 @@ MISTAKES = {
     "learning rate nan": ["train", "SET", "--lr", "nan"],
     "device": ["train", "SET", "--device", "toaster"],
     "precision": ["train", "SET", "--precision", "int3"],
+    "a run is there": ["train", "SET", "--out", "RUN"],
+    "resume and overwrite": ["train", "SET", "--out", "RUN", "--resume", "--overwrite"],
     "nothing to resume": ["train", "SET", "--out", "TMP/new", "--resume"],
     "settings file": ["train", "SET", "--settings", "nowhere.toml"],
     "setting": ["train", "SET", "--set", "learning=1"],

@@ -132,7 +132,7 @@ def test_same_seed_same_bits(unbroken, sets, tmp_path):
     model, _ = train(QUICK, *sets, tmp_path, progress=False)
     assert_same_bits(state(model), state(unbroken[1]))
     assert torch.equal(torch.get_rng_state(), before), "the caller's random state was touched"
-    other, _ = train(replace(QUICK, seed=1), *sets, tmp_path, progress=False)
+    other, _ = train(replace(QUICK, seed=1), *sets, tmp_path, overwrite=True, progress=False)
     assert not torch.equal(other.cls_0.weight, model.cls_0.weight)
 
 
@@ -167,6 +167,33 @@ def test_resume_of_a_finished_run_changes_nothing(unbroken, sets):
     model, again = train(QUICK, *sets, folder, resume=True, progress=False)
     assert again == history
     assert_same_bits(state(model), state(whole))
+
+
+def test_a_run_is_not_lost_to_a_new_one(sets, tmp_path):
+    """Unless that is asked for."""
+    train(QUICK, *sets, tmp_path, progress=False)
+    path = tmp_path / checkpoint.FILE_NAME
+    before = path.read_bytes()
+    with pytest.raises(
+        FileExistsError, match=r"out_dir must hold no run, got .* 3 finished epochs"
+    ):
+        train(replace(QUICK, seed=1), *sets, tmp_path, progress=False)
+    assert path.read_bytes() == before
+    train(replace(QUICK, seed=1, epochs=1), *sets, tmp_path, overwrite=True, progress=False)
+    assert load(tmp_path)[2]["epoch"] == 1
+    path.write_bytes(b"someone's own")
+    with pytest.raises(FileExistsError, match="with another file; resume or overwrite it"):
+        train(QUICK, *sets, tmp_path, progress=False)
+    assert path.read_bytes() == b"someone's own"
+
+
+def test_a_run_stopped_in_its_first_epoch_may_be_begun_again(unbroken, sets, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 0, KeyboardInterrupt)
+        with pytest.raises(Interrupted):
+            train(replace(QUICK, seed=1), *sets, tmp_path, progress=False)
+    model, _ = train(QUICK, *sets, tmp_path, progress=False)
+    assert_same_bits(state(model), state(unbroken[1]))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -305,7 +332,7 @@ def test_sizes_ratios_and_channels_are_the_models(sets, tmp_path):
     assert model.channels == (4, 8, 8, 8) and model.ratios == [[1.0, 2.0]] * 3
     assert load(tmp_path)[1] == settings and settings.channels == (4, 8, 8, 8)
     with pytest.raises(ValueError, match="TinySSD: sizes must be 5 lists"):
-        train(replace(settings, channels=QUICK.channels), *sets, tmp_path, progress=False)
+        train(replace(settings, channels=QUICK.channels), *sets, tmp_path / "x", progress=False)
 
 
 def test_load_gives_the_trained_model(unbroken, sets):
@@ -586,7 +613,7 @@ def test_every_variant_trains(sets, tmp_path, precision, channels_last):
 
 def test_precisions_agree_on_the_loss(sets, tmp_path):
     losses = [
-        train(replace(QUICK, precision=p), *sets, tmp_path, progress=False)[1][0]["loss"]
+        train(replace(QUICK, precision=p), *sets, tmp_path / p, progress=False)[1][0]["loss"]
         for p in ("float32", "bfloat16")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

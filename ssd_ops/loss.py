@@ -29,13 +29,14 @@ def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
 def focal_loss(
     cls_preds: Tensor, cls_labels: Tensor, gamma: float = 2.0, alpha: float = 1.0
 ) -> Tensor:
-    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, float32 ``[B, A]``.
+    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``.
 
     p is the probability, by softmax with the background among the classes, of the anchor's own
     class. Anchors labelled -1 get 0.
 
     Args:
-        cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first.
+        cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first; the result
+            is float32, or float64 where they are.
         cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
         gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy.
             The default is that of the paper.
@@ -49,12 +50,12 @@ def focal_loss(
     """
     # cross_entropy is -log p, and keeps its gradient where p has long been rounded to 1 or 0.
     losses = F.cross_entropy(
-        cls_preds.float().transpose(1, 2), cls_labels, ignore_index=-1, reduction="none"
+        _wide(cls_preds).transpose(1, 2), cls_labels, ignore_index=-1, reduction="none"
     )
     if gamma:
         # 1 - p, without the cancellation. At exactly 0 the power of a gamma below 1 has no slope.
         missing = -torch.expm1(-losses)
-        losses = missing.clamp(min=torch.finfo(torch.float32).tiny) ** gamma * losses
+        losses = missing.clamp(min=torch.finfo(losses.dtype).tiny) ** gamma * losses
     return alpha * losses
 
 
@@ -145,11 +146,12 @@ class MultiBoxLoss(nn.Module):
         *,
         whole: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """The loss of each image, float32 ``[B]``; train on its mean.
+        """The loss of each image, ``[B]``; train on its mean.
 
         Args:
             cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first. Half
-                precision is computed with in float32.
+                precision is computed with in float32, which the result then is, and float64 in
+                float64.
             cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
             bbox_preds: ``[B, 4A]`` predicted offsets.
             bbox_labels: ``[B, 4A]`` their targets.
@@ -167,7 +169,7 @@ class MultiBoxLoss(nn.Module):
                 min_negatives=self.min_negatives,
             )
         cls = self.cls_weight * (losses * counted).sum(dim=1)
-        errors = (bbox_preds.float() - bbox_labels) * bbox_masks
+        errors = (_wide(bbox_preds) - bbox_labels) * bbox_masks
         distances = errors.abs() if self.offset_loss == "l1" else smooth_l1(errors, self.sigma)
         offsets = self.offset_weight * distances.sum(dim=1)
         if self.normalize == "mean":
@@ -183,6 +185,11 @@ class MultiBoxLoss(nn.Module):
             f"negative_mining_ratio={self.negative_mining_ratio}, normalize={self.normalize!r}, "
             f"cls_weight={self.cls_weight}, offset_weight={self.offset_weight}"
         )
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    """Half precision as float32; the rest as it is."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
 def _check(good: bool, name: str, wanted: str, got: object) -> None:
@@ -235,4 +242,4 @@ def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> fl
 
 def sum_offset_errors(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> Tensor:
     """`bbox_eval` as a tensor on the device, which nothing waits for."""
-    return ((bbox_labels - bbox_preds.float()) * bbox_masks).abs().sum()
+    return ((bbox_labels - _wide(bbox_preds)) * bbox_masks).abs().sum()

@@ -250,3 +250,23 @@ def test_measures_by_hand():
     assert cls_eval(cls_preds, torch.tensor([[0, 1, -1]])) == 2.0
     preds, labels = torch.zeros(1, 4), torch.tensor([[1.0, -2.0, 5.0, 5.0]])
     assert bbox_eval(preds, labels, torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == 3.0
+
+
+@pytest.mark.parametrize("cls_loss", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("offset_loss", ["l1", "smooth_l1"])
+@pytest.mark.parametrize("normalize", ["mean", "positives"])
+def test_gradients_are_those_of_finite_differences(cls_loss, offset_loss, normalize):
+    """In float64, which the loss keeps; mining has no part in the gradient but its choice."""
+    cls_preds, cls_labels, *offsets = (t.double() for t in random_case(2, 6, positives=2))
+    loss = MultiBoxLoss(
+        cls_loss=cls_loss, offset_loss=offset_loss, sigma=0.7, normalize=normalize,
+        negative_mining_ratio=1.0, cls_weight=0.5, offset_weight=2.0,
+    )  # fmt: skip
+    bbox_preds, bbox_labels, masks = offsets
+
+    def run(cls_preds, bbox_preds):
+        return loss(cls_preds, cls_labels.long(), bbox_preds, bbox_labels, masks)
+
+    inputs = cls_preds.requires_grad_(), bbox_preds.requires_grad_()
+    assert run(*inputs).dtype == torch.float64
+    assert torch.autograd.gradcheck(run, inputs)

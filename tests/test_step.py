@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ssd_ops import step as steps
 from ssd_ops.model import TinySSD
@@ -137,6 +138,27 @@ def test_without_a_gpu_the_flag_changes_nothing():
     rows, _ = run(make(QUICK), 2)
     got, _ = run(make(replace(QUICK, cuda_graph=True)), 2)
     assert torch.equal(got, rows)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offset_loss", ["l1", "smooth_l1"])
+@pytest.mark.parametrize("normalize", ["mean", "positives"])
+def test_a_step_reads_no_value(optimizer, precision, offset_loss, normalize):
+    """Of tensors that have none: what reads one, as `float` does, would make a GPU wait, and could
+    not be recorded."""
+    settings = replace(
+        QUICK, optimizer=optimizer, precision=precision, offset_loss=offset_loss,
+        normalize=normalize, cls_loss="focal", clip_norm=0.5,
+    )  # fmt: skip
+    with FakeTensorMode():
+        model = TinySSD(1, channels=CHANNELS).train()
+        step = TrainStep(settings, model, make_optimizer(settings, model))
+        sums = [step(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 2, 5), 0.1)
+                for _ in range(2)][-1]  # fmt: skip
+        assert sums.shape == (3,)
+        with pytest.raises(DataDependentOutputException):
+            float(sums[0])
 
 
 @pytest.mark.skipif(NO_GPU, reason="torch sees no CUDA device")

@@ -17,7 +17,7 @@ from ssd_ops.preprocess import Preprocess
 Shapes = tuple[tuple[float, ...], ...]  # sizes or ratios, scale by scale
 
 SAMPLE = 300  # objects that candidates are tried on: enough to tell them apart, and quick
-STEPS = (0.8, 0.9, 1.1, 1.25)  # factors tried on each size and ratio
+STEPS = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)  # factors tried on each size and ratio
 
 
 class Suggestion(NamedTuple):
@@ -92,9 +92,9 @@ def suggest(
 ) -> Suggestion:
     """Anchors that cover these boxes better than the given ones do, as many at every scale.
 
-    Starts from the better of the given anchors and of quantiles of the boxes' sizes and ratios, and
-    changes one number after another as long as that helps: first by how many boxes an anchor covers
-    at IoU 0.5 or more, then by the mean IoU. Deterministic.
+    Starts from the given anchors, and from quantiles of the boxes' sizes and ratios; changes one
+    number after another as long as that helps, and returns the better end: first by how many boxes an
+    anchor covers at IoU 0.5 or more, then by the mean IoU. Deterministic.
 
     Args:
         boxes: ``[N, 4]`` xyxy, in fractions of the input, N at least 1.
@@ -112,32 +112,43 @@ def suggest(
         tensor(True)
     """
     sample = boxes[torch.linspace(0, len(boxes) - 1, min(SAMPLE, len(boxes))).long()]
+    starts = (sizes, ratios), _quantiles(sample, sizes, ratios, input_ratio)
+    ends = [_climb(sample, maps, *start) for start in starts]
+    best = max(ends, key=lambda end: _worth(end.ious))
+    anchors = ops.multibox_priors(maps, best.sizes, best.ratios)
+    return Suggestion(best.sizes, best.ratios, best_ious(boxes, anchors))
 
-    def ious(sizes: Shapes, ratios: Shapes, boxes: Tensor = sample) -> Tensor:
-        return best_ious(boxes, ops.multibox_priors(maps, sizes, ratios))
 
-    def worth(sizes: Shapes, ratios: Shapes) -> tuple[float, float]:
-        reached = ious(sizes, ratios)
-        return float((reached >= 0.5).float().mean()), float(reached.mean())
+def _climb(boxes: Tensor, maps: Sequence[Tensor], sizes: Shapes, ratios: Shapes) -> Suggestion:
+    """Where changes of single numbers lead; its IoUs are those of each scale ``[scales, N]``."""
+    shapes = [[list(row) for row in rows] for rows in (sizes, ratios)]
 
-    best = max(
-        (sizes, ratios), _quantiles(sample, sizes, ratios, input_ratio), key=lambda it: worth(*it)
-    )
-    score = worth(*best)
-    numbers = [
-        (kind, scale, place)
-        for kind in (0, 1)
-        for scale in range(len(maps))
-        for place in range(len((sizes, ratios)[kind][scale]))
-    ]
-    for (kind, scale, place), factor in product(numbers, STEPS):
-        trial = [[list(row) for row in rows] for rows in best]
-        trial[kind][scale][place] = round(trial[kind][scale][place] * factor, 3)
-        changed = tuple(map(tuple, trial[0])), tuple(map(tuple, trial[1]))
-        got = worth(*changed)
-        if got > score:
-            best, score = changed, got
-    return Suggestion(*best, ious(*best, boxes))
+    def reached(scale: int) -> Tensor:
+        return best_ious(boxes, ops.multibox_prior(maps[scale], *(rows[scale] for rows in shapes)))
+
+    # Scale by scale, so that a change costs the anchors of its own alone.
+    ious = torch.stack([reached(scale) for scale in range(len(maps))])
+    before = None
+    while before != _worth(ious):
+        before = _worth(ious)
+        for scale, kind in product(range(len(maps)), (0, 1)):
+            row = shapes[kind][scale]
+            for place, factor in product(range(len(row)), STEPS):
+                kept, row[place] = row[place], max(0.001, round(row[place] * factor, 3))
+                changed = ious.clone()
+                changed[scale] = reached(scale)
+                if _worth(changed) > _worth(ious):
+                    ious = changed
+                else:
+                    row[place] = kept
+    found_sizes, found_ratios = (tuple(map(tuple, rows)) for rows in shapes)
+    return Suggestion(found_sizes, found_ratios, ious)
+
+
+def _worth(ious: Tensor) -> tuple[float, float]:
+    """Of the best IoUs ``[scales, N]``: the share of boxes that are covered, then the mean."""
+    best = ious.amax(dim=0)
+    return float((best >= 0.5).float().mean()), float(best.mean())
 
 
 def _quantiles(

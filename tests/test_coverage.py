@@ -52,3 +52,19 @@ def test_suggested_anchors_cover_more(shape):
     assert [len(row) for row in found.ratios] == [3, 3, 3]
     again = coverage.suggest(boxes, maps, found.sizes, found.ratios)
     assert (again.ious >= 0.5).sum() >= (found.ious >= 0.5).sum()
+
+
+def test_suggested_anchors_cover_boxes_of_any_shape():
+    """Small and thin ones too, far from where the search begins."""
+    g = torch.Generator().manual_seed(0)
+    area = torch.empty(200).uniform_(-5.5, -1.0, generator=g).exp()  # sides of 0.06 to 0.6
+    ratio = torch.empty(200).uniform_(-1.5, 1.5, generator=g).exp()
+    side = torch.stack((area * ratio, area / ratio), dim=1).sqrt().clamp(max=1)
+    corner = (1 - side) * torch.rand(200, 2, generator=g)
+    boxes = torch.cat((corner, corner + side), dim=1)
+    maps = [torch.zeros(1, 1, n, n) for n in (32, 16, 8, 4, 1)]
+    before = coverage.best_ious(boxes, ssd_ops.multibox_priors(maps, SIZES, RATIOS))
+    found = coverage.suggest(boxes, maps, SIZES, RATIOS)
+    assert (before < 0.5).sum() > 70 and (found.ious < 0.5).sum() < 25
+    anchors = ssd_ops.multibox_priors(maps, found.sizes, found.ratios)
+    assert torch.equal(found.ious, coverage.best_ious(boxes, anchors))

@@ -150,10 +150,13 @@ def draw_grid(
         ]
     width = max(picture.width for picture in pictures)
     strip = 0 if titles is None else 18
-    height = max(picture.height for picture in pictures) + strip
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    size = (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP)
+    # Where each row begins: a row is as high as its highest image.
+    tops = [GAP]
+    for start in range(0, len(pictures), columns):
+        highest = max(picture.height for picture in pictures[start : start + columns])
+        tops.append(tops[-1] + highest + strip + GAP)
+    size = (columns * (width + GAP) + GAP, tops[-1])
     line = 0 if given is None else 26
     from PIL import ImageDraw
 
@@ -166,7 +169,7 @@ def draw_grid(
         boxes = _boxes(detection.boxes) * scales[index]
         _draw_boxes(picture, boxes, detection.scores, detection.labels, class_names, threshold)
         row, column = divmod(index, columns)
-        corner = (column * (width + GAP) + GAP, row * (height + GAP) + GAP)
+        corner = (column * (width + GAP) + GAP, tops[row])
         sheet.paste(picture, corner)
         if titles is not None:
             below = (corner[0], corner[1] + picture.height + 1)

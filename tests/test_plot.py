@@ -224,6 +224,10 @@ def test_a_sheet_has_a_cell_for_each_image(tmp_path):
     mixed = [grey(20, 30), grey(50, 10)]
     pixels = read(draw_grid(mixed, [found()] * 2, columns=2, path=tmp_path / "c.png"))
     assert pixels.shape == (50 + 2 * gap, 2 * (30 + gap) + gap, 3)
+    mixed = [grey(20, 30), grey(10, 30), grey(50, 30)]
+    pixels = read(draw_grid(mixed, [found()] * 3, columns=2, path=tmp_path / "d.png"))
+    assert pixels.shape[0] == 20 + 50 + 3 * gap, "a row is as high as its highest image"
+    assert (pixels[20 + 2 * gap : 70 + 2 * gap, gap : gap + 30] == 128).all()
 
 
 def test_a_sheet_shows_what_was_found_and_what_is_there(tmp_path):

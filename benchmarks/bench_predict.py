@@ -36,11 +36,11 @@ def trained(tmp_path_factory, request):
 
 
 @pytest.mark.parametrize("impl", ["ssd_ops", "d2l"])
-def bench_predict(benchmark, trained, impl):
+def bench_predict(benchmark, trained, full_precision, impl):
     model, net, image = trained
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         rows = baselines.d2l_predict(net, image, DEVICE).cpu()
-    found = predict(model, image)
+        found = predict(model, image)
     # One bit of exp may move a box across the threshold of NMS.
     assert len(rows) > 0 and abs(len(found.scores) - len(rows)) <= max(1, len(rows) // 50)
     assert torch.allclose(found.scores[:5], rows[:5, 1], atol=1e-3)

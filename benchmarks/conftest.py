@@ -6,6 +6,7 @@ python benchmarks/table.py out.json
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from pathlib import Path
@@ -44,6 +45,22 @@ def _threads_and_seed(request):
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def full_precision():
+    """`with full_precision():` convolutions on a GPU are those of float32, by which results compare."""
+
+    @contextlib.contextmanager
+    def run():
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
+    return run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 #   benchmarks/gpu_suite.sh OUT_DIR        (or: make gpu)
 #
 # Builds in place, runs the op tests on CUDA, compares CPU and CUDA on 10,000 random batches, captures every
-# padded op in a CUDA graph, runs compute-sanitizer, the probes and the benchmarks. OUT_DIR gets results.json,
+# padded op in a CUDA graph, trains, runs compute-sanitizer, the probes and the benchmarks. OUT_DIR gets results.json,
 # table.md and log.txt. PYTHON names the interpreter (default: python3); it needs torch with CUDA, nvcc on
 # the PATH, pytest, pytest-benchmark and hypothesis, and, for the rivals, torchvision.
 set -eu

@@ -17,6 +17,22 @@ ROW = {
     "floor": 0.1,
     "rivals": {"torchvision": 400.0, "eager": "RuntimeError: x"},
 }
+TRAINED = json.dumps(
+    {
+        "benchmarks": [
+            {
+                "group": "training, 6 steps",
+                "name": impl,
+                "extra_info": {"impl": impl, **note},
+                "stats": {"median": seconds},
+            }
+            for impl, seconds, note in (
+                ("ssd_ops", 2.0, {"note": "96 examples/s"}),
+                ("d2l", 20.0, {}),
+            )
+        ]
+    }
+)
 
 
 def load_suite():
@@ -38,6 +54,11 @@ def test_every_step_has_its_outcome(tmp_path, monkeypatch, capsys):
         ("fails", 20, python("raise SystemExit(3)")),
         ("missing", 20, ["no-such-program"]),
         ("benchmarks", 20, python(f"print({json.dumps([ROW])!r})")),
+        (
+            "training",
+            20,
+            python(f"open({str(tmp_path / suite.TRAINING)!r}, 'w').write({TRAINED!r})"),
+        ),
     ]
     monkeypatch.setattr(suite, "steps", lambda out: steps)
     assert suite.main(tmp_path) == 1
@@ -47,6 +68,7 @@ def test_every_step_has_its_outcome(tmp_path, monkeypatch, capsys):
         "failed with 3",
         "no-such-program is not installed",
         "passed",
+        "passed",
     ]
     assert results["hangs"]["last"] == "begun"
     assert results["benchmarks"]["result"] == [ROW]
@@ -55,6 +77,7 @@ def test_every_step_has_its_outcome(tmp_path, monkeypatch, capsys):
         "| nms 1,000 uniform | 100.0 | 20.5 | 15.2 | 4 | 0.1 | torchvision 400 (4x); eager: Runtime"
         in table
     )
+    assert "| training, 6 steps | 2 s; 96 examples/s | 20 s (10x) |" in table
     assert table in capsys.readouterr().out
     assert "begun" in (tmp_path / "log.txt").read_text()
 

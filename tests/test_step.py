@@ -165,7 +165,7 @@ def test_a_step_reads_no_value(optimizer, precision, offset_loss, normalize):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_cuda_graph_is_the_eager_step(optimizer, clip_norm, precision):
+def test_cuda_graph_on_a_gpu_is_the_eager_step(optimizer, clip_norm, precision):
     settings = replace(QUICK, optimizer=optimizer, clip_norm=clip_norm, precision=precision)
     rows, state = run(make(settings, "cuda"), 12)
     step = make(replace(settings, cuda_graph=True), "cuda")

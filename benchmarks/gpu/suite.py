@@ -17,7 +17,11 @@ OP_TESTS = (
     "assign_anchors batched_nms box_iou detect encode_decode hard_negative_mining multibox_detection "
     "multibox_priors multibox_target multiclass_nms nms"
 )
+TRAINING = "training.json"  # what pytest-benchmark writes of the trainer and of `predict`
 PYTHON = sys.executable
+
+sys.path.insert(0, str(HERE.parent))
+from table import table as table_of_benchmarks  # noqa: E402
 
 
 def steps(out: Path) -> list[tuple[str, int, list[str]]]:
@@ -26,11 +30,20 @@ def steps(out: Path) -> list[tuple[str, int, list[str]]]:
     checks, small = str(HERE / "checks.py"), ["--batches", "2", "--replays", "0"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     probes = out / "probes"
+    # Enough steps that recording the graph, once in a run, does not count.
+    training = ["--steps", "160", f"--benchmark-json={out / TRAINING}"]
+    trained = ["benchmarks/bench_training.py", "benchmarks/bench_predict.py"]
     return [
         ("build", 170, [PYTHON, "setup.py", "build_ext", "--inplace"]),
         ("tests", 150, [PYTHON, "-m", "pytest", "-q", "-rs", *tests, "-k", "cuda", "-x"]),
         ("agreement and graphs", 120, [PYTHON, checks, "--batches", "10000", "--replays", "1000"]),
         ("benchmarks", 150, [PYTHON, str(HERE / "bench.py")]),
+        (
+            "step tests",
+            60,
+            [PYTHON, "-m", "pytest", "-q", "-rs", "tests/test_step.py", "-k", "gpu"],
+        ),
+        ("training", 120, [PYTHON, "-m", "pytest", "-q", "-rs", "-s", *trained, *training]),
         ("memcheck", 40, [*sanitizer, "memcheck", PYTHON, checks, *small]),
         ("racecheck", 40, [*sanitizer, "racecheck", PYTHON, checks, *small]),
         ("synccheck", 40, [*sanitizer, "synccheck", PYTHON, checks, *small]),
@@ -112,7 +125,7 @@ def run_step(name: str, limit: float, command: list[str], log) -> dict:
     return result
 
 
-def table(results: dict) -> str:
+def table(results: dict, out: Path) -> str:
     facts = results["machine"]
     lines = [
         f"# ssd_ops on {facts['gpu']}",
@@ -143,6 +156,10 @@ def table(results: dict) -> str:
                 f"{row[c]:,.1f}" if isinstance(row[c], float) else str(row[c]) for c in columns
             ]
             lines.append("| " + " | ".join([*cells, rivals]) + " |")
+    if (out / TRAINING).is_file():
+        run = json.loads((out / TRAINING).read_text())
+        lines += ["", "The chapter's training and `predict`; in brackets: times ours.", ""]
+        lines.append(table_of_benchmarks(run))
     return "\n".join(lines) + "\n"
 
 
@@ -159,7 +176,7 @@ def main(out: Path) -> int:
                 results["steps"][name] = run_step(name, min(limit, left), command, log)
             for file, text in (
                 ("results.json", json.dumps(results, indent=1)),
-                ("table.md", table(results)),
+                ("table.md", table(results, out)),
             ):
                 aside = out / f".{file}"
                 aside.write_text(text)

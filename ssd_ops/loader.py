@@ -137,6 +137,32 @@ class Loader:
             yield batch
 
 
+def check_set(name: str, dataset: Any) -> None:
+    """See that something is a set, as `Loader` wants it.
+
+    Args:
+        name: of the argument, for errors.
+        dataset: as for `Loader`.
+
+    Raises:
+        ValueError: it holds no image, or tensors of another shape or dtype.
+    """
+    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
+        if not len(dataset):
+            raise ValueError(f"train: {name} must hold an image at least, got none")
+        return
+    images, labels = dataset.images, dataset.labels
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(
+            f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {images.dtype} "
+            f"{list(images.shape)}"
+        )
+    if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
+        raise ValueError(
+            f"train: {name}.labels must be [{len(images)}, G, 5], got {list(labels.shape)}"
+        )
+
+
 class _Examples(Dataset):
     """A set at the input size of a model."""
 

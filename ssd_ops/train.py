@@ -23,7 +23,7 @@ from ssd_ops import checkpoint, distributed
 from ssd_ops.augment import augment
 from ssd_ops.checkpoint import load
 from ssd_ops.evaluate import evaluate
-from ssd_ops.loader import Loader
+from ssd_ops.loader import Loader, check_set
 from ssd_ops.model import TinySSD
 from ssd_ops.preprocess import Preprocess
 from ssd_ops.progress import progress_bar
@@ -90,14 +90,14 @@ def train(
         DataError: a picture that cannot be read.
         FileNotFoundError: `resume` without a checkpoint.
         FileExistsError: a checkpoint of finished epochs, and neither `resume` nor `overwrite`.
-        FloatingPointError: the loss became infinite or NaN. The checkpoint is that of the last
-            finished epoch.
+        FloatingPointError: the loss, a weight or a prediction became infinite or NaN. The checkpoint
+            is that of the last epoch before.
         RuntimeError: a process that shares the run, or one that loads pictures, has died.
         Interrupted: Ctrl-C. The checkpoint of the last finished epoch is left; resume from it.
         ImportError: safetensors, or for `progress` tqdm, is not installed.
     """
     for name, dataset in (("train_set", train_set), ("val_set", val_set)):
-        _check_set(name, dataset)
+        check_set(name, dataset)
     if len(getattr(val_set, "class_names", ())) > len(train_set.class_names):
         raise ValueError(
             f"train: val_set must have no other classes than train_set, got {val_set.class_names} "
@@ -143,6 +143,7 @@ def _train(
         for epoch in range(len(history), settings.epochs):
             row = _run_epoch(settings, step, loader, epoch, progress and first)
             measures = asdict(evaluate(model, val_loader, batch_size=settings.batch_size))
+            _check_finite(model, measures["offset_error"], settings, epoch)
             del measures["per_class"]
             for name in ("class_error", "offset_error"):
                 measures[f"val_{name}"] = measures.pop(name)
@@ -156,23 +157,6 @@ def _train(
             "epochs and can be used, or resumed from"
         ) from None
     return model.eval(), history
-
-
-def _check_set(name: str, dataset: Any) -> None:
-    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
-        if not len(dataset):
-            raise ValueError(f"train: {name} must hold an image at least, got none")
-        return
-    images, labels = dataset.images, dataset.labels
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(
-            f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {images.dtype} "
-            f"{list(images.shape)}"
-        )
-    if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
-        raise ValueError(
-            f"train: {name}.labels must be [{len(images)}, G, 5], got {list(labels.shape)}"
-        )
 
 
 def _start(
@@ -289,6 +273,16 @@ def _run_epoch(
         "lr": lr,
         "examples_per_second": rate,
     }
+
+
+def _check_finite(model: TinySSD, offset_error: float, settings: Settings, epoch: int) -> None:
+    """The last step of an epoch may spoil the weights, and no loss would tell before they are stored."""
+    tensors = model.state_dict().values()
+    if not math.isfinite(offset_error) or not all(bool(t.isfinite().all()) for t in tensors):
+        raise FloatingPointError(
+            f"train: weights and predictions must be finite, got others after epoch {epoch + 1}; a "
+            f"lower lr may help (it is {settings.lr})"
+        )
 
 
 def _not_finite(

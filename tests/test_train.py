@@ -232,6 +232,18 @@ def test_not_finite_loss_names_the_step(sets, tmp_path):
     assert load(tmp_path)[2]["epoch"] == 0, "the checkpoint from before is left"
 
 
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_what_the_last_step_of_an_epoch_spoils_is_not_stored(sets, tmp_path, lr):
+    """One step an epoch: its loss is finite, what it leaves is not, or predicts nothing finite."""
+    settings = replace(
+        QUICK, lr=lr, optimizer="sgd", schedule="constant", precision="float32", batch_size=10
+    )
+    with pytest.raises(FloatingPointError, match=r"weights and predictions must be .* epoch 1;"):
+        train(settings, *sets, tmp_path, progress=False)
+    left, _, meta = load(tmp_path)
+    assert meta["epoch"] == 0 and all(t.isfinite().all() for t in left.state_dict().values())
+
+
 def test_not_finite_loss_names_the_batch(sets, tmp_path):
     named = SimpleNamespace(**vars(sets[0]), names=[f"{n}.png" for n in range(10)])
     settings = replace(QUICK, lr=1e30, schedule="constant", precision="float32", batch_size=3)

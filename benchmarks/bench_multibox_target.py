@@ -1,5 +1,8 @@
+from functools import partial
+
 import baselines
 import cases
+import mxnet_rival
 import pytest
 import torch
 
@@ -23,10 +26,24 @@ def bench_multibox_target(timed, images, gts, anchors, impl):
     timed(case, impl, IMPLEMENTATIONS, args, baselines.same_targets)
 
 
+BY_MXNETS_RULES = {
+    "ssd_ops": partial(ssd_ops.multibox_target, semantics="mxnet"),
+    "mxnet": mxnet_rival.rival("target"),
+}
+
+
+@pytest.mark.parametrize("impl", BY_MXNETS_RULES)
+@pytest.mark.parametrize("images, gts, anchors", [(32, 1, 5444), (32, 8, 5444), (8, 64, 5444)])
+def bench_multibox_target_mxnet(timed, images, gts, anchors, impl):
+    args = cases.prior_anchors(anchors), cases.labels(images, gts, padding=0)
+    case = f"multibox_target mxnet B{images} G{gts} A{anchors:,}"
+    timed(case, impl, BY_MXNETS_RULES, args, mxnet_rival.fetched(baselines.same_targets))
+
+
 @pytest.mark.parametrize("semantics", ["mxnet", "torchvision"])
 @pytest.mark.parametrize("mining", [False, True], ids=["all negatives", "mining"])
 def bench_multibox_target_semantics(timed, semantics, mining):
-    """Alone: MXNet 1.9 needs a Python and a NumPy of its own, so it cannot run beside."""
+    """Alone, for what mining and another semantics cost."""
     images, gts, anchors = 32, 8, 8732
     options = {"semantics": semantics, "negative_mining_ratio": 3.0 if mining else None}
 

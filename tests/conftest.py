@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import backends
 import pytest
@@ -31,29 +30,19 @@ def pytest_configure(config):
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ssd_ops"))
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of the ops. While a test has the fixture, all ops it calls run there."""
-
-    name: str
-
-    def run(self, op: Callable, *args, **kwargs):
-        return op(*args, **kwargs)
-
-
 def _param(name: str):
     why_not = backends.why_not(name)
     mark = pytest.mark.skipif(bool(why_not), reason=why_not or "-")
-    return pytest.param(Backend(name), id=name, marks=mark)
+    return pytest.param(name, marks=mark)
 
 
 @pytest.fixture(params=[_param(name) for name in ("cpu", "emulated", "cuda")])
-def backend(request) -> Iterator[Backend]:
-    """Every backend in turn; those that this machine lacks are shown as skipped."""
+def backend(request) -> Iterator[str]:
+    """Every backend in turn; all ops that a test calls run there. What this machine lacks is skipped."""
     too_long = request.node.get_closest_marker("not_emulated")
-    if too_long and request.param.name == "emulated":
+    if too_long and request.param == "emulated":
         pytest.skip(f"too long for the emulation: {too_long.args[0]}")
-    with backends.active(request.param.name):
+    with backends.active(request.param):
         yield request.param
 
 

@@ -26,8 +26,8 @@ def same_exp(monkeypatch):
     monkeypatch.setattr(reference, "_exp", cases.library_exp)
 
 
-def compare(args, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
-    assert same(run(detect, *args, **options), reference.detect(*args, **options)), options
+def compare(args, **options):
+    assert same(detect(*args, **options), reference.detect(*args, **options)), options
 
 
 def inputs(images, classes, anchors, kind, dtype=torch.float32):
@@ -55,7 +55,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_equals_reference(backend, same_exp, dtype, activation):
+def test_equals_reference(same_exp, dtype, activation):
     options = itertools.cycle(
         (
             {},
@@ -68,15 +68,15 @@ def test_equals_reference(backend, same_exp, dtype, activation):
     )
     for kind, anchors in itertools.product(cases.KINDS, (1, 17, 63, 64, 65)):
         args = inputs(2, 4, anchors, kind, dtype)
-        compare(args, run=backend.run, activation=activation, **next(options))
+        compare(args, activation=activation, **next(options))
 
 
-def test_equals_reference_on_ssd300(backend, same_exp):
+def test_equals_reference_on_ssd300(same_exp):
     anchors = cases.prior_anchors(8732)
     logits, offsets = torch.randn(1, 8732, 5), 0.3 * torch.randn(1, 8732, 4)
     logits[..., 0] += 6  # as trained: nearly all is background
     for args in ((logits, offsets, anchors), (logits * 0.1, offsets, anchors)):
-        compare(args, run=backend.run, score_threshold=0.05, max_detections=50)
+        compare(args, score_threshold=0.05, max_detections=50)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -95,13 +95,13 @@ def test_scores_are_those_of_torch(activation):
     torch.testing.assert_close(got.scores, scores, rtol=2e-6, atol=0)
 
 
-def test_large_logits(backend, same_exp):
+def test_large_logits(same_exp):
     logits = torch.tensor(
         [[[1e4, -1e4, 90.0], [-1e4, 1e4, 1e4], [inf, 0, 0], [0, nan, 0], [0, -inf, 1]]]
     )
     args = logits, torch.zeros(1, 5, 4), cases.boxes(5)
     for activation in ("softmax", "sigmoid"):
-        compare(args, run=backend.run, activation=activation, score_threshold=0.0)
+        compare(args, activation=activation, score_threshold=0.0)
 
 
 def test_it_is_multiclass_nms_of_decoded_boxes():

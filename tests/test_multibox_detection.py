@@ -21,8 +21,8 @@ def same_exp(monkeypatch):
     monkeypatch.setattr(reference, "_exp", cases.library_exp)
 
 
-def compare(inputs, *args, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
-    got = run(ssd_ops.multibox_detection, *inputs, *args, **options)
+def compare(inputs, *args, **options):
+    got = ssd_ops.multibox_detection(*inputs, *args, **options)
     expected = reference.multibox_detection(*inputs, *args, **options)
     assert got.dtype == expected.dtype and got.shape == expected.shape
     assert torch.equal(got.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
@@ -72,11 +72,11 @@ def test_matches_the_reference_alone(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_equals_reference(backend, same_exp, dtype):
+def test_equals_reference(same_exp, dtype):
     for kind, anchors in itertools.product(cases.KINDS, (1, 2, 15, 16, 17, 40)):
         for classes, threshold in ((1, 0.5), (3, THRESHOLDS[anchors % 7])):
             inputs = random_inputs(10, classes, anchors, kind, dtype)
-            compare(inputs, threshold, 0.3, run=backend.run)
+            compare(inputs, threshold, 0.3)
 
 
 @pytest.mark.parametrize("nms_threshold", THRESHOLDS)
@@ -98,15 +98,15 @@ def test_thresholds_are_rounded_to_the_dtype(same_exp):
     assert rows[0, :, 0].tolist() == [0, 0]
 
 
-def test_equals_reference_at_block_sizes(backend, same_exp):
+def test_equals_reference_at_block_sizes(same_exp):
     for anchors in (255, 256, 257, 1023, 1024, 1025):
-        compare(random_inputs(2, 2, anchors, "uniform"), run=backend.run)
+        compare(random_inputs(2, 2, anchors, "uniform"))
 
 
-def test_equals_reference_on_tiny_ssd(backend, same_exp):
+def test_equals_reference_on_tiny_ssd(same_exp):
     for classes in (1, 4):
         inputs = (*cases.detection(1, classes, 5444), cases.prior_anchors(5444))
-        compare(inputs, run=backend.run)
+        compare(inputs)
 
 
 def test_dtypes_in_any_mix(same_exp):
@@ -207,20 +207,20 @@ MXNET_OPTIONS = (
 
 
 @pytest.mark.parametrize("options", MXNET_OPTIONS, ids=str)
-def test_mxnet_equals_reference(backend, same_exp, options):
+def test_mxnet_equals_reference(same_exp, options):
     for kind, anchors in itertools.product(cases.KINDS, (1, 2, 16, 40)):
         for classes, threshold in ((1, 0.5), (3, THRESHOLDS[anchors % 7]), (3, 0.0), (2, 1.0)):
             inputs = random_inputs(4, classes, anchors, kind)
-            compare(inputs, threshold, 0.3, run=backend.run, semantics="mxnet", **options)
+            compare(inputs, threshold, 0.3, semantics="mxnet", **options)
 
 
 @pytest.mark.parametrize(
     "options", [{"class_agnostic": False}, {"topk": 5}, {"clip": True, "topk": 300}], ids=str
 )
-def test_d2l_options_equal_reference(backend, same_exp, options):
+def test_d2l_options_equal_reference(same_exp, options):
     for kind, anchors in itertools.product(cases.KINDS, (1, 2, 16, 40)):
         inputs = random_inputs(4, 3, anchors, kind)
-        compare(inputs, 0.4, 0.3, run=backend.run, **options)
+        compare(inputs, 0.4, 0.3, **options)
 
 
 def test_mxnet_by_hand():

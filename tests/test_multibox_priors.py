@@ -34,22 +34,22 @@ def test_known_boxes(shape, sizes, ratios, cell, box):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_equals_reference(backend, dtype):
+def test_equals_reference(dtype):
     for options, (height, width) in itertools.product(OPTIONS, SHAPES):
         for num_sizes, num_ratios in ((1, 1), (2, 3), (3, 1), (1, 5)):
             sizes = (0.05 + torch.rand(num_sizes)).tolist()
             ratios = (0.2 + 3 * torch.rand(num_ratios)).tolist()
             feature_map = torch.zeros(2, 3, height, width, dtype=dtype)
-            got = backend.run(ssd_ops.multibox_prior, feature_map, sizes, ratios, **options)
+            got = ssd_ops.multibox_prior(feature_map, sizes, ratios, **options)
             expected = reference.multibox_prior(feature_map, sizes, ratios, **options)
             assert got.dtype == expected.dtype
             assert torch.equal(got, expected), (options, height, width, sizes, ratios)
 
 
-def test_levels_of_real_detectors(backend):
+def test_levels_of_real_detectors():
     for count, (maps, sizes, ratios) in cases.ANCHOR_COUNTS.items():
         maps = [torch.zeros(1, 8, n, n) for n in maps]
-        got = backend.run(ssd_ops.multibox_priors, maps, sizes, ratios)
+        got = ssd_ops.multibox_priors(maps, sizes, ratios)
         assert torch.equal(got, cases.prior_anchors(count)), count
 
 

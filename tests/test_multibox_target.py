@@ -29,10 +29,8 @@ def check(got, expected):
     torch.testing.assert_close(offsets, expected[0], rtol=rtol, atol=rtol)
 
 
-def compare(*args, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
-    check(
-        run(ssd_ops.multibox_target, *args, **options), reference.multibox_target(*args, **options)
-    )
+def compare(*args, **options):
+    check(ssd_ops.multibox_target(*args, **options), reference.multibox_target(*args, **options))
 
 
 def test_the_book():
@@ -72,7 +70,7 @@ def test_padding_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_equals_reference_on_small_images(backend, dtype):
+def test_equals_reference_on_small_images(dtype):
     """Thousands of images in all, more ground truths than anchors among them."""
     for kind, num_anchors, count in itertools.product(
         cases.KINDS, (1, 2, 5, 12, 40), (1, 2, 7, 15)
@@ -80,7 +78,7 @@ def test_equals_reference_on_small_images(backend, dtype):
         for threshold in (0.5, THRESHOLDS[(num_anchors + count) % 7]):
             anchors = cases.boxes(num_anchors, kind=kind, dtype=dtype)
             labels = cases.labels(10, count, kind=kind, dtype=dtype)
-            compare(anchors, labels, run=backend.run, iou_threshold=threshold)
+            compare(anchors, labels, iou_threshold=threshold)
 
 
 @pytest.mark.parametrize("kind", ["grid", "copies"])
@@ -95,19 +93,19 @@ def test_equal_overlaps(kind):
             compare(anchors, labels, iou_threshold=threshold)
 
 
-def test_equals_reference_across_block_sizes(backend):
+def test_equals_reference_across_block_sizes():
     sizes = (1, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 5444)
     for num_anchors, kind in itertools.product(sizes, ("uniform", "grid", "odd")):
         anchors = cases.boxes(num_anchors, kind=kind)
         labels = cases.labels(3, 20, kind="grid" if kind == "grid" else "small")
-        compare(anchors, labels, run=backend.run)
-        compare(anchors, labels, run=backend.run, iou_threshold=0.0)
+        compare(anchors, labels)
+        compare(anchors, labels, iou_threshold=0.0)
 
 
-def test_equals_reference_on_real_anchors(backend):
+def test_equals_reference_on_real_anchors():
     for count in cases.ANCHOR_COUNTS:
         for kind in ("uniform", "small", "grid", "copies"):
-            compare(cases.prior_anchors(count), cases.labels(2, 12, kind=kind), run=backend.run)
+            compare(cases.prior_anchors(count), cases.labels(2, 12, kind=kind))
 
 
 def test_many_ground_truths_want_the_same_anchors():
@@ -284,17 +282,17 @@ def same_exp(monkeypatch):
 
 @pytest.mark.parametrize("semantics", ["mxnet", "torchvision"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.half], ids=str)
-def test_other_semantics_equal_reference(backend, dtype, semantics):
+def test_other_semantics_equal_reference(dtype, semantics):
     thresholds = itertools.cycle((0.5, 0.0, 0.3, 1.0, 0.7))
     for kind, num_anchors in itertools.product(cases.KINDS, (1, 2, 17, 100)):
         for num_gts in (0, 1, 4, 20):
             args = random_inputs(3, num_anchors, num_gts, kind, dtype)
             options = {"iou_threshold": next(thresholds), "semantics": semantics}
-            compare(*args, run=backend.run, **options)
+            compare(*args, **options)
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
-def test_mining_equals_reference(backend, same_exp, semantics):
+def test_mining_equals_reference(same_exp, semantics):
     settings = itertools.cycle(
         (
             {"negative_mining_ratio": 3.0},
@@ -309,16 +307,14 @@ def test_mining_equals_reference(backend, same_exp, semantics):
             args = random_inputs(3, num_anchors, num_gts, kind, dtype)
             # Quarters, so that equal probabilities are common; some NaN and infinite for `odd`.
             logits = cases.scores(3, 4, num_anchors, kind="odd" if kind == "odd" else "ties")
-            compare(*args, logits, run=backend.run, semantics=semantics, **next(settings))
+            compare(*args, logits, semantics=semantics, **next(settings))
 
 
-def test_mining_on_ssd300(backend, same_exp):
+def test_mining_on_ssd300(same_exp):
     anchors, labels = cases.prior_anchors(8732), cases.labels(2, 8)
     logits = torch.randn(2, 21, 8732)
     for semantics in SEMANTICS:
-        compare(
-            anchors, labels, logits, run=backend.run, semantics=semantics, negative_mining_ratio=3
-        )
+        compare(anchors, labels, logits, semantics=semantics, negative_mining_ratio=3)
 
 
 def test_mxnet_by_hand():

@@ -26,8 +26,8 @@ def same(got, expected) -> bool:
     )
 
 
-def compare(boxes, scores, run=lambda op, *args, **kwargs: op(*args, **kwargs), **options):
-    got = run(multiclass_nms, boxes, scores, **options)
+def compare(boxes, scores, **options):
+    got = multiclass_nms(boxes, scores, **options)
     assert same(got, reference.multiclass_nms(boxes, scores, **options)), options
 
 
@@ -66,20 +66,20 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_reference(backend, options):
+def test_equals_reference(options):
     for kind, dtype in itertools.product(cases.KINDS, (torch.float32, torch.float64, torch.half)):
         for count, classes in ((1, 1), (17, 3), (70, 2)):
-            compare(*inputs(2, count, classes, kind, dtype), run=backend.run, **options)
+            compare(*inputs(2, count, classes, kind, dtype), **options)
 
 
-def test_topk_leaves_the_first_of_equal_scores(backend):
+def test_topk_leaves_the_first_of_equal_scores():
     boxes, scores = cases.boxes(1, 200), torch.full((1, 200, 2), 0.5)
-    got = backend.run(multiclass_nms, boxes, scores, topk=5, iou_threshold=1.0)
+    got = multiclass_nms(boxes, scores, topk=5, iou_threshold=1.0)
     assert got[3][0, :10].tolist() == [0, 1, 2, 3, 4] * 2
     assert got[4].tolist() == [10]
 
 
-def test_many_candidates(backend):
+def test_many_candidates():
     """More than a portion of the histogram holds, with scores that lie far apart and close together."""
     boxes = cases.boxes(1, 3000, kind="small")
     for scores in (
@@ -91,27 +91,25 @@ def test_many_candidates(backend):
     ):
         for options in ({}, {"max_detections": 1000, "topk": 900}, {"class_agnostic": True}):
             options = {"score_threshold": 0.0, "iou_threshold": 0.2, **options}
-            compare(boxes, scores, run=backend.run, **options)
+            compare(boxes, scores, **options)
 
 
-def test_all_overlap_so_that_every_candidate_is_looked_at(backend):
+def test_all_overlap_so_that_every_candidate_is_looked_at():
     boxes = torch.tensor([0.0, 0, 1, 1]) + 1e-4 * torch.rand(1, 4000, 4)
-    compare(boxes, torch.rand(1, 4000, 1), run=backend.run, topk=-1, max_detections=10)
+    compare(boxes, torch.rand(1, 4000, 1), topk=-1, max_detections=10)
 
 
-def test_odd_scores(backend):
+def test_odd_scores():
     boxes = torch.tensor([[i, 0, i + 1, 1] for i in range(5)]).float()[None]
     scores = torch.tensor([nan, inf, -inf, 0.5, -1.0])[None, :, None]
-    _, found, _, indices, counts = backend.run(multiclass_nms, boxes, scores, max_detections=3)
+    _, found, _, indices, counts = multiclass_nms(boxes, scores, max_detections=3)
     assert found.tolist() == [[inf, 0.5, 0]]
     assert indices.tolist() == [[1, 3, -1]] and counts.tolist() == [2]
 
 
-def test_it_is_batched_nms_of_each_image(backend):
+def test_it_is_batched_nms_of_each_image():
     boxes, scores = inputs(3, 400, 5, "uniform")
-    got = backend.run(
-        multiclass_nms, boxes, scores, score_threshold=0.3, topk=-1, max_detections=9000
-    )
+    got = multiclass_nms(boxes, scores, score_threshold=0.3, topk=-1, max_detections=9000)
     for image in range(3):
         rows, classes = (scores[image] > 0.3).T.nonzero().flip(1).unbind(1)
         kept = ssd_ops.batched_nms(boxes[image, rows], scores[image, rows, classes], classes, 0.5)

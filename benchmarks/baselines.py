@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from ssd_ops.model import (
+from ssd_ops.tinyssd.model import (
     base_net,
     bbox_predictor,
     cls_predictor,
@@ -186,7 +186,7 @@ def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Ten
 class ChapterSSD(nn.Module):
     """The chapter's network: anchors made scale by scale in every forward, float32, NCHW.
 
-    Its state dict is that of `ssd_ops.model.TinySSD` with one class.
+    Its state dict is that of `ssd_ops.tinyssd.model.TinySSD` with one class.
     """
 
     sizes = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))

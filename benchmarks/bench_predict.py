@@ -4,13 +4,13 @@ import baselines
 import pytest
 import torch
 
-from ssd_ops.bananas import make_bananas
-from ssd_ops.data import BananaDetection
-from ssd_ops.loader import Loader
-from ssd_ops.model import TinySSD
-from ssd_ops.predict import predict
-from ssd_ops.settings import Settings
-from ssd_ops.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.data.bananas import BananaDetection
+from ssd_ops.tinyssd.data.draw_bananas import make_bananas
+from ssd_ops.tinyssd.data.loader import Loader
+from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.predict import predict
+from ssd_ops.tinyssd.settings import Settings
+from ssd_ops.tinyssd.step import TrainStep, make_optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

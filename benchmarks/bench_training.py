@@ -7,13 +7,13 @@ import baselines
 import pytest
 import torch
 
-from ssd_ops.bananas import make_bananas
-from ssd_ops.data import BananaDetection
-from ssd_ops.evaluate import evaluate
-from ssd_ops.loader import Loader
-from ssd_ops.model import TinySSD
-from ssd_ops.settings import Settings
-from ssd_ops.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.data.bananas import BananaDetection
+from ssd_ops.tinyssd.data.draw_bananas import make_bananas
+from ssd_ops.tinyssd.data.loader import Loader
+from ssd_ops.tinyssd.measure.evaluate import evaluate
+from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.settings import Settings
+from ssd_ops.tinyssd.step import TrainStep, make_optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 32
@@ -37,7 +37,7 @@ def fresh():
 
 
 def ours(model, train_set, batches, settings=OURS):
-    """The steps as `ssd_ops.train` makes them, reading them included."""
+    """The steps as `ssd_ops.tinyssd.train` makes them, reading them included."""
     model.to(DEVICE)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)

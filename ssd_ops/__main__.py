@@ -1,3 +1,3 @@
-from ssd_ops.cli import main
+from ssd_ops.tinyssd.cli import main
 
 main()

@@ -81,10 +81,23 @@ def _explain_missing_cuda(why: str) -> torch.library.Library:
     return library
 
 
+def _leave_out_gradients() -> torch.library.Library:
+    """Passes every op through at the Autograd key, so that its outputs have no gradient, silently.
+
+    Without a registration torch would mark them as requiring one, and only warn when backward finds none.
+    """
+    library = torch.library.Library("ssd_ops", "IMPL")
+    for name in op_names():
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    return library
+
+
+# A library of torch is undone when it is no longer referred to.
 _C = _load()
 _C_cuda, _why_no_cuda = _load_cuda()
 if _C_cuda is None and torch.version.cuda is not None:
     _missing = _explain_missing_cuda(_why_no_cuda)
+_autograd = _leave_out_gradients()
 
 
 def build_info() -> dict[str, object]:

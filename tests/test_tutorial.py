@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_ops import cli
+from ssd_ops.tinyssd import cli
 
 pytest.importorskip("PIL")
 pytest.importorskip("safetensors.torch")
@@ -38,7 +38,7 @@ def test_its_commands_are_there():
 
 
 def test_its_settings_are_there():
-    from ssd_ops.settings import Settings
+    from ssd_ops.tinyssd.settings import Settings
 
     for name in re.findall(r"`(\w+)=\S+?`", TEXT):
         assert name == "transforms" or hasattr(Settings(), name), name

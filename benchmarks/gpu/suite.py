@@ -13,10 +13,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUDGET = 530  # seconds in all
-OP_TESTS = (
-    "assign_anchors batched_nms box_iou detect encode_decode hard_negative_mining multibox_detection "
-    "multibox_priors multibox_target multiclass_nms nms"
-)
 TRAINING = "training.json"  # what pytest-benchmark writes of the trainer and of `predict`
 PYTHON = sys.executable
 
@@ -26,7 +22,6 @@ from table import table as table_of_benchmarks  # noqa: E402
 
 def steps(out: Path) -> list[tuple[str, int, list[str]]]:
     """Name, time limit in seconds, command. What a step prints as a last line of JSON is its result."""
-    tests = [str(path) for name in OP_TESTS.split() for path in [f"tests/test_{name}.py"]]
     checks, small = str(HERE / "checks.py"), ["--batches", "2", "--replays", "0"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     probes = out / "probes"
@@ -35,13 +30,13 @@ def steps(out: Path) -> list[tuple[str, int, list[str]]]:
     trained = ["benchmarks/bench_training.py", "benchmarks/bench_predict.py"]
     return [
         ("build", 170, [PYTHON, "setup.py", "build_ext", "--inplace"]),
-        ("tests", 150, [PYTHON, "-m", "pytest", "-q", "-rs", *tests, "-k", "cuda", "-x"]),
+        ("tests", 150, [PYTHON, "-m", "pytest", "-q", "-rs", "tests/ops", "-k", "cuda", "-x"]),
         ("agreement and graphs", 120, [PYTHON, checks, "--batches", "10000", "--replays", "1000"]),
         ("benchmarks", 150, [PYTHON, str(HERE / "bench.py")]),
         (
             "step tests",
             60,
-            [PYTHON, "-m", "pytest", "-q", "-rs", "tests/test_step.py", "-k", "gpu"],
+            [PYTHON, "-m", "pytest", "-q", "-rs", "tests/tinyssd/test_step.py", "-k", "gpu"],
         ),
         ("training", 120, [PYTHON, "-m", "pytest", "-q", "-rs", "-s", *trained, *training]),
         ("memcheck", 40, [*sanitizer, "memcheck", PYTHON, checks, *small]),

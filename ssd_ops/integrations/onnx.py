@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ssd_ops import ops
+from ssd_ops.ops.detection import ACTIVATION
 
 _ALL = torch.iinfo(torch.int64).max  # as many boxes as there are
 _LOWEST = torch.finfo(torch.float32).min
-_SOFTMAX, _SIGMOID = ops._ACTIVATION["softmax"], ops._ACTIVATION["sigmoid"]
+_SOFTMAX, _SIGMOID = ACTIVATION["softmax"], ACTIVATION["sigmoid"]
 
 
 def translations() -> dict[Callable, Callable]:

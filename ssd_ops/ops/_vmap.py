@@ -1,0 +1,44 @@
+"""Rules of `torch.vmap` for ops that take leading dimensions already."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def in_front(info, tensor: Tensor, dim: int | None) -> Tensor:
+    """The mapped dimension first, made by repeating where the tensor has none."""
+    if dim is None:
+        return tensor.expand(info.batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+def register_rows(name: str) -> None:
+    """For encode_boxes and decode_boxes: rows [..., A, 4], and anchors of their last dimensions."""
+    op = getattr(torch.ops.ssd_ops, name)
+
+    def rule(info, in_dims, rows, anchors, *settings):
+        rows = in_front(info, rows, in_dims[0])
+        if in_dims[1] is not None:
+            anchors = anchors.movedim(in_dims[1], 0)
+            while anchors.ndim > rows.ndim and anchors.shape[1] == 1:
+                anchors = anchors.squeeze(1)
+            missing = rows.ndim - anchors.ndim
+            anchors = anchors.reshape(anchors.shape[0], *[1] * missing, *anchors.shape[1:])
+            anchors = anchors.expand(rows.shape)
+        return op(rows, anchors, *settings), 0
+
+    torch.library.register_vmap(f"ssd_ops::{name}", rule)
+
+
+def register_images(name: str) -> None:
+    """For ops of two tensors [B, ...] whose results have B images too: B is the product."""
+    op = getattr(torch.ops.ssd_ops, name)
+
+    def rule(info, in_dims, *args):
+        pair = [in_front(info, t, dim) for t, dim in zip(args[:2], in_dims[:2], strict=True)]
+        outer = pair[0].shape[:2]
+        results = op(*(t.flatten(0, 1) for t in pair), *args[2:])
+        return tuple(t.unflatten(0, outer) for t in results), (0,) * len(results)
+
+    torch.library.register_vmap(f"ssd_ops::{name}", rule)

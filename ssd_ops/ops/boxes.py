@@ -1,0 +1,150 @@
+"""Boxes against boxes: IoU, encoding and decoding of offsets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssd_ops.ops import _vmap
+from ssd_ops.ops._arguments import (
+    VARIANCES,
+    as_number,
+    as_variances,
+    check_tensors,
+    real_dtype,
+)
+
+__all__ = ["box_iou", "decode_boxes", "encode_boxes"]
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    Args:
+        boxes1: ``[..., N, 4]`` xyxy, any unit.
+        boxes2: ``[..., M, 4]`` in the same unit; leading dimensions are broadcast.
+
+    Returns:
+        ``[..., N, M]`` in 0..1; 0, never NaN, where boxes do not overlap, one has no area, or a corner
+        is NaN.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        Drop-in for `torchvision.ops.box_iou` (which gives NaN for two boxes without area, and subtracts
+        half-precision corners in half precision: there the IoU of a box with itself may be 1.0009).
+
+    Example:
+        >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))
+        tensor([[0.3333, 0.0000]])
+    """
+    check_tensors("box_iou", boxes1=boxes1, boxes2=boxes2)
+    lead1, lead2 = boxes1.shape[:-2], boxes2.shape[:-2]
+    if lead1 != lead2 and boxes1.ndim > 1 and boxes2.ndim > 1:
+        try:
+            lead = torch.broadcast_shapes(lead1, lead2)
+        except RuntimeError:
+            raise ValueError(
+                f"box_iou: boxes2 must have leading dimensions that broadcast with {list(boxes1.shape)}, "
+                f"got {list(boxes2.shape)}"
+            ) from None
+        boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
+        boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
+    return torch.ops.ssd_ops.box_iou(boxes1, boxes2)
+
+
+@torch.library.register_fake("ssd_ops::box_iou")
+def _(boxes1, boxes2):
+    return boxes1.new_empty(
+        (*boxes1.shape[:-1], boxes2.shape[-2]), dtype=real_dtype(boxes1, boxes2)
+    )
+
+
+def encode_boxes(
+    boxes: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, eps: float = 0.0
+) -> Tensor:
+    """Offsets of boxes to anchors: distance of the centers in anchor sizes, and log size ratio.
+
+    Args:
+        boxes: ``[..., A, 4]`` xyxy.
+        anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `boxes`; xyxy in the same unit.
+        variances: What the four offsets are divided by, greater than 0.
+        eps: Added inside the logarithm. 0 by default; "Dive into Deep Learning" uses 1e-6.
+
+    Returns:
+        The shape of `boxes`: ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``,
+        with w, h of the anchor. A box or anchor without area gives infinities or NaN.
+
+    Raises:
+        ValueError: a variance is not positive, or `eps` is negative.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        SSD (arXiv:1512.02325), equation 2; the book's `offset_boxes` (other argument order).
+
+    Example:
+        >>> encode_boxes(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]]))
+        tensor([[-5., -5.,  0.,  0.]])
+    """
+    op = "encode_boxes"
+    check_tensors(op, boxes=boxes, anchors=anchors)
+    eps = as_number(op, "eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{op}: eps must be 0 or more and finite, got {eps}")
+    return torch.ops.ssd_ops.encode_boxes(boxes, anchors, as_variances(op, variances), eps)
+
+
+@torch.library.register_fake("ssd_ops::encode_boxes")
+def _(boxes, anchors, variances, eps):
+    return boxes.new_empty(boxes.shape, dtype=real_dtype(boxes, anchors))
+
+
+def decode_boxes(
+    offsets: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, clip: bool = False
+) -> Tensor:
+    """The boxes that offsets to anchors stand for: the inverse of `encode_boxes` with `eps` 0.
+
+    Args:
+        offsets: ``[..., A, 4]``.
+        anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `offsets`; xyxy.
+        variances: What the offsets were divided by, greater than 0.
+        clip: Cut the boxes to 0..1. Off by default.
+
+    Returns:
+        Boxes xyxy, of the shape of `offsets`, in the unit of `anchors`. An offset too large for exp
+        gives an infinite box.
+
+    Raises:
+        ValueError: a variance is not positive.
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source:
+        The book's `offset_inverse` (other argument order); exp is within 1 ulp of libm's, and the same
+        bits on every device.
+
+    Example:
+        >>> decode_boxes(torch.tensor([[-5., -5., 0., 0.]]), torch.tensor([[1., 1., 3., 3.]]))
+        tensor([[0., 0., 2., 2.]])
+    """
+    op = "decode_boxes"
+    check_tensors(op, offsets=offsets, anchors=anchors)
+    return torch.ops.ssd_ops.decode_boxes(offsets, anchors, as_variances(op, variances), bool(clip))
+
+
+@torch.library.register_fake("ssd_ops::decode_boxes")
+def _(offsets, anchors, variances, clip):
+    return offsets.new_empty(offsets.shape, dtype=real_dtype(offsets, anchors))
+
+
+@torch.library.register_vmap("ssd_ops::box_iou")
+def _(info, in_dims, *boxes):
+    both = [_vmap.in_front(info, b, dim) for b, dim in zip(boxes, in_dims, strict=True)]
+    return torch.ops.ssd_ops.box_iou(*both), 0
+
+
+_vmap.register_rows("encode_boxes")
+_vmap.register_rows("decode_boxes")

@@ -1,0 +1,205 @@
+"""One safetensors file that holds a training run: weights, optimizer, settings and history."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.preprocess import Preprocess
+from ssd_ops.tinyssd.settings import Settings, pick_device
+
+FILE_NAME = "checkpoint.safetensors"
+FORMAT = "ssd_ops checkpoint 2"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "checkpoint: checkpoints need safetensors: pip install ssd_ops[train]"
+        ) from error
+    return safetensors
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write a file beside `path` and rename it, so that `path` is whole at any moment."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def save(
+    path: Path,
+    model: TinySSD,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    meta: dict[str, Any],
+) -> None:
+    """Write a checkpoint.
+
+    Random states are not in it: weights aside, all that is drawn follows from the seed and the
+    epoch.
+
+    Args:
+        path: the file, replaced at one stroke.
+        model: its weights, shape and preprocessing are stored.
+        optimizer: its tensors are stored, under the names of the parameters.
+        settings: stored as JSON.
+        meta: "epoch", "class_names" and "history".
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+    content = {
+        "settings": asdict(settings),
+        "model": {
+            "num_classes": model.num_classes,
+            "sizes": model.sizes,
+            "ratios": model.ratios,
+            "channels": model.channels,
+        },
+        "preprocess": asdict(model.preprocess),
+        **meta,
+    }
+    # Storage order is not part of the format: a channels_last tensor is stored plain.
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "ssd_ops": json.dumps(content)}
+    write_aside(path, _safetensors().torch.save(plain, metadata))
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint says as JSON, and its tensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this library, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"load: checkpoint must be a whole safetensors file, got {path} ({error})"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"load: checkpoint must be one that `train` of this version wrote, got {path}"
+        )
+    return json.loads(metadata["ssd_ops"]), tensors
+
+
+def refuse_to_lose(path: Path) -> None:
+    """Let a new run write to `path`, if no finished epoch is lost by that, nor a foreign file.
+
+    Raises:
+        FileExistsError: it would be.
+    """
+    if not path.exists():
+        return
+    try:
+        finished = read(path)[0]["epoch"]
+    except ValueError:
+        holds = "another file"
+    else:
+        if not finished:
+            return
+        holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    raise FileExistsError(
+        f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
+        "another folder"
+    )
+
+
+def build(
+    path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[TinySSD, Settings]:
+    """The model and the settings of a checkpoint that was read.
+
+    Raises:
+        ValueError: contents that do not fit together.
+    """
+    try:
+        settings = Settings(**content["settings"])
+        p = content["preprocess"]
+        preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]), p["letterbox"])
+        with torch.random.fork_rng(devices=[]):
+            model = TinySSD(
+                **content["model"], preprocess=preprocess, nms_threshold=settings.nms_threshold
+            )
+        model.load_state_dict(_part(tensors, "model."))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"load: checkpoint must fit this version, got {path} ({first})") from None
+    return model, settings
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = len(prefix)
+    return {name[start:]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def restore_optimizer(
+    model: TinySSD, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Put the state of a checkpoint into an optimizer of the model's parameters."""
+    parameters = dict(model.named_parameters())
+    for entry, value in _part(tensors, "optimizer.").items():
+        key, name = entry.split(".", 1)
+        parameter = parameters[name]
+        # In the layout of the parameter, as the optimizer itself makes it. The count of steps is a
+        # number, and stays on the CPU but for a fused optimizer.
+        count = parameter.device if optimizer.defaults.get("fused") else "cpu"
+        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=count)
+        optimizer.state[parameter][key] = like.detach().copy_(value)
+
+
+def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
+    """The model itself, moved to a device in the memory layout of the settings."""
+    model.to(device)
+    # The type stubs of torch know this overload for tensors alone.
+    layout: dict[str, Any] = {"memory_format": torch.channels_last}
+    return model.to(**layout) if settings.channels_last else model
+
+
+def load(
+    path: str | os.PathLike[str], device: str = "auto"
+) -> tuple[TinySSD, Settings, dict[str, Any]]:
+    """The model of a checkpoint, ready to predict.
+
+    Args:
+        path: the file, or the folder that `train` wrote it to.
+        device: where the model goes; "auto" takes a GPU if there is one.
+
+    Returns:
+        The model in evaluation mode, the settings it was trained with, and a dict of "epoch" (how
+        many are finished), "class_names" and "history" (see `train`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this library, or a damaged one.
+        ImportError: no safetensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= FILE_NAME
+    content, tensors = read(path)
+    model, settings = build(path, content, tensors)
+    meta = {name: content[name] for name in ("epoch", "class_names", "history")}
+    return place(model, settings, pick_device(device)).eval(), settings, meta

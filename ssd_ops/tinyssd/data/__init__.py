@@ -1,0 +1,1 @@
+"""Detection sets: reading, drawing, downloading, and batches of them."""

@@ -1,0 +1,216 @@
+"""Batches of a detection set at the input size of a model, from memory or from workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssd_ops.tinyssd.data.bananas import seeded
+from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.preprocess import Preprocess
+
+TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends with an error
+
+
+class Batch(NamedTuple):
+    """Images of a set, as a model is to see them.
+
+    ``images`` uint8 ``[B, 3, H, W]`` at the input size, not yet scaled; ``labels`` float32 ``[B, G,
+    5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding; ``sizes`` int64
+    ``[B, 2]``, (height, width) of the images before they were resized.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+
+class Loader:
+    """Batches of a set. Pictures are decoded once and kept, as uint8, where they fit in memory.
+
+    Where they do not, or where a transform makes another picture of them each time, workers decode
+    them in every epoch. What transforms draw at random follows from the seed, the epoch and the
+    number of the image, so it does not depend on the number of workers or processes.
+
+    Args:
+        dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
+            ``images`` and ``labels`` tensors, as `BananaDetection` has.
+        preprocess: of the model; its size is that of the batches.
+        workers: processes, where pictures are not kept; 0 decodes in this one.
+        cache_gb: the most that kept pictures may take.
+        device: where kept pictures go.
+        seed: of transforms.
+
+    Raises:
+        ValueError: an empty set.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        ...                       labels=torch.tensor([[[0.0, 0.2, 0.2, 0.6, 0.6]]]))
+        >>> loader = Loader(one, Preprocess(size=(4, 4)))
+        >>> [batch.images.shape for batch in loader.batches([[0, 0, 0]])]
+        [torch.Size([3, 3, 4, 4])]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        preprocess: Preprocess,
+        *,
+        workers: int = 0,
+        cache_gb: float = 4.0,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.examples = _Examples(dataset, preprocess, seed)
+        if not len(self.examples):
+            raise ValueError("data: a set must hold an image at least, got none")
+        self.workers = workers
+        height, width = preprocess.size
+        fits = 3 * height * width * len(self.examples) <= cache_gb * 1e9
+        self.kept: Batch | None = None
+        if fits and self.examples.transforms is None:
+            kept = self._keep()
+            self.kept = Batch(kept.images.to(device), kept.labels.to(device), kept.sizes)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def _keep(self) -> Batch:
+        examples, size = self.examples, self.examples.preprocess.size
+        images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
+        if images is not None and labels is not None and images.shape[2:] == size:
+            return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
+        kept = torch.empty(0)
+        rows: list[Tensor] = []
+        sizes: list[tuple[int, int]] = []
+        # Pillow decodes without the interpreter's lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for image, some, shape in pool.map(examples.__getitem__, range(len(self))):
+                if not sizes:
+                    kept = image.new_empty((len(self), *image.shape))
+                kept[len(sizes)] = image
+                rows.append(some)
+                sizes.append(shape)
+        return Batch(kept, _padded(rows), torch.tensor(sizes))
+
+    def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
+        """The batches of these image numbers, one after another.
+
+        Args:
+            order: the images of each batch.
+            epoch: another one, other draws of the transforms.
+
+        Raises:
+            DataError: a picture cannot be read, or a transform fails.
+            RuntimeError: a worker died, or takes minutes for a batch.
+        """
+        if self.kept is not None:
+            for numbers in order:
+                index = torch.as_tensor(numbers, dtype=torch.int64)
+                yield Batch(*(part[index.to(part.device)] for part in self.kept))
+            return
+        self.examples.epoch = epoch
+        workers = min(self.workers, len(order))
+        loading: Any = DataLoader(
+            self.examples,
+            batch_sampler=[list(map(int, numbers)) for numbers in order],
+            collate_fn=_gather_or_error,
+            num_workers=workers,
+            timeout=TIMEOUT if workers else 0,
+            # Forked, a worker shares what its parent has read. It runs on one thread, as torch sees
+            # to, and so never waits for the parent's threads, which it does not have.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+            generator=torch.Generator(),
+        )
+        for batch in loading:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def check_set(name: str, dataset: Any) -> None:
+    """See that something is a set, as `Loader` wants it.
+
+    Args:
+        name: of the argument, for errors.
+        dataset: as for `Loader`.
+
+    Raises:
+        ValueError: it holds no image, or tensors of another shape or dtype.
+    """
+    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
+        if not len(dataset):
+            raise ValueError(f"train: {name} must hold an image at least, got none")
+        return
+    images, labels = dataset.images, dataset.labels
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(
+            f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {images.dtype} "
+            f"{list(images.shape)}"
+        )
+    if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
+        raise ValueError(
+            f"train: {name}.labels must be [{len(images)}, G, 5], got {list(labels.shape)}"
+        )
+
+
+class _Examples(Dataset):
+    """A set at the input size of a model."""
+
+    def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.transforms = getattr(dataset, "transforms", None)
+        self.indexed = hasattr(dataset, "__getitem__")
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset if self.indexed else self.dataset.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        if self.transforms is None:
+            image, rows = self._take(index)
+        else:
+            with seeded(self.seed, self.epoch, index):
+                image, rows = self._take(index)
+        height, width = image.shape[1:]
+        rows = rows[rows[:, 0] >= 0]
+        boxes = self.preprocess.to_input(rows[:, 1:], height, width)
+        image = self.preprocess.fit(image[None])[0]
+        return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
+
+    def _take(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.indexed:
+            return self.dataset[index]
+        return self.dataset.images[index], self.dataset.labels[index]
+
+    def __getitems__(self, numbers: list[int]) -> list[Any] | DataError:
+        # As a value: raised in a worker, it would arrive with a traceback in its message.
+        try:
+            return [self[number] for number in numbers]
+        except DataError as error:
+            return error
+
+
+def _gather_or_error(items: Any) -> Batch | DataError:
+    return items if isinstance(items, DataError) else _gather(items)
+
+
+def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> Batch:
+    images, rows, sizes = zip(*items, strict=True)
+    return Batch(torch.stack(images), _padded(list(rows)), torch.tensor(sizes))
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)

@@ -1,0 +1,326 @@
+"""The command line: each command does its work, and every mistake is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason="the commands read and write pictures with Pillow")
+
+from PIL import Image
+
+from ssd_ops.tinyssd import cli
+from ssd_ops.tinyssd.data.draw_bananas import make_bananas
+
+COMMANDS = [
+    "demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "figures", "info",
+]  # fmt: skip
+
+
+def call(*args):
+    """The exit code of a command run in this process."""
+    try:
+        cli.main([str(arg) for arg in args])
+    except SystemExit as stop:
+        return 0 if stop.code is None else stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def bananas(tmp_path_factory):
+    return make_bananas(tmp_path_factory.mktemp("data") / "set", train=8, val=4, size=64)
+
+
+@pytest.fixture(scope="module")
+def run(bananas, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert (
+        call("train", bananas, "--out", out, "--preset", "paper", "--epochs", 1, "--batch-size", 4)
+        == 0
+    )
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    assert call(command, "--help") == 0
+    assert f"example: ssd-ops {command}" in capsys.readouterr().out
+
+
+def test_train_leaves_checkpoint_history_and_curves(run):
+    assert (run / "checkpoint.safetensors").stat().st_size > 100_000
+    assert [
+        row["epoch"] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    ] == [1]
+    with Image.open(run / "curves.png") as curves:
+        assert curves.width > 600
+
+
+def test_train_resumes(run, bananas, capsys):
+    arguments = ["--preset", "paper", "--epochs", 1, "--batch-size", 4]
+    assert call("train", bananas, "--out", run, *arguments, "--resume") == 0
+    assert "found" in capsys.readouterr().out
+
+
+def test_train_begins_anew_where_told_to(run, bananas, tmp_path):
+    kept = tmp_path / "run"
+    shutil.copytree(run, kept)
+    arguments = ["train", bananas, "--out", kept, "--preset", "paper", "--epochs", 1]
+    assert call(*arguments, "--batch-size", 8) == 2, "a run is not lost"
+    assert (kept / "log.jsonl").read_text() == (run / "log.jsonl").read_text()
+    assert call(*arguments, "--batch-size", 8, "--overwrite") == 0
+    assert (kept / "log.jsonl").read_text() != (run / "log.jsonl").read_text()
+
+
+def test_evaluate_prints_measures(run, bananas, capsys):
+    assert call("evaluate", run, bananas) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        r"found \d+ of 4 objects .* \d+ false boxes\nclass error \S+, offset error \S+", text
+    )
+    assert call("evaluate", run, bananas, "--json") == 0
+    measures = json.loads(capsys.readouterr().out)
+    assert measures["truths"] == 4
+    assert {"found", "false_boxes", "class_error", "offset_error", "ap", "ap50"} <= set(measures)
+
+
+def test_evaluate_leaves_measures_curves_and_a_sheet(run, bananas, tmp_path, capsys):
+    assert call("evaluate", run, bananas, "--out", tmp_path / "a" / "b", "--worst", 2) == 0
+    text = capsys.readouterr().out
+    for words in ("COCO AP", "ap_small", "COCO AR", "VOC AP50", "11 points"):
+        assert words in text
+    out = tmp_path / "a" / "b"
+    measures = json.loads((out / "measures.json").read_text())
+    assert {"ap75", "ar100", "voc_ap", "voc_ap11", "per_class"} <= set(measures)
+    assert measures["per_class"][0]["name"] == "banana"
+    with Image.open(out / "worst.png") as sheet:
+        assert 2 * 256 < sheet.width < 3 * 256
+    assert Image.open(out / "precision_recall.png").width > 300
+
+
+def test_curves_are_drawn_from_the_log(run, capsys):
+    (run / "curves.png").unlink()
+    assert call("curves", run) == 0
+    assert Image.open(run / "curves.png").width > 600
+
+
+def test_figures(tmp_path, capsys):
+    assert call("figures", "--out", tmp_path / "figures") == 0
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["focal_loss.png", "smooth_l1.png"]
+
+
+def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
+    (tmp_path / "own.toml").write_text(
+        "sizes = [[0.9, 0.95], [0.9, 0.95], [0.9, 0.95], [0.9], [0.9]]"
+    )
+    out = tmp_path / "anchors.png"
+    assert call("anchors", bananas, "--settings", tmp_path / "own.toml", "--out", out) == 0
+    text = capsys.readouterr().out
+    found = re.search(
+        r"8 objects, \d+ anchors .* 64 x 64: (\d+) objects that no anchor covers", text
+    )
+    assert int(found[1]) > 0 and "banana  " in text
+    better = re.search(r"Better, (\d+) uncovered .*\n(sizes = .*\nratios = .*)\n", text)
+    assert int(better[1]) < int(found[1])
+    # What is suggested can be used as it stands.
+    (tmp_path / "better.toml").write_text(better[2])
+    assert call("anchors", bananas, "--settings", tmp_path / "better.toml", "--out", out) == 0
+    again = re.search(r"(\d+) objects that no anchor covers", capsys.readouterr().out)
+    assert again[1] == better[1]
+    assert Image.open(out).width > 5 * 320
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A COCO set of two classes: pictures of several sizes, several objects, crowd and slivers."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        (folder / split).mkdir()
+        images, boxes = [], []
+        for number in range(count):
+            size = int(rng.integers(60, 120)), int(rng.integers(60, 120))
+            picture = Image.new("RGB", size, (30, 60, 30))
+            for place, colour in ((0, "red"), (1, "blue")):
+                x, y = 5 + 25 * place, 8 + 20 * place
+                picture.paste(colour, (x, y, x + 20, y + 25))
+                boxes.append({"image_id": number, "category_id": place + 1, "bbox": [x, y, 20, 25]})
+            boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1})
+            boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 0, 9]})
+            picture.save(folder / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png"})
+        names = [{"id": 1, "name": "stop sign"}, {"id": 2, "name": "mailbox"}]
+        text = json.dumps({"images": images, "annotations": boxes, "categories": names})
+        (folder / f"{split}.json").write_text(text)
+    return folder
+
+
+def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
+    own = tmp_path / "own.toml"
+    own.write_text('preset = "paper"\nepochs = 5\nbatch_size = 4\n')
+    settings = ["--settings", own, "--set", "schedule=cosine", "--set", "channels=[4,4,8,8,8,8]"]
+    run = tmp_path / "run"
+    size = ["--epochs", 1, "--input-size", 96, "--letterbox"]
+    assert call("train", photos, "--out", run, *settings, *size) == 0
+    text = capsys.readouterr().out
+    assert "Boxes left out of the training set: 6 crowd, 6 degenerate" in text
+    from ssd_ops.tinyssd.checkpoint import load
+
+    model, saved, meta = load(run)
+    assert meta["class_names"] == ["stop sign", "mailbox"]
+    assert (saved.epochs, saved.schedule, saved.letterbox) == (1, "cosine", True)
+    assert model.preprocess.size == (96, 96)
+
+    assert call("evaluate", run, photos / "val.json") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"class +truths +COCO AP.*\nstop sign +3 .*\nmailbox +3 ", text)
+    assert (run / "evaluation" / "worst.png").exists()
+
+    (photos / "val" / "broken.png").write_text("not a picture")
+    (photos / "val" / "notes.txt").write_text("not a picture either")
+    out = tmp_path / "found"
+    assert call("detect", run, photos / "val", "--out", out, "--threshold", 0.05) == 0
+    captured = capsys.readouterr()
+    assert "broken.png is left out" in captured.err and "notes.txt" not in captured.err
+    report = json.loads((out / "detections.json").read_text())
+    assert [Path(row["image"]).name for row in report] == ["0.png", "1.png", "2.png"]
+    assert all(Path(row["drawn"]).exists() for row in report)
+    for row in report:
+        for found in row["detections"]:
+            assert found["class"] in meta["class_names"] and 0.05 <= found["score"] <= 1
+            assert len(found["box"]) == 4
+    (photos / "val" / "broken.png").unlink()
+
+
+def test_json_files_by_name(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = [photos / "train.json", "--val", photos / "val.json"]
+    small = ["--set", "channels=[4,4,8,8,8,8]", "--set", "preset=paper"]
+    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small) == 2
+    assert "got 'preset'" in capsys.readouterr().err
+    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small[:2]) == 0
+
+
+def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsys):
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (150, 70), "green").save(wide)
+    source = bananas / "bananas_val" / "images" / "0.png"
+    before = source.read_bytes()
+    out = source.parent  # the worst place to write to: a picture of this name is there already
+    assert call("detect", run, source, wide, "--out", out, "--threshold", 0.9) == 0
+    assert source.read_bytes() == before
+    assert Image.open(out / "0-2.png").size == (64, 64)
+    assert Image.open(out / "wide.png").size == (150, 70)
+    assert len(re.findall(r"\d+ found, drawn in", capsys.readouterr().out)) == 2
+    (out / "detections.json").unlink()
+    (out / "0-2.png").unlink()
+    (out / "wide.png").unlink()
+
+
+def test_make_data_writes_a_set(tmp_path, capsys):
+    assert call("make-data", tmp_path / "set", "--train", 2, "--val", 1, "--seed", 3) == 0
+    assert len(list((tmp_path / "set" / "bananas_train" / "images").iterdir())) == 2
+    assert str(tmp_path / "set") in capsys.readouterr().out
+
+
+def test_info_says_what_is_compiled(capsys):
+    assert call("info") == 0
+    text = capsys.readouterr().out
+    for word in ("ssd_ops:", "torch:", "compiler", "devices:", "cpu"):
+        assert word in text
+
+
+def test_demo_goes_from_nothing_to_pictures_and_is_quick_again(tmp_path, monkeypatch, capsys):
+    from ssd_ops.tinyssd.data import draw_bananas as maker
+
+    def few(folder, *, seed, **options):
+        return make_bananas(folder, train=32, val=12, size=64, seed=seed)
+
+    monkeypatch.setattr(maker, "make_bananas", few)
+    out = tmp_path / "demo"
+    assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"found \d+ of 12 objects", text)
+    with Image.open(out / "detections.png") as sheet:
+        assert sheet.width > 4 * 64
+    assert (out / "curves.png").exists()
+    assert len(list((out / "found").glob("*.png"))) == 12
+    stamp = (out / "bananas-2" / "bananas_train" / "label.csv").stat().st_mtime_ns
+    assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
+    assert "epoch 1/1" not in capsys.readouterr().err, "a finished training is not repeated"
+    assert (out / "bananas-2" / "bananas_train" / "label.csv").stat().st_mtime_ns == stamp
+    assert call("demo", "--out", out, "--epochs", 2, "--seed", 2) == 0, "its own run makes way"
+    assert call("train", out / "bananas-2", "--out", out / "run", "--epochs", 1, "--overwrite") == 0
+    assert call("demo", "--out", out, "--epochs", 2, "--seed", 2) == 2, "another run does not"
+
+
+MISTAKES = {
+    "no command": [],
+    "unknown command": ["paint"],
+    "no set": ["train", "nowhere"],
+    "unknown preset": ["train", "SET", "--preset", "fast"],
+    "epochs": ["train", "SET", "--epochs", "0"],
+    "epochs no number": ["train", "SET", "--epochs", "many"],
+    "learning rate": ["train", "SET", "--lr", "-1"],
+    "learning rate nan": ["train", "SET", "--lr", "nan"],
+    "device": ["train", "SET", "--device", "toaster"],
+    "precision": ["train", "SET", "--precision", "int3"],
+    "a run is there": ["train", "SET", "--out", "RUN"],
+    "resume and overwrite": ["train", "SET", "--out", "RUN", "--resume", "--overwrite"],
+    "nothing to resume": ["train", "SET", "--out", "TMP/new", "--resume"],
+    "settings file": ["train", "SET", "--settings", "nowhere.toml"],
+    "setting": ["train", "SET", "--set", "learning=1"],
+    "setting without a value": ["train", "SET", "--set", "lr"],
+    "setting of another kind": ["train", "SET", "--set", "lr=fast"],
+    "a file alone": ["train", "SET/bananas_train/label.csv"],
+    "no JSON": ["train", "SET/bananas_train/label.csv", "--val", "SET"],
+    "anchors of nothing": ["anchors", "nowhere"],
+    "anchors on no picture": ["anchors", "SET", "--image", "99"],
+    "curves of nothing": ["curves", "nowhere"],
+    "empty folder": ["detect", "RUN", "SET/bananas_val", "--out", "TMP"],
+    "no checkpoint": ["evaluate", "nowhere", "SET"],
+    "checkpoint is a picture": ["evaluate", "SET/bananas_val/images/0.png", "SET"],
+    "evaluate without a set": ["evaluate", "RUN", "nowhere"],
+    "no picture": ["detect", "RUN", "nowhere.png", "--out", "TMP"],
+    "picture is a table": ["detect", "RUN", "SET/bananas_val/label.csv", "--out", "TMP"],
+    "threshold": ["detect", "RUN", "SET/bananas_val/images/0.png", "--threshold", "2"],
+    "folder holds a set": ["make-data", "SET"],
+    "no pictures": ["make-data", "TMP/set", "--train", "0"],
+    "seed": ["make-data", "TMP/set", "--seed", "-1"],
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence(arguments, run, bananas, tmp_path, capsys):
+    places = {"SET": bananas, "RUN": run, "TMP": tmp_path}
+    words = []
+    for word in arguments:
+        for name, path in places.items():
+            word = re.sub(rf"\b{name}\b", str(path), word)
+        words.append(word)
+    assert call(*words) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("ssd-ops")
+    assert "Traceback" not in errors[0]
+
+
+def test_runs_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "ssd_ops", "evaluate", "nowhere", "nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("ssd-ops evaluate: ")
+    assert len(result.stderr.splitlines()) == 1

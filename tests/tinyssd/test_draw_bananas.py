@@ -1,0 +1,205 @@
+"""The drawn sets: their format, their boxes, and that a seed says all."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssd_ops.tinyssd.data import draw_bananas as bananas
+from ssd_ops.tinyssd.data.bananas import BananaDetection
+from ssd_ops.tinyssd.data.draw_bananas import draw_picture, make_bananas
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def files(folder):
+    """The content of every file below a folder, by its path there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def read_rows(folder, split):
+    with open(folder / split / "label.csv", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_bananas(tmp_path_factory.mktemp("bananas") / "set", train=4, val=2, size=64, seed=3)
+
+
+def test_the_format_is_that_of_the_published_set(small):
+    assert sorted(path.name for path in small.iterdir()) == ["bananas_train", "bananas_val"]
+    for split, count in (("bananas_train", 4), ("bananas_val", 2)):
+        header, *rows = read_rows(small, split)
+        assert header == ["img_name", "label", "xmin", "ymin", "xmax", "ymax"]
+        assert [row[:2] for row in rows] == [[f"{number}.png", "0"] for number in range(count)]
+        names = {path.name for path in (small / split / "images").iterdir()}
+        assert names == {row[0] for row in rows}
+        for number, row in enumerate(rows):
+            picture = draw_picture(3, split, number, 64)
+            assert row[2:] == [str(corner) for corner in picture.box]
+            with Image.open(small / split / "images" / row[0]) as image:
+                assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
+                assert np.array_equal(np.asarray(image), picture.image)
+
+
+def test_the_reader_takes_it(small):
+    dataset = BananaDetection(small, "val")
+    for number, name in enumerate(dataset.names):
+        picture = draw_picture(3, "bananas_val", int(name.removesuffix(".png")), 64)
+        image = torch.from_numpy(picture.image).permute(2, 0, 1)
+        assert torch.equal(dataset.images[number], image)
+        assert torch.equal(dataset.labels[number, 0, 1:] * 64, torch.tensor(picture.box).float())
+
+
+def test_a_seed_says_all(small, tmp_path):
+    settings = {"val": 2, "size": 64}
+    again = make_bananas(tmp_path / "again", train=4, seed=3, **settings)
+    assert files(again) == files(small)
+    # A picture does not depend on how many there are.
+    more = files(make_bananas(tmp_path / "more", train=6, seed=3, **settings))
+    pictures = {name: content for name, content in files(small).items() if name.endswith("png")}
+    assert pictures.items() <= more.items()
+    other = files(make_bananas(tmp_path / "other", train=4, seed=4, **settings))
+    assert not any(other[name] == content for name, content in pictures.items())
+    assert len(set(pictures.values())) == 6
+
+
+def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
+    settings = {"train": 30, "val": 3, "size": 64, "seed": 5}
+    monkeypatch.setattr(bananas, "_processors", lambda: 1)
+    alone = files(make_bananas(tmp_path / "alone", **settings))
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
+    monkeypatch.setattr(bananas, "_draw_file", lambda *_: pytest.fail("drawn here"))
+    assert files(make_bananas(tmp_path / "two", **settings)) == alone
+    assert len(alone) == 35
+
+
+def test_a_script_without_main_guard_may_call_it(tmp_path):
+    lines = (
+        "from ssd_ops.tinyssd.data import draw_bananas as bananas",
+        "bananas._processors = lambda: 2",
+        "print(bananas.make_bananas('set', train=31, val=1, size=64))",
+    )
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    root = Path(bananas.__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "set\n"), done.stderr
+    assert len(files(tmp_path / "set")) == 34
+
+
+@pytest.mark.parametrize("size", [64, 100, 256])
+def test_boxes_are_those_of_the_pixels_that_the_banana_covers(monkeypatch, size):
+    """Two pictures, of a black and a white banana, differ by how much of a pixel it covers."""
+    banana = bananas._banana
+    monkeypatch.setattr(bananas, "_develop", lambda rng, image: image)
+
+    def drawn(number, paint):
+        def painted(rng, size):
+            layer = banana(rng, size)
+            layer[..., :3] = paint
+            return layer
+
+        monkeypatch.setattr(bananas, "_banana", painted)
+        return draw_picture(7, "bananas_train", number, size)
+
+    for number in range(12):
+        black, white = drawn(number, 0.0), drawn(number, 1.0)
+        cover = (white.image - black.image).mean(2) > 0.5
+        rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert black.box == white.box == box
+        assert np.array_equal(cover, black.mask)
+        assert 0 <= box[0] < box[2] <= size and 0 <= box[1] < box[3] <= size
+
+
+def test_bananas_vary_and_can_be_told_by_their_colour():
+    pictures = [draw_picture(1, "bananas_train", number, 96) for number in range(40)]
+    boxes = np.array([picture.box for picture in pictures])
+    longer = (boxes[:, 2:] - boxes[:, :2]).max(1) / 96
+    assert 0.1 < longer.min() < 0.3 and 0.5 < longer.max() < 0.75
+    wide = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
+    assert wide.min() < 0.6 and wide.max() > 1.6
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 192
+    assert (centers.min(0) < 0.3).all() and (centers.max(0) > 0.7).all()
+    red, green, blue = np.array([p.image[p.mask].mean(0) for p in pictures]).T
+    assert (np.minimum(red, green) > 1.4 * blue).mean() >= 0.95
+    # Around them there is something to see.
+    assert min(picture.image[~picture.mask].std() for picture in pictures) > 4
+
+
+def test_a_set_that_was_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    draw = bananas._draw_file
+
+    def stop(folder, seed, size, job):
+        if job == ("bananas_train", 2):
+            raise KeyboardInterrupt
+        return draw(folder, seed, size, job)
+
+    monkeypatch.setattr(bananas, "_draw_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make_bananas(tmp_path / "in" / "set", train=4, val=1, size=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho 'OSError: the disk is full' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    with pytest.raises(OSError, match="drawing must go to the end, got OSError: the disk is full"):
+        make_bananas(tmp_path / "set", train=40, val=1, size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+
+
+def test_a_folder_that_holds_something_is_left_alone(small, tmp_path):
+    before = files(small)
+    for target in (small, small / "bananas_val" / "label.csv"):
+        with pytest.raises(FileExistsError, match="folder must not exist or be empty, got "):
+            make_bananas(target, train=1, val=1, size=64)
+    assert files(small) == before
+    (tmp_path / "empty").mkdir()
+    make_bananas(tmp_path / "empty", train=1, val=1, size=64)
+    assert len(files(tmp_path / "empty")) == 4
+
+
+@pytest.mark.parametrize(
+    "name, value, least",
+    [("train", 0, 1), ("val", -1, 1), ("size", 63, 64), ("size", 256.0, 64), ("seed", -1, 0)],
+)
+def test_numbers_out_of_range(tmp_path, name, value, least):
+    message = f"make_bananas: {name} must be a whole number of at least {least}, got {value}"
+    with pytest.raises(ValueError, match=message):
+        make_bananas(tmp_path / "set", **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_shown_when_asked_for(tmp_path, capfd):
+    pytest.importorskip("tqdm")
+    make_bananas(tmp_path / "quiet", train=2, val=1, size=64)
+    assert capfd.readouterr() == ("", "")
+    make_bananas(tmp_path / "shown", train=2, val=1, size=64, progress=True)
+    assert "3/3" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["PIL", "tqdm"])
+def test_without_the_extras(tmp_path, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
+        make_bananas(tmp_path / "set", train=2, val=1, size=64, progress=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,277 @@
+"""Predictions in an image's own pixels, and counts worked by hand."""
+
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssd_ops import ops
+from ssd_ops.tinyssd.measure.evaluate import evaluate
+from ssd_ops.tinyssd.measure.metrics import count_found
+from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.predict import Prediction, predict, predict_batch
+from ssd_ops.tinyssd.preprocess import Preprocess
+
+ANCHORS = torch.tensor(
+    [[[0.1, 0.1, 0.5, 0.5], [0.12, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0.0, 0.5, 0.4, 1.0]]]
+)
+
+
+class Fixed(nn.Module):
+    """A detector that says the same of every image: these scores, and the anchors as boxes."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.preprocess = Preprocess(size=(8, 8))
+        # The softmax of (log(1 - p), log p) is p.
+        odds = torch.tensor(scores)
+        self.logits = nn.Parameter(torch.cat((1 - odds.sum(1, keepdim=True), odds), 1).log())
+        self.seen = []
+
+    def forward(self, X):
+        self.seen.append(X)
+        assert not self.training
+        return ANCHORS, self.logits.expand(len(X), -1, -1), torch.zeros(len(X), 16)
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return TinySSD(2, channels=(4, 4, 8, 8, 8, 8), preprocess=Preprocess(size=(64, 64)))
+
+
+def truths(*rows):
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+
+
+def prediction(*rows):
+    rows = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Prediction(rows[:, 0].long(), rows[:, 1], rows[:, 2:])
+
+
+def test_predict_by_hand():
+    """Softmax, suppression of the second anchor by the first, background dropped, pixels."""
+    model = Fixed([[0.9], [0.8], [0.3], [0.001]]).train()
+    labels, scores, boxes = predict(model, np.zeros((100, 200, 3), dtype=np.uint8))
+    assert labels.tolist() == [0, 0]
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.3]))
+    expected = torch.tensor([[20.0, 10.0, 100.0, 50.0], [120.0, 60.0, 180.0, 90.0]])
+    torch.testing.assert_close(boxes, expected)
+    assert model.training and model.seen[0].shape == (1, 3, 8, 8)
+    assert (
+        predict(model, torch.zeros(3, 5, 5), score_threshold=0.5).scores.tolist()
+        == scores[:1].tolist()
+    )
+    assert len(predict(model, torch.zeros(3, 5, 5), nms_threshold=1.0).scores) == 3
+
+
+def test_every_part_of_a_model_gets_its_own_mode_back(small):
+    small.train()
+    small.blk_0.eval()  # as for a base network whose batch norms are frozen
+    predict(small, torch.zeros(3, 64, 64))
+    assert small.training and small.blk_1.training
+    assert not any(module.training for module in small.blk_0.modules())
+    small.eval()
+
+
+def test_the_models_own_nms_threshold_is_the_default():
+    """The first two anchors overlap with an IoU of 0.95."""
+    model = Fixed([[0.9], [0.8], [0.001], [0.001]])
+    image = torch.zeros(3, 8, 8)
+    for own, asked, kept in ((0.5, None, 1), (0.97, None, 2), (0.97, 0.5, 1), (0.5, 0.97, 2)):
+        model.nms_threshold = own
+        assert len(predict(model, image, nms_threshold=asked).scores) == kept
+        dataset = SimpleNamespace(images=image[None].byte(), labels=torch.full((1, 1, 5), -1.0))
+        assert evaluate(model, dataset, nms_threshold=asked).false_boxes == kept
+
+
+def test_path_array_and_tensor_agree(small, tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    for height, width in ((64, 64), (37, 91), (300, 20)):
+        array = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = tmp_path / f"{height}x{width}.png"
+        image_module.fromarray(array).save(path)
+        tensor = torch.from_numpy(array).permute(2, 0, 1)
+        results = [predict(small, x) for x in (path, str(path), array, tensor, tensor.float())]
+        assert len(results[0].scores) > 0
+        for other in results[1:]:
+            for got, expected in zip(other, results[0], strict=True):
+                torch.testing.assert_close(got, expected)
+
+
+def test_grey_and_transparent_files(small, tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    for mode in ("L", "RGBA", "P", "CMYK", "1"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        image_module.new(mode, (30, 40)).save(path)
+        assert predict(small, path).boxes.shape[1] == 4
+
+
+def test_predict_is_the_chapters_pipeline(small):
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    small.eval()
+    with torch.no_grad():
+        anchors, cls_preds, bbox_preds = small(images.float())
+        rows = ops.multibox_detection(cls_preds.softmax(2).transpose(1, 2), bbox_preds, anchors)
+    for one, image in zip(predict_batch(small, images), rows, strict=True):
+        kept = image[image[:, 0] != -1]
+        torch.testing.assert_close(one.labels, kept[:, 0].long())
+        torch.testing.assert_close(one.scores, kept[:, 1])
+        torch.testing.assert_close(one.boxes, kept[:, 2:] * 64)
+        assert (one.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "image, error, message",
+    [
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            ValueError,
+            r"uint8 array \[H, W, 3\], got uint8 \[3, 8, 8\]",
+        ),
+        (np.zeros((8, 8, 3)), ValueError, r"got float64 \[8, 8, 3\]"),
+        (torch.zeros(8, 8, 3), ValueError, r"float tensor \[3, H, W\], got float32 \[8, 8, 3\]"),
+        (torch.zeros(3, 0, 8), ValueError, r"got float32 \[3, 0, 8\]"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "got int64"),
+        (7, TypeError, "must be a path, an array or a tensor, got int"),
+        ("no/such/file.png", FileNotFoundError, "must be a file, got no/such/file.png"),
+    ],
+)
+def test_bad_images(small, image, error, message):
+    with pytest.raises(error, match=f"predict: image must be .*{message}|predict: image {message}"):
+        predict(small, image)
+
+
+def test_a_file_that_is_no_picture(small, tmp_path):
+    path = tmp_path / "words.png"
+    path.write_text("not a picture")
+    with pytest.raises(ValueError, match=r"image must be a picture that Pillow can read, got"):
+        predict(small, path)
+
+
+def test_without_pillow_the_error_says_what_to_install(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
+        predict(small, "x.png")
+
+
+def test_predict_batch_wants_a_batch(small):
+    with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got \[3, 8, 8\]"):
+        predict_batch(small, torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "detections, boxes, expected",
+    [
+        pytest.param([], [], (0, 0), id="nothing"),
+        pytest.param([], [[0, 0, 0, 4, 4]], (0, 0), id="missed"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [], (0, 1), id="no object"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[-1] * 5], (0, 1), id="padding is no object"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8]], (1, 0), id="IoU 0.5 is enough"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8.1]], (0, 1), id="below is not"),
+        pytest.param([[0, 0.5, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (1, 0), id="score 0.5 is enough"),
+        pytest.param([[0, 0.49, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (0, 0), id="below does not count"),
+        pytest.param([[1, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (0, 1), id="another class"),
+        pytest.param(
+            [[0, 0.9, 0, 0, 4, 5], [0, 0.8, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (1, 1), id="twice"
+        ),
+        pytest.param(
+            [[0, 0.9, 0, 0, 4, 4], [0, 0.8, 0, 1, 4, 5]],
+            [[-1] * 5, [0, 0, 1, 4, 5], [0, 0, 0, 4, 4]],
+            (2, 0),
+            id="two on two",
+        ),
+        pytest.param(
+            # The first takes the box it overlaps most; what is left is another object's.
+            [[0, 0.9, 0, 0, 4, 4], [0, 0.8, 0, 0, 4, 4]],
+            [[0, 0, 0, 4, 4], [0, 0, 1, 4, 5]],
+            (2, 0),
+            id="second best",
+        ),
+    ],
+)
+def test_count_found(detections, boxes, expected):
+    assert count_found(prediction(*detections), truths(*boxes)) == expected
+
+
+def test_evaluate_by_hand():
+    """One object on anchor 0 of each image, and an image without any."""
+    model = Fixed([[0.9], [0.2], [0.7], [0.1]])
+    labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]], [[0, 0.1, 0.1, 0.5, 0.5]], [[-1.0] * 5]])
+    dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
+    for batch_size in (1, 2, 32):
+        got = evaluate(model, dataset, batch_size=batch_size)
+        assert (got.found, got.truths, got.false_boxes) == (2, 2, 4)
+        # Anchors 0 and 1 are positive where there is an object: 1 and 2 of 4 are wrong, then 2.
+        assert got.class_error == pytest.approx(((1 + 1) * 2 + 2) / 12)
+        # Anchor 0 is exact; for anchor 1 the x centre is off by 0.01 and the width by log.
+        expected = 10 * 0.01 / 0.38 + 5 * np.log(0.4 / 0.38)
+        assert got.offset_error == pytest.approx(2 * expected / 48, rel=1e-4)
+    pytest.importorskip("faster_coco_eval")
+    # The true boxes are found first, and ahead of every false one: an image without objects has
+    # a detection of the same score.
+    assert 0.5 < got.ap50 <= 1 and got.ap == pytest.approx(got.ap50)
+
+
+def test_evaluate_a_perfect_model_has_average_precision_one():
+    pytest.importorskip("faster_coco_eval")
+    model = Fixed([[0.9], [0.0001], [0.0001], [0.0001]])
+    labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]]).repeat(3, 1, 1)
+    images = torch.zeros(3, 3, 40, 40, dtype=torch.uint8)
+    got = evaluate(model, SimpleNamespace(images=images, labels=labels))
+    assert (got.found, got.false_boxes) == (3, 0)
+    assert got.ap == pytest.approx(1) and got.ap50 == pytest.approx(1)
+
+
+def test_evaluate_nothing_found_and_no_object():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    quiet = Fixed([[0.0001]] * 4)
+    nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
+    numbers = asdict(nothing)
+    assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
+    assert [numbers.pop(key) for key in ("found", "truths", "false_boxes")] == [0, 0, 0]
+    (only,) = numbers.pop("per_class")
+    assert only == {"name": "class 0", "truths": 0, "ap": None, "voc_ap": None, "voc_ap11": None}
+    assert set(numbers.values()) == {None}
+    one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]] * 2)
+    assert evaluate(quiet, SimpleNamespace(images=images, labels=one)).found == 0
+
+
+def test_classes_that_the_set_does_not_name_get_a_number():
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    two = Fixed([[0.1, 0.8], [0.001, 0.001], [0.001, 0.001], [0.001, 0.001]])
+    one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
+    got = evaluate(two, SimpleNamespace(images=images, labels=one, class_names=["cup"]))
+    assert [row["name"] for row in got.per_class] == ["cup", "class 1"]
+    assert (got.found, got.false_boxes) == (0, 1)
+
+
+def test_boxes_of_letterboxed_pictures_are_in_their_own_pixels():
+    """Anchor 0 is the upper left of the input; the picture takes its middle rows."""
+    model = Fixed([[0.9], [0.001], [0.001], [0.001]])
+    model.preprocess = Preprocess(size=(8, 8), letterbox=True)
+    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    box = predict(model, image).boxes
+    expected = torch.tensor([[8.0, -12.0, 40.0, 20.0]])
+    torch.testing.assert_close(box, expected)
+    truth = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
+    got = evaluate(model, SimpleNamespace(images=image[None], labels=truth))
+    assert (got.found, got.false_boxes) == (1, 0) and got.class_error == 0.25
+
+
+def test_evaluate_wants_images():
+    empty = SimpleNamespace(images=torch.zeros(0, 3, 8, 8), labels=torch.zeros(0, 1, 5))
+    with pytest.raises(ValueError, match="data: a set must hold an image at least"):
+        evaluate(Fixed([[0.5]] * 4), empty)
+
+
+def test_evaluate_without_faster_coco_eval(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
+    got = evaluate(Fixed([[0.9]] * 4), SimpleNamespace(images=images, labels=labels))
+    assert got.ap is None and got.ap50 is None and got.found == 1

@@ -1,0 +1,189 @@
+"""The training step: eager, clipped, compiled, and as a CUDA graph."""
+
+import contextlib
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from ssd_ops.tinyssd import step as steps
+from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.settings import PRESETS, Settings
+from ssd_ops.tinyssd.step import TrainStep, make_optimizer
+
+QUICK = replace(PRESETS["paper"], precision="float32", device="cpu", channels=(4, 4, 8, 8, 8, 8))
+CHANNELS = QUICK.channels
+NO_GPU = not torch.cuda.is_available()
+
+
+def batch(number, count=4):
+    g = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=g)
+    corner = torch.rand(count, 2, 2, generator=g) * 0.5
+    boxes = torch.cat((corner, corner + 0.2 + 0.3 * torch.rand(count, 2, 2, generator=g)), dim=2)
+    labels = torch.cat((torch.zeros(count, 2, 1), boxes), dim=2)
+    labels[0, 1, 0] = -1
+    return images, labels
+
+
+def make(settings, device="cpu"):
+    torch.manual_seed(0)
+    model = TinySSD(1, channels=CHANNELS).to(device).train()
+    return TrainStep(settings, model, make_optimizer(settings, model))
+
+
+def run(step, count=8):
+    """Sums of each step; the last batch is smaller, as at the end of an epoch."""
+    sizes = [4] * (count - 1) + [2]
+    rows = [step(*batch(n, size), lr=0.01 / (1 + n)) for n, size in enumerate(sizes)]
+    return torch.stack(rows).cpu(), {k: v.cpu() for k, v in step.model.state_dict().items()}
+
+
+def test_clipping_scales_gradients_to_the_norm():
+    settings = Settings(precision="float32", lr=1.0, weight_decay=0.0, clip_norm=0.01)
+    step = make(settings)
+    before = copy.deepcopy(step.model.state_dict())
+    step(*batch(0), lr=1.0)
+    moved = [p - before[name] for name, p in step.model.named_parameters()]
+    norm = torch.stack([change.norm() for change in moved]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+    free = make(replace(settings, clip_norm=None))
+    free(*batch(0), lr=1.0)
+    assert not torch.equal(free.model.cls_0.weight, step.model.cls_0.weight)
+
+
+def test_the_rate_is_that_of_the_call():
+    step = make(replace(QUICK, optimizer="sgd", weight_decay=0.0))
+    before = copy.deepcopy(step.model.state_dict())
+    step(*batch(0), lr=0.0)
+    assert torch.equal(step.model.cls_0.weight, before["cls_0.weight"])
+
+
+def test_compiled_step_is_the_eager_one(monkeypatch):
+    """Traced and split as for the compiler, which itself would take a minute."""
+    compile_ = torch.compile
+    asked = []
+
+    def quickly(network):
+        asked.append(network)
+        return compile_(network, fullgraph=True, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    settings = replace(QUICK, optimizer="sgd")
+    rows, state = run(make(settings), 3)
+    compiled, same = run(make(replace(settings, compile=True)), 3)
+    assert len(asked) == 1
+    torch.testing.assert_close(compiled, rows, atol=1e-3, rtol=1e-4)
+    for name in state:
+        torch.testing.assert_close(same[name], state[name], atol=1e-4, rtol=1e-3)
+
+
+class Recorded:
+    """Stands in for a CUDA graph: recording runs nothing that lasts, replaying runs it all."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+        self.body()
+
+
+def on_cpu(monkeypatch, step):
+    """Have a step take its graphed path without a GPU, and keep the graphs it makes."""
+    graphs = []
+
+    @contextlib.contextmanager
+    def record(graph):
+        graphs.append(graph)
+        owner = next(g for g in step.graphs.values() if g.graph is graph)
+        state = copy.deepcopy((step.model.state_dict(), step.optimizer.state_dict()))
+
+        def body():
+            owner.sums.copy_(step._step(owner.images, owner.labels, owner.in_all))
+
+        graph.body = body
+        yield
+        step.model.load_state_dict(state[0])
+        step.optimizer.load_state_dict(state[1])
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    step.graphed = True
+    return graphs
+
+
+def test_graphed_steps_are_each_made_once_and_from_their_own_batch(monkeypatch):
+    """The order of warming up, recording and replaying, with a stand-in for the graph itself."""
+    rows, state = run(make(QUICK), 10)
+    step = make(QUICK)
+    graphs = on_cpu(monkeypatch, step)
+    got, same = run(step, 10)
+    assert torch.equal(got, rows)
+    for name in state:
+        assert torch.equal(same[name], state[name]), name
+    assert [graph.replays for graph in graphs] == [9 - steps.WARM_UP]
+
+
+def test_without_a_gpu_the_flag_changes_nothing():
+    rows, _ = run(make(QUICK), 2)
+    got, _ = run(make(replace(QUICK, cuda_graph=True)), 2)
+    assert torch.equal(got, rows)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offset_loss", ["l1", "smooth_l1"])
+@pytest.mark.parametrize("normalize", ["mean", "positives"])
+def test_a_step_reads_no_value(optimizer, precision, offset_loss, normalize):
+    """Of tensors that have none: what reads one, as `float` does, would make a GPU wait, and could
+    not be recorded."""
+    settings = replace(
+        QUICK, optimizer=optimizer, precision=precision, offset_loss=offset_loss,
+        normalize=normalize, cls_loss="focal", clip_norm=0.5,
+    )  # fmt: skip
+    with FakeTensorMode():
+        model = TinySSD(1, channels=CHANNELS).train()
+        step = TrainStep(settings, model, make_optimizer(settings, model))
+        sums = [step(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 2, 5), 0.1)
+                for _ in range(2)][-1]  # fmt: skip
+        assert sums.shape == (3,)
+        with pytest.raises(DataDependentOutputException):
+            float(sums[0])
+
+
+@pytest.mark.skipif(NO_GPU, reason="torch sees no CUDA device")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cuda_graph_on_a_gpu_is_the_eager_step(optimizer, clip_norm, precision):
+    settings = replace(QUICK, optimizer=optimizer, clip_norm=clip_norm, precision=precision)
+    rows, state = run(make(settings, "cuda"), 12)
+    step = make(replace(settings, cuda_graph=True), "cuda")
+    got, same = run(step, 12)
+    assert any(graph.graph is not None for graph in step.graphs.values())
+    torch.testing.assert_close(got, rows, atol=1e-3, rtol=1e-3)
+    for name in state:
+        torch.testing.assert_close(same[name], state[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(NO_GPU, reason="torch sees no CUDA device")
+def test_a_step_on_a_gpu_waits_for_nothing():
+    step = make(QUICK, "cuda")
+    images, labels = (tensor.cuda() for tensor in batch(0))
+    for _ in range(3):
+        step(images, labels, lr=0.01)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(images, labels, lr=0.01)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

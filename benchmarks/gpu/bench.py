@@ -1,4 +1,4 @@
-"""Times of the ops on a GPU, each beside its rivals: microseconds, [10th percentile, median, 90th], how often.
+"""Times of the ops on a GPU, each beside its rivals, in microseconds: median, 10th and 90th percentile.
 
 eager        one call from Python and a wait for the GPU, as users feel it, over the same buffers
 eager, cold  the same after other data have taken the L2 cache

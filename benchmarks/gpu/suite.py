@@ -356,7 +356,8 @@ def table_of_times(cases: dict[str, dict]) -> list[str]:
         "Microseconds: median (10th to 90th percentile). Cold: after other data have taken the L2 cache.",
         "A rival's times ours stand in brackets. Predicted, to reach: in a graph, by predicted.json.",
         "",
-        "| case | predicted | to reach | graph | graph, cold | eager | eager, cold | kernels | floor | rivals |",
+        "| case | predicted | to reach | graph | graph, cold | eager | eager, cold "
+        "| kernels | floor | rivals |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name, row in cases.items():

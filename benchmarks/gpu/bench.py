@@ -26,7 +26,7 @@ from functools import partial
 import shapes
 import stream
 import torch
-from device import Gpu, StandIn, tensors
+from device import Gpu, StandIn, open_device, tensors
 from stream import Case
 
 CALLS = 20  # in a graph
@@ -237,7 +237,7 @@ def main() -> int:
         "--rival-seconds", type=float, default=4, help="that a rival may take in all"
     )
     options = parser.parse_args()
-    device = stream.open_or_exit(options.device)
+    device = open_device(options.device)
     return stream.run(all_cases(options, device), device, options.after)
 
 

@@ -23,7 +23,7 @@ import cases
 import shapes
 import stream
 import torch
-from device import Gpu, StandIn, tensors
+from device import Gpu, StandIn, open_device, tensors
 from stream import Case
 
 import ssd_ops
@@ -255,7 +255,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="how long `agreement` goes on")
     parser.add_argument("--first", type=int, default=0, help="number of the first of its batches")
     options = parser.parse_args()
-    device = stream.open_or_exit(options.device)
+    device = open_device(options.device)
     lists = {"calls": calls, "large": large, "agreement": agreement}
     return stream.run(lists[options.what](options, device), device, options.after)
 

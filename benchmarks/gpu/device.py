@@ -6,6 +6,7 @@ that every line of the checks and benchmarks but torch.cuda's own has run before
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -201,8 +202,8 @@ class StandIn:
 
 
 def open_device(name: str) -> Gpu | StandIn:
-    """The device of that name; RuntimeError says why there is none."""
+    """The device of that name; without one, the program ends with a line that says why."""
     why_not = backends.why_not(name)
     if why_not:
-        raise RuntimeError(why_not)
+        sys.exit(f"no device {name}: {why_not}")
     return Gpu() if name == "cuda" else StandIn(name)

@@ -258,6 +258,34 @@ def padded(images: int, count: int, kind: str) -> Shape:
     return shape(ssd_ops.nms_padded, (boxes, distinct_scores(images, count), 0.5), others)
 
 
+def box_iou(count: int) -> Shape:
+    others = {
+        "torchvision": Rival(baselines.torchvision_box_iou, baselines.close),
+        "eager": Rival(baselines.eager_box_iou, baselines.close),
+    }
+    return shape(ssd_ops.box_iou, (cases.boxes(count), cases.boxes(count)), others)
+
+
+def encode(images: int, tiny: bool) -> Shape:
+    boxes = anchors(8732, tiny)[0]
+    others = {"eager": Rival(baselines.eager_encode_boxes, baselines.close)}
+    ours = partial(ssd_ops.encode_boxes, eps=baselines.EPS)
+    return shape(ours, (cases.boxes(images, len(boxes)), boxes), others)
+
+
+def decode(images: int, tiny: bool) -> Shape:
+    boxes = anchors(8732, tiny)[0]
+    others = {"eager": Rival(baselines.eager_decode_boxes, baselines.close)}
+    return shape(ssd_ops.decode_boxes, (torch.randn(images, len(boxes), 4), boxes), others)
+
+
+def second_stage(images: int, count: int, classes: int) -> Shape:
+    """Of a Faster R-CNN: proposals with a score for each class, few of them likely."""
+    scores = (2 * torch.randn(images, count, classes)).softmax(2)
+    others = {"eager": Rival(baselines.eager_multiclass_nms, baselines.same_found)}
+    return shape(ssd_ops.multiclass_nms, (cases.boxes(images, count), scores), others)
+
+
 def all_shapes(tiny: bool = False) -> dict[str, Callable[[], Shape]]:
     """The makers of all cases by name. Each draws the same numbers in any order and in any process."""
 
@@ -340,6 +368,10 @@ def all_shapes(tiny: bool = False) -> dict[str, Callable[[], Shape]]:
         "batched_nms 100,000, 80 classes, clustered",
         lambda: batched(pixel_boxes(n(100_000), "clustered"), ids(n, c, 80, 100_000)),
     )
+    add("box_iou 1,000 x 1,000", lambda: box_iou(n(1000)))
+    add("encode_boxes B8 A8,732", encode, c(8), tiny)
+    add("decode_boxes B8 A8,732", decode, c(8), tiny)
+    add("multiclass_nms B8 1,000 C80", lambda: second_stage(c(8), n(1000), c(80)))
     return found
 
 

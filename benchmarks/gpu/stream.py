@@ -16,9 +16,10 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from device import Gpu, StandIn, open_device
+if TYPE_CHECKING:
+    from device import Gpu, StandIn
 
 BROKEN = 75  # exit status: the case failed, and the process cannot run the next one
 
@@ -54,7 +55,7 @@ def run(cases: Iterable[Case], device: Gpu | StandIn, after: str = "") -> int:
             continue
         say(begin=case.name, limit=case.limit)
         # Where it hung, for the log, before the driver ends the process.
-        faulthandler.dump_traceback_later(0.9 * case.limit)
+        faulthandler.dump_traceback_later(0.9 * case.limit, file=sys.__stderr__)
         try:
             case.run(lambda name=case.name, **facts: say(case=name, **facts))
             device.synchronize()
@@ -76,11 +77,3 @@ def run(cases: Iterable[Case], device: Gpu | StandIn, after: str = "") -> int:
 def one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
-
-
-def open_or_exit(name: str) -> Gpu | StandIn:
-    """The device; without one, the program ends with a line that says why."""
-    try:
-        return open_device(name)
-    except RuntimeError as error:
-        sys.exit(f"no device {name}: {error}")

@@ -287,7 +287,7 @@ def run_step(step: Step, seconds: float, log: Log, result: dict, changed: Callab
             rows.open, rows.stop = "", None
             code = run_process(again, end, rows.take)
             died = (
-                f"stopped after {time.monotonic() - start:.0f} s"
+                f"stopped after {min(seconds, time.monotonic() - start):.1f} s"
                 if code is None
                 else f"killed by signal {-code}"
                 if code < 0
@@ -302,7 +302,7 @@ def run_step(step: Step, seconds: float, log: Log, result: dict, changed: Callab
             if not rows.open or not step.by_cases:
                 break
             if time.monotonic() > end - 5:
-                outcome = f"stopped after {time.monotonic() - start:.0f} s"
+                outcome = died
                 break
             again = [*command, "--after", rows.open]
     except OSError as error:

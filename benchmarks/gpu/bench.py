@@ -20,6 +20,7 @@ import contextlib
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -124,66 +125,70 @@ def waits(device: Gpu | StandIn, call: Callable) -> bool:
     return False
 
 
-def time_ours(shape: shapes.Shape, args: tuple, clock: Clock, say: Callable):
-    """The times of ours, printed one by one; its result."""
+def time_ours(shape: shapes.Shape, args: tuple, clock: Clock, say: Callable) -> None:
+    """The times of ours, printed one by one."""
     device, ours = clock.device, partial(shape.ours, *args)
-    result = ours()
-    device.synchronize()
-    say(bytes=sum(t.numel() * t.element_size() for t in tensors([list(args), result])))
     first = clock.once(ours)
     say(eager=clock.eager(ours) if first < ENDLESS else summary([first]))
     if first > ENDLESS:
-        return result
+        return
     say(**{"eager, cold": clock.eager(ours, cold=True)})
+    count = CALLS if first < LONG else 1
     if shape.captured is None:
         say(graph="waits")
     else:
         captured = partial(shape.captured, *args)
-        say(graph=clock.graph(captured, count=CALLS if first < LONG else 1))
+        say(graph=clock.graph(captured, count=count))
         say(**{"graph, cold": clock.graph(captured, cold=True)})
-    counted = ours if shape.captured is None else captured
-    kernels, launches = device.kernel_times(counted, CALLS if first < LONG else 1)
+    kernels, launches = device.kernel_times(ours if shape.captured is None else captured, count)
     say(kernels=round(kernels, 2), launches=round(launches, 1))
-    return result
 
 
-def time_rival(rival: shapes.Rival, result, args: tuple, clock: Clock) -> dict:
-    """The row of one rival; `result` is ours."""
+def time_rival(rival: shapes.Rival, result, args: tuple, clock: Clock, row: dict) -> None:
+    """Fills the row of one rival; `result` is ours."""
     clock = Clock(clock.device, clock.seconds / 2)
-    if isinstance(rival.function, str):
-        return {"error": rival.function}
-    function = rival.function
     if rival.against is not None:
         result = rival.against(*args)
-    theirs = function(*args)
-    row: dict = {"same": bool(rival.same(theirs, result))}
-    call = partial(function, *args)
+    call = partial(rival.function, *args)
+    found = []
+    first = clock.once(lambda: found.append(call()))
+    row["same"] = bool(rival.same(found.pop(), result))
+    if first > ENDLESS:
+        row["eager"] = summary([first])
+        return
     row["eager"] = clock.eager(call)
     row["eager, cold"] = clock.eager(call, cold=True)
-    if waits(clock.device, call):
-        row["graph"] = "waits"
-    else:
-        row["graph"] = clock.graph(call)
-    return row
+    row["graph"] = "waits" if waits(clock.device, call) else clock.graph(call)
 
 
 def benchmark(make: Callable[[], shapes.Shape], options, clock: Clock, say: Callable) -> None:
     shape = make()
     args = clock.device.put(shape.args)
     with clock.device.kernels():
-        result = time_ours(shape, args, clock, say)
+        result = shape.ours(*args)
+        clock.device.synchronize()
+        say(bytes=sum(t.numel() * t.element_size() for t in tensors([list(args), result])))
+        try:
+            time_ours(shape, args, clock, say)
+        except Exception as error:
+            traceback.print_exc()
+            say(error=stream.one_line(error))
+            clock.device.synchronize()  # raises where the GPU itself is in error: the case is over
         for name, rival in shape.rivals.items():
+            row: dict = {}
             try:
+                if isinstance(rival.function, str):
+                    raise RuntimeError(rival.function)
                 with time_limit(options.rival_seconds):
-                    row = time_rival(rival, result, args, clock)
+                    time_rival(rival, result, args, clock, row)
             except Exception as error:
-                row = {"error": stream.one_line(error)}
+                row["error"] = stream.one_line(error)
             say(rivals={name: row})
-            clock.device.synchronize()  # an error of the GPU ends the case
+            clock.device.synchronize()
 
 
 def benchmark_compiled(make: Callable[[], shapes.Shape], clock: Clock, say: Callable) -> None:
-    """torch.compile of the vectorised form; compiled with what it creates on the device."""
+    """torch.compile of the vectorised form."""
     shape = make()
     if "eager" not in shape.rivals:
         return
@@ -191,12 +196,14 @@ def benchmark_compiled(make: Callable[[], shapes.Shape], clock: Clock, say: Call
     torch.compiler.reset()
     eager = shape.rivals["eager"]
     compiled = eager._replace(function=clock.device.compiled(eager.function))
+    row: dict = {}
     start = time.perf_counter()
-    with clock.device.kernels():
+    with clock.device.kernels(), time_limit(30):
         compiled.function(*args)
-        seconds = round(time.perf_counter() - start, 1)
-        row = time_rival(compiled, shape.ours(*args), args, clock)
-    say(rivals={"compiled": {**row, "seconds to compile": seconds}})
+        clock.device.synchronize()
+        row["seconds to compile"] = round(time.perf_counter() - start, 1)
+        time_rival(compiled, shape.ours(*args), args, clock, row)
+    say(rivals={"compiled": row})
 
 
 def speeds(clock: Clock, say: Callable) -> None:
@@ -223,9 +230,9 @@ def all_cases(options, device: Gpu | StandIn) -> Iterator[Case]:
         if options.only not in name:
             continue
         if options.compiled:
-            yield Case(name, 30, partial(benchmark_compiled, make, clock))
+            yield Case(name, 40, partial(benchmark_compiled, make, clock))
         else:
-            yield Case(name, 30, partial(benchmark, make, options, clock))
+            yield Case(name, 40, partial(benchmark, make, options, clock))
 
 
 def main() -> int:
@@ -234,7 +241,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--seconds", type=float, default=0.12, help="of each measure")
     parser.add_argument(
-        "--rival-seconds", type=float, default=4, help="that a rival may take in all"
+        "--rival-seconds", type=float, default=8, help="that a rival may take in all"
     )
     options = parser.parse_args()
     device = open_device(options.device)

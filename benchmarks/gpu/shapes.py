@@ -148,8 +148,7 @@ def target(images: int, gts: int, count: int, tiny: bool, ragged: bool = False) 
     others = {"eager": Rival(baselines.eager_multibox_target, same)}
     if not ragged:  # the book's and torchvision's know no padded rows
         others["torchvision"] = rivals.torchvision_target()
-        if images * gts <= 256:
-            others["d2l"] = Rival(baselines.d2l_multibox_target, same)
+        others["d2l"] = Rival(baselines.d2l_multibox_target, same)
     return shape(ssd_ops.multibox_target, (boxes, labels), others)
 
 
@@ -186,9 +185,10 @@ def detection(images: int, classes: int, count: int, tiny: bool, kind: str = "no
     logits, offsets = heads(images, classes, boxes, kind)
     args = logits.softmax(2).mT.contiguous(), offsets.flatten(1), boxes
     same = baselines.same_detections
-    others = {"eager": Rival(baselines.eager_multibox_detection, same)}
-    if images == 1 or tiny:  # thirty seconds for a batch of 32
-        others["d2l"] = Rival(baselines.d2l_multibox_detection, same)
+    others = {
+        "eager": Rival(baselines.eager_multibox_detection, same),
+        "d2l": Rival(baselines.d2l_multibox_detection, same),
+    }
     return shape(ssd_ops.multibox_detection, args, others)
 
 

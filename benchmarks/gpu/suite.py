@@ -334,9 +334,7 @@ def times(value) -> str:
 
 
 def rival_text(name: str, rival: dict, row: dict) -> str:
-    if "error" in rival:
-        return f"{name}: {rival['error'][:70]}"
-    parts = []
+    parts = [rival["error"][:70]] if "error" in rival else []
     for measure in ("eager", "graph"):
         theirs, ours = rival.get(measure), row.get(measure)
         if isinstance(theirs, dict):
@@ -344,7 +342,7 @@ def rival_text(name: str, rival: dict, row: dict) -> str:
                 f" ({theirs['median'] / ours['median']:.3g}x)" if isinstance(ours, dict) else ""
             )
             parts.append(f"{number(theirs['median'])}{times_ours} {measure}")
-    others = "" if rival.get("same") else " [gives others]"
+    others = " [gives others]" if rival.get("same") is False else ""
     return f"{name}{others}: {', '.join(parts)}"
 
 

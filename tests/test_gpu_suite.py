@@ -3,6 +3,7 @@ every check and benchmark itself, on tiny shapes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
@@ -57,6 +58,23 @@ def suite(load, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     yield module
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("installed", "options"),
+    [
+        ((), []),
+        (("pytest_timeout",), []),
+        (("xdist",), ["-n"]),
+        (("xdist", "pytest_timeout"), ["-n", "--timeout", "--timeout-method"]),
+    ],
+)
+def test_pytest_gets_the_options_of_what_is_installed(suite, monkeypatch, installed, options):
+    monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: name in installed or None)
+    tests = next(step for step in suite.steps(Path("out")) if step.name == "tests")
+    last = tests.command[tests.command.index("-k") + 2 :]
+    assert [part for part in last if part.startswith("-")] == options
+    assert "-x" not in tests.command
 
 
 # What stands in for the command of a step. Each notes its process, and a child of it, in a file.
@@ -438,6 +456,132 @@ def test_the_stand_in_keeps_tensors_of_two_devices_apart(load):
                 x.flip(0) + wrong
         with pytest.raises(RuntimeError, match="together"):
             ssd_ops.box_iou(torch.ones(2, 4), on.put(torch.ones(2, 4)))
+
+
+@pytest.fixture
+def gpu(load, monkeypatch):
+    """The code for a real GPU, with the CPU behind the calls of torch.cuda; what it asked for is noted."""
+    on, asked = load("device").Gpu(), []
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+            asked.append("wait_stream")
+
+    class Graph:
+        def replay(self):
+            asked.append("replay")
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            asked.append("record")
+
+        def synchronize(self):
+            asked.append("event")
+
+        def elapsed_time(self, end):
+            assert isinstance(end, Event)
+            return 0.25  # milliseconds
+
+    @contextlib.contextmanager
+    def graph(recorded):
+        assert isinstance(recorded, Graph)
+        asked.append("capture")
+        yield
+
+    class Profile:
+        def __init__(self, activities):
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def events(self):
+            kinds = [SimpleNamespace(name=name) for name in ("CPU", "CUDA", "CUDA")]
+            return [SimpleNamespace(device_type=kind, device_time=3.0) for kind in kinds]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    cuda = torch.cuda
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "Event": Event,
+        "synchronize": lambda: asked.append("synchronize"),
+        "set_sync_debug_mode": asked.append,
+    }.items():
+        monkeypatch.setattr(cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.clone())
+    on.__dict__["_filler"] = torch.ones(4)  # made on the GPU otherwise
+    on.asked = asked
+    return on
+
+
+def test_what_a_gpu_is_asked_for(gpu, load):
+    calls = []
+
+    def call():
+        calls.append(1)
+        return torch.full((2,), len(calls))
+
+    result, replay = gpu.capture(call, 3)
+    replay()
+    assert len(calls) == 4 and result.tolist() == [4, 4]  # one to warm up
+    assert gpu.asked == ["wait_stream", "wait_stream", "capture", "replay"]
+    gpu.asked.clear()
+    assert len(gpu.at_once(call, 2)) == 2 and gpu.asked == ["synchronize"] * 2
+    gpu.asked.clear()
+    assert gpu.elapsed(call) == 250.0 and gpu.asked == ["record", "record", "event"]
+    gpu.asked.clear()
+    with pytest.raises(ValueError), gpu.no_waiting():
+        raise ValueError
+    assert gpu.asked == ["error", "default"]
+    gpu.flush()
+    assert gpu._filler.eq(0).all()
+    assert gpu.kernel_times(call, 2) == (3.0, 1.0)
+
+
+def test_whether_a_gpu_is_broken(gpu, monkeypatch):
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, device: ones(*size))
+    assert not gpu.broken()
+
+    def fails():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert gpu.broken()
+
+
+def test_a_case_on_a_gpu(gpu, load):
+    """All measures of one op that can be captured and of one that waits, by the code for a real GPU."""
+    bench, shapes, merge = load("bench"), load("shapes"), load("suite").merge
+    options = SimpleNamespace(rival_seconds=20)
+    for name, captured in (("nms 1,000 clustered", True), ("batched_nms 10,000, 80 piles", False)):
+        said: dict = {}
+        make = shapes.all_shapes(tiny=True)[name]
+        bench.benchmark(
+            make, options, bench.Clock(gpu, 0), lambda said=said, **row: merge(said, row)
+        )
+        assert "error" not in said
+        assert said["eager"]["median"] > 0 and said["eager, cold"]["median"] > 0
+        if captured:
+            assert (
+                said["graph"]["median"] == 250 / bench.CALLS
+                and said["graph, cold"]["median"] == 250
+            )
+        else:
+            assert said["graph"] == "waits"
+        assert {"kernels", "launches", "bytes"} <= set(said)
+        assert said["rivals"]["eager"]["same"]
 
 
 def test_a_rival_that_fails_costs_only_itself(load, monkeypatch, capsys):

@@ -66,7 +66,7 @@ def steps(out: Path, device: str = "cuda") -> list[Step]:
     probes = str(out / "probes")
     return [
         Step("build", 130, [PYTHON, "setup.py", "build_ext", "--inplace"]),
-        Step("one call of every op", 20, [*checks, "calls", *on], by_cases=True),
+        Step("one call of every op", 20, [*checks, "calls", *on], most=60, by_cases=True),
         Step("memcheck", 30, [*sanitizer, "memcheck", *small], most=60),
         Step("racecheck", 30, [*sanitizer, "racecheck", *small], most=60),
         Step("tests", 60, [*pytest, "tests/ops", "-k", "cuda", *_in_parallel()], most=150),
@@ -360,7 +360,9 @@ def table_of_times(cases: dict[str, dict]) -> list[str]:
     ]
     for name, row in cases.items():
         aims = predicted.get(name, {})
-        kernels = f"{number(row['kernels'])} in {row['launches']:g}" if "kernels" in row else ""
+        kernels = row.get("kernels", "")
+        if "launches" in row:
+            kernels = f"{number(kernels)} in {row['launches']:g}"
         cells = [
             name,
             *(f"{aims[key]:,}" if key in aims else "" for key in ("predicted", "to reach")),

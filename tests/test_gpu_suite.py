@@ -355,6 +355,7 @@ def test_the_table(suite, tmp_path):
         "kernels": 15.25,
         "launches": 4.0,
         "bytes": 8000,
+        "kept": 1234,
         "rivals": {
             "torchvision": {"same": True, "eager": measure(400.0), "graph": "waits"},
             "d2l": {"same": False, "eager": measure(50_000.0)},
@@ -383,11 +384,11 @@ def test_the_table(suite, tmp_path):
     text = suite.table(results, tmp_path)
     aims = json.loads(suite.PREDICTED.read_text())["cases"][name]
     assert (
-        f"| {name} | {aims['predicted']} | {aims['to reach']} | 20.5 (19.5 to 30.5) |  | "
+        f"| {name} | 1,234 | {aims['predicted']} | {aims['to reach']} | 20.5 (19.5 to 30.5) |  | "
         "100 (99 to 110) |  | 15.2 in 4 | 2 | torchvision: 400 (4x) eager; d2l [gives others]: "
         "50,000 (500x) eager; eager: RuntimeError: x; compiled: 50 (0.5x) eager, 41 (2x) graph |"
     ) in text
-    assert "| another |  |  |  |  |  |  |  |  |  **hangs** |" in text
+    assert "| another |  |  |  |  |  |  |  |  |  |  **hangs** |" in text
     assert "- tests: FAILED a::b" in text
     assert "1,234 batches of every op; different: none" in text
     assert "| training, 6 steps | 2 s; 96 examples/s | 20 s (10x) |" in text
@@ -580,7 +581,7 @@ def test_a_case_on_a_gpu(gpu, load):
             )
         else:
             assert said["graph"] == "waits"
-        assert {"kernels", "launches", "bytes"} <= set(said)
+        assert {"kernels", "launches", "bytes", "kept"} <= set(said)
         assert said["rivals"]["eager"]["same"]
 
 

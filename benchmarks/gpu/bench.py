@@ -6,6 +6,7 @@ graph        one of 20 calls in a CUDA graph, over the same buffers
 graph, cold  a CUDA graph of one call, its own launch included, after other data have taken the L2 cache
 kernels      the sum of the kernels' own times (profiler), and how many there are
 bytes        that have to be read and written once: arguments and results
+kept         boxes that NMS kept, on which its time depends
 
 Repetitions are bounded by time. A rival's result is compared with ours before the clock starts; "same" tells.
 
@@ -29,6 +30,8 @@ import stream
 import torch
 from device import Gpu, StandIn, open_device, tensors
 from stream import Case
+
+import ssd_ops
 
 CALLS = 20  # in a graph
 LONG = 5000.0  # microseconds; a call that takes longer is not put into a graph 20 times
@@ -165,13 +168,23 @@ def time_rival(rival: shapes.Rival, result, args: tuple, clock: Clock, row: dict
     row["graph"] = "waits" if waits(clock.device, call) else clock.graph(call)
 
 
+def kept(result) -> dict[str, int]:
+    """How many boxes NMS kept, for the ops whose result tells."""
+    if isinstance(result, ssd_ops.Detections):
+        return {"kept": int(result.counts.sum())}
+    if isinstance(result, torch.Tensor) and result.dim() == 1 and result.dtype == torch.int64:
+        return {"kept": len(result)}
+    return {}
+
+
 def benchmark(make: Callable[[], shapes.Shape], options, clock: Clock, say: Callable) -> None:
     shape = make()
     args = clock.device.put(shape.args)
     with clock.device.kernels():
         result = shape.ours(*args)
         clock.device.synchronize()
-        say(bytes=sum(t.numel() * t.element_size() for t in tensors([list(args), result])))
+        moved = tensors([list(args), result])
+        say(bytes=sum(t.numel() * t.element_size() for t in moved), **kept(result))
         try:
             time_ours(shape, args, clock, say)
         except Exception as error:

@@ -354,9 +354,9 @@ def table_of_times(cases: dict[str, dict]) -> list[str]:
         "Microseconds: median (10th to 90th percentile). Cold: after other data have taken the L2 cache.",
         "A rival's times ours stand in brackets. Predicted, to reach: in a graph, by predicted.json.",
         "",
-        "| case | predicted | to reach | graph | graph, cold | eager | eager, cold "
+        "| case | kept | predicted | to reach | graph | graph, cold | eager | eager, cold "
         "| kernels | floor | rivals |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name, row in cases.items():
         aims = predicted.get(name, {})
@@ -365,6 +365,7 @@ def table_of_times(cases: dict[str, dict]) -> list[str]:
             kernels = f"{number(kernels)} in {row['launches']:g}"
         cells = [
             name,
+            f"{row['kept']:,}" if "kept" in row else "",
             *(f"{aims[key]:,}" if key in aims else "" for key in ("predicted", "to reach")),
             *(times(row.get(key)) for key in ("graph", "graph, cold", "eager", "eager, cold")),
             kernels,

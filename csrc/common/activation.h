@@ -10,9 +10,8 @@
 
 namespace ssd_ops {
 
-constexpr int64_t kActivationNone = 0;
-constexpr int64_t kActivationSoftmax = 1;
-constexpr int64_t kActivationSigmoid = 2;
+// The numbers stand in the schema of detect.
+enum class Activation : int64_t { kNone, kSoftmax, kSigmoid };
 
 template <typename T>
 SSD_HOST_DEVICE T sigmoid(T x) {

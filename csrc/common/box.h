@@ -4,6 +4,8 @@
 // The order of operations is part of the contract (DESIGN: "Arithmetic"): change it, and answers change.
 #pragma once
 
+#include <limits>
+
 #include "common/host_device.h"
 #include "common/math.h"
 
@@ -47,6 +49,13 @@ SSD_HOST_DEVICE void store_box(Box<T> b, T* p) {
   p[1] = b.y1;
   p[2] = b.x2;
   p[3] = b.y2;
+}
+
+// A box that overlaps nothing: it ends before it begins.
+template <typename T>
+SSD_HOST_DEVICE Box<T> nowhere() {
+  constexpr T kMax = std::numeric_limits<T>::max();
+  return {kMax, kMax, -kMax, -kMax};
 }
 
 template <typename T>

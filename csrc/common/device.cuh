@@ -106,13 +106,6 @@ __device__ __forceinline__ void store_row(T* rows, int64_t row, Box<T> box) {
   reinterpret_cast<Four<T>*>(rows)[row] = {{box.x1, box.y1, box.x2, box.y2}};
 }
 
-// A box that overlaps nothing.
-template <typename T>
-__device__ __forceinline__ Box<T> nowhere() {
-  constexpr T kMax = std::numeric_limits<T>::max();
-  return {kMax, kMax, -kMax, -kMax};
-}
-
 __device__ __forceinline__ int lane_index() {
   return static_cast<int>(threadIdx.x) % kWarp;
 }

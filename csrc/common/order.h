@@ -18,12 +18,6 @@ SSD_HOST_DEVICE typename FloatTraits<T>::Bits descending_key(T value) {
   return bits & kSign ? bits : ~(bits | kSign);
 }
 
-// Of a loss; smaller is harder. 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
-template <typename T>
-SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
-  return loss == loss ? descending_key(loss) : 0;
-}
-
 #ifndef __CUDACC__
 // Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits ride along, and equal
 // keys keep their order. Digits that are the same everywhere cost no pass.

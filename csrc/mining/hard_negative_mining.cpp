@@ -1,6 +1,6 @@
 #include "mining/hard_negative_mining.h"
 
-#include "mining/selection.h"
+#include "common/mining.h"
 
 namespace ssd_ops {
 namespace {
@@ -8,8 +8,10 @@ namespace {
 template <typename T>
 class Miner {
  public:
-  void select(const T* losses, const int64_t* cls_labels, int64_t count, double ratio, int64_t min_negatives,
-              bool* selected) {
+  void select(const T* losses,            // [count]
+              const int64_t* cls_labels,  // [count]
+              int64_t count, double ratio, int64_t min_negatives,
+              bool* selected) {  // [count]
     int64_t positives = 0;
     keys_.clear();
     negatives_.clear();
@@ -21,7 +23,7 @@ class Miner {
       negatives_.push_back(i);
     }
     const int64_t negatives = static_cast<int64_t>(keys_.size());
-    const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
+    const int64_t wanted = negatives_wanted<double>(positives, negatives, ratio, min_negatives);
     choose_smallest(keys_, wanted, spare_, [&](size_t i) { selected[negatives_[i]] = true; });
   }
 
@@ -30,14 +32,15 @@ class Miner {
   std::vector<int64_t> negatives_;
 };
 
-Tensor hard_negative_mining_cpu(const Tensor& losses, const Tensor& cls_labels, double ratio,
-                                int64_t min_negatives) {
+Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
+                                const Tensor& cls_labels,  // [B, A] int64
+                                double ratio, int64_t min_negatives) {
   check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
   const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
   Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
   if (out.numel() == 0) return out;
   const Tensor labels = torch::stable::contiguous(cls_labels);
-  const int64_t* label_data = static_cast<const int64_t*>(labels.const_data_ptr());
+  const int64_t* label_data = const_data<int64_t>(labels);
   bool* selected = data<bool>(out);
   dispatch_real(
       [&](auto zero) {

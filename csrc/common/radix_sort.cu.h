@@ -3,7 +3,7 @@
 
 #include <cub/device/device_radix_sort.cuh>
 
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
 
 namespace ssd_ops {
 

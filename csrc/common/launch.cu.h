@@ -39,7 +39,7 @@ class Launcher {
 
   cudaStream_t stream() const { return stream_; }
 
-  // A grid of one dimension, so that no count of images meets the limit of the other two.
+  // A grid of one dimension, since the other two are limited to 65,535 blocks.
   template <typename... Parameters, typename... Arguments>
   void run(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments&&... arguments) const {
     run_with_shared(kernel, blocks, threads, 0, std::forward<Arguments>(arguments)...);
@@ -81,8 +81,8 @@ class Launcher {
     return bytes - kDeclared;
   }
 
-  // `count` elements from torch's allocator, for kernels of this call only. torch hands the memory to nobody
-  // else until the work queued on this stream so far is done.
+  // `count` elements from torch's allocator, for kernels of this call only. torch does not hand the memory
+  // out again before the work queued on this stream so far is done.
   template <typename T>
   T* scratch(int64_t count) {
     scratch_.push_back(torch::stable::new_empty(

@@ -43,11 +43,11 @@ struct DetectionRules {
 };
 
 template <typename T>
-class ImageDetector {
+class ImageDetection {
  public:
-  ImageDetector(int64_t num_classes, int64_t num_anchors,
-                const T* anchors,  // [A, 4]
-                DetectionRules<T> rules)
+  ImageDetection(int64_t num_classes, int64_t num_anchors,
+                 const T* anchors,  // [A, 4]
+                 DetectionRules<T> rules)
       : rules_(rules),
         num_classes_(num_classes),
         num_anchors_(num_anchors),
@@ -56,9 +56,9 @@ class ImageDetector {
         classes_(static_cast<size_t>(num_anchors)),
         boxes_(static_cast<size_t>(4 * num_anchors)) {}
 
-  void detect(const T* probs,    // [C, A], without the background
-              const T* offsets,  // [A, 4]
-              T* rows) {         // [A, 6]
+  void run(const T* probs,    // [C, A], without the background
+           const T* offsets,  // [A, 4]
+           T* rows) {         // [A, 6]
     const bool d2l = rules_.semantics == Semantics::kD2l;
     best_class(probs, num_classes_, num_anchors_, d2l ? T(0) : T(-1), scores_.data(), classes_.data());
     decode_block(offsets, anchors_, num_anchors_, rules_.variances, boxes_.data());
@@ -171,13 +171,13 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs,     // [B, C+1, A]
                                       static_cast<Semantics>(semantics)};
         T* rows = data<T>(out);
         torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
-          ImageDetector<T> detector(num_rows - 1, num_anchors, anchor_rows, rules);
+          ImageDetection<T> detection(num_rows - 1, num_anchors, anchor_rows, rules);
           std::vector<T> prob_buffer, offset_buffer;
           for (int64_t image = begin; image < end; ++image) {
-            detector.detect(read_probs.read((image * num_rows + 1) * num_anchors,
-                                            (num_rows - 1) * num_anchors, prob_buffer),
-                            read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),
-                            rows + image * num_anchors * 6);
+            detection.run(read_probs.read((image * num_rows + 1) * num_anchors, (num_rows - 1) * num_anchors,
+                                          prob_buffer),
+                          read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),
+                          rows + image * num_anchors * 6);
           }
         });
         return out;

@@ -10,7 +10,7 @@ namespace ssd_ops {
 constexpr int kDetectionThreads = 256;
 constexpr int kRowThreads = 1024;
 
-// What the first kernel leaves for the others. The score is NaN where the anchor does not take part.
+// The best class of each anchor, from the first kernel. The score is NaN where the anchor does not take part.
 template <typename T>
 struct BestClasses {
   int64_t num_anchors;

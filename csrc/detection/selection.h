@@ -1,10 +1,9 @@
 // The core of multiclass_nms and detect on the CPU: from the scores of one image to its detections.
 //
-// Candidates are looked at from the best on, and only until max_detections are kept: whatever comes
-// later changes nothing, so most are never sorted, decoded or compared. They come in portions, each a heap:
-// first those over a score that a sample puts near the top, then more and more of the rest. In that
-// order the candidates of a class come in its own order too, so counting them is all it takes to leave
-// topk of a class.
+// Candidates are looked at from the best on, and only until max_detections are kept: later ones change
+// nothing, so most are never sorted, decoded or compared. They come in portions, each a heap: first those
+// over a score that a sample puts near the top, then more and more of the rest. In that order the candidates
+// of one class are in order too, so it is enough to count them to leave topk of a class.
 #pragma once
 
 #include <algorithm>
@@ -108,7 +107,7 @@ class Selection {
   void finish(const BoxAt& box_at, DetectionRows<T> rows) {
     seen_.assign(static_cast<size_t>(num_classes_), 0);
     int64_t count = 0;
-    // Kept boxes are searched one by one; from some number on the grid of GreedyNms is worth its making.
+    // Kept boxes are searched one by one; from some number on the grid of GreedyNms is quicker.
     if (rules_.max_detections <= kMaxSearched)
       count = keep_best(box_at, rows);
     else

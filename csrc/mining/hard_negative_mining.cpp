@@ -6,7 +6,7 @@ namespace ssd_ops {
 namespace {
 
 template <typename T>
-class Miner {
+class ImageMining {
  public:
   void select(const T* losses,            // [count]
               const int64_t* cls_labels,  // [count]
@@ -48,11 +48,11 @@ Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
         const Reader<T> reader(losses);
         torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
           std::vector<T> buffer;
-          Miner<T> miner;
+          ImageMining<T> mining;
           for (int64_t image = begin; image < end; ++image) {
             const int64_t first = image * num_anchors;
-            miner.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
-                         min_negatives, selected + first);
+            mining.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
+                          min_negatives, selected + first);
           }
         });
       },

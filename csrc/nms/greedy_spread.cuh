@@ -6,9 +6,9 @@
 //   nms_finish_kernel                                the output
 //
 // nms_resolve_kernel has a warp for each box, which looks through the cells that matter for boxes of higher
-// rank that overlap it. A kept one ends the search; an undecided one is waited for. Blocks take their boxes in
-// the order of rank from a counter, so whatever a warp waits for is running or done. Chains of dependence are
-// short (2 to 12 links for 1,000 to 100,000 boxes, see Blelloch et al., arXiv 1202.3205).
+// rank that overlap it. A kept one ends the search; an undecided one is waited for. Blocks take their boxes
+// in the order of rank from a counter, so whatever a warp waits for is running or done. Chains of dependence
+// are short (2 to 12 links for 1,000 to 100,000 boxes, see Blelloch et al., arXiv 1202.3205).
 #pragma once
 
 #include "common/block_sort.cuh"
@@ -83,7 +83,7 @@ __device__ __forceinline__ BoxGrid grid_of(const Ranked<T>& ranked, int64_t segm
           grid_axis(of_descending_key(b[1]), of_descending_key(~b[3]), ranked.side)};
 }
 
-// Boxes by rank, with what can be said of each alone. `blocks` for each segment.
+// The boxes by rank, with their first states and the bounds of their centers. `blocks` for each segment.
 template <typename T, typename Source>
 __global__ void __launch_bounds__(kSpreadThreads)
     nms_gather_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kSpreadThreads)
   }
 }
 
-// The cell of each box; decided boxes go to one cell past the grid, where nobody looks.
+// The cell of each box; decided boxes go to one cell past the grid, where no box looks.
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads) nms_cells_kernel(NmsPlan<T> plan, Ranked<T> ranked,
                                                                    uint64_t* keys,     // [segments * count]
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kSpreadThreads)
   if (lane == 0) store_relaxed(&states[rank], dropped ? kDropped : kKept);
 }
 
-// From states by rank to what the writer is told.
+// Tells the writer what the states by rank say.
 template <typename T, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_finish_kernel(NmsPlan<T> plan, Ranked<T> ranked, Writer writer) {

@@ -2,8 +2,8 @@
 //
 //   boxes [N, 4] xyxy, any unit; scores [N] -> kept [K] int64, by score descending, then index ascending
 //
-// A box is dropped where its IoU with a kept box of higher order is greater than iou_threshold, or its
-// score is NaN. The IoU, a float32, is compared with the threshold as it was given, a float64: both
+// A box is dropped where its IoU with a kept box before it is greater than iou_threshold, or its score is
+// NaN. The IoU, a float32, is compared with the threshold as it was given, a float64: both
 // stand for exact numbers (torchvision's CPU kernel does the same; its CUDA kernel rounds the threshold).
 #pragma once
 

@@ -2,7 +2,7 @@
 //
 //   boxes [B, N, 4] xyxy, any unit; scores [B, N] -> indices [B, N] int64, counts [B] int64
 //
-// Row b holds what nms returns for image b, then -1; counts[b] says how many it keeps. Every image by itself.
+// Row b holds what nms returns for image b, then -1; counts[b] says how many boxes that is.
 #pragma once
 
 #include "nms/nms.h"

@@ -7,9 +7,9 @@
 //      matched_ious [B, A] of the arithmetic's dtype
 //
 // Counts and offsets are not read on the host: they are cut to 0..G, and to 0..N and at least the one before.
-// A ground truth without extent (common/box.h), an infinite or a NaN corner among them, matches nothing; so
-// does such an anchor, which is -1 with IoU 0. Without a ground truth that can match every anchor is -1 with
-// IoU 0.
+// A ground truth without extent, or with an infinite or NaN corner (common/box.h, `has_extent`), matches
+// nothing. Neither does such an anchor, which is -1 with IoU 0. In an image without a ground truth that can
+// match, every anchor is -1 with IoU 0.
 //
 // Otherwise, in this order:
 // 1. An anchor's best ground truth has the highest IoU, the lowest row on ties. With an IoU of at least
@@ -24,7 +24,7 @@
 //    low_quality  every anchor whose IoU with some ground truth equals the highest that ground truth has
 //                 with any anchor, and is more than 0, gets its own best ground truth of step 1.
 //
-// matched_ious is the IoU with the ground truth matched, and with the best one where none is.
+// matched_ious is the IoU with the ground truth matched, or with the best one for an anchor without a match.
 #pragma once
 
 #include <optional>

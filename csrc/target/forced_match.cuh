@@ -27,7 +27,6 @@ struct BipartiteMatch {
   using T = typename Problem::T;
   const Problem& problem;
   const MatchPlan<T>& plan;
-  int64_t image;
   GtRange range;
   int64_t* row_values;  // [A], of this image
   T floor;              // IoU that a match of the rounds has to exceed
@@ -169,7 +168,6 @@ __global__ void __launch_bounds__(kForceThreads)
   const T force_above = problem.rules.force_above;
   const BipartiteMatch<Problem> match{problem,
                                       plan,
-                                      image,
                                       range,
                                       problem.row_values + image * problem.num_anchors,
                                       max_of(force_above, T(0)),

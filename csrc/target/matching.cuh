@@ -11,7 +11,7 @@
 //   Box<T> anchor(i)
 //   void write(image, i, anchor, matched, iou): the output of an anchor. `matched` is a row, or kBackground,
 //       kBetween, or kNoGts in an image without ground truths
-//   int64_t* row_values: [images, A], a word of the output that `write` sets below kTaken
+//   int64_t* row_values: [images, A], a word of the output that `write` sets below kTaken (forced_match.cuh)
 #pragma once
 
 #include "common/device.cuh"

@@ -58,9 +58,9 @@ SSD_SIMD(void, background_block,
 
 // Leaves class 0 only to the negatives that look least like background.
 template <typename T>
-class Miner {
+class NegativeMining {
  public:
-  explicit Miner(MiningRules rules) : rules_(rules) {}
+  explicit NegativeMining(MiningRules rules) : rules_(rules) {}
 
   void mine(const T* logits,  // [num_rows, A]
             int64_t num_rows, int64_t num_anchors, const std::vector<int32_t>& matched,
@@ -133,7 +133,7 @@ void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4
   // One image is enough work for a task: at 5,444 anchors it writes 218 kB.
   torch::stable::parallel_for(0, labels.size(0), 1, [&](int64_t begin, int64_t end) {
     Matcher<T> matcher(blocks);
-    Miner<T> miner(mining);
+    NegativeMining<T> negatives(mining);
     GroundTruths<T> gts;
     std::vector<T> label_buffer, pred_buffer;
     std::vector<int32_t> matched;
@@ -144,8 +144,8 @@ void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4
       matcher.match(gts.boxes, match, matched);
       write_targets(blocks, gts, matched, target, offsets + 4 * first, masks + 4 * first, cls_labels + first);
       if (mining.is_on())
-        miner.mine(read_preds.read(image * size, size, pred_buffer), num_rows, num_anchors, matched, matcher,
-                   cls_labels + first);
+        negatives.mine(read_preds.read(image * size, size, pred_buffer), num_rows, num_anchors, matched,
+                       matcher, cls_labels + first);
     }
   });
 }
@@ -169,7 +169,7 @@ Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A
         Tensor cls_labels = new_integers(anchors, {num_images, num_anchors});
         if (cls_labels.numel() > 0)
           write_images(anchors, labels, cls_preds, match_rules<T>(kind, iou_threshold),
-                       TargetRules<T>(kind, to_variances<T>(variances), ignore_label), mining,
+                       target_rules<T>(kind, to_variances<T>(variances), ignore_label), mining,
                        data<T>(offsets), data<T>(masks), data<int64_t>(cls_labels));
         return {offsets, masks, cls_labels};
       },

@@ -40,17 +40,18 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         Tensor cls_labels = new_integers(anchors, {num_images, num_anchors});
         if (cls_labels.numel() == 0) return {offsets, masks, cls_labels};
         const DeviceInput anchor_input(anchors), label_input(labels);
-        TargetProblem<T> problem = {anchor_input,
-                                    label_input,
-                                    num_anchors,
-                                    labels.size(1),
-                                    num_images * labels.size(1),
-                                    match_rules<T>(kind, iou_threshold),
-                                    {kind, to_variances<T>(variances), ignore_label},
-                                    data<T>(offsets),
-                                    data<T>(masks),
-                                    mining.is_on() ? launcher.scratch<T>(cls_labels.numel()) : nullptr,
-                                    data<int64_t>(cls_labels)};
+        TargetProblem<T> problem = {};
+        problem.anchors = anchor_input;
+        problem.labels = label_input;
+        problem.num_anchors = num_anchors;
+        problem.num_gts = labels.size(1);
+        problem.num_rows = num_images * labels.size(1);
+        problem.rules = match_rules<T>(kind, iou_threshold);
+        problem.target = target_rules<T>(kind, to_variances<T>(variances), ignore_label);
+        problem.offsets = data<T>(offsets);
+        problem.masks = data<T>(masks);
+        problem.best_ious = mining.is_on() ? launcher.scratch<T>(cls_labels.numel()) : nullptr;
+        problem.row_values = data<int64_t>(cls_labels);
         launch_matching(launcher, problem, num_images);
         if (mining.is_on()) launch_mining(launcher, problem, mining, *cls_preds);
         return {offsets, masks, cls_labels};

@@ -66,13 +66,13 @@ struct TargetRules {
   Variances<T> variances;
   T eps;                      // inside the logarithm of the offsets
   int64_t label_without_gts;  // the class of every anchor in an image without ground truths
-
-  TargetRules(Semantics semantics, Variances<T> variances, int64_t ignore_label)
-      : semantics(semantics),
-        variances(variances),
-        eps(semantics == Semantics::kD2l ? static_cast<T>(1e-6) : T(0)),
-        label_without_gts(semantics == Semantics::kMxnet ? ignore_label : 0) {}
 };
+
+template <typename T>
+TargetRules<T> target_rules(Semantics semantics, Variances<T> variances, int64_t ignore_label) {
+  return {semantics, variances, semantics == Semantics::kD2l ? static_cast<T>(1e-6) : T(0),
+          semantics == Semantics::kMxnet ? ignore_label : 0};
+}
 
 // How multibox_target matches.
 template <typename T>

@@ -69,7 +69,7 @@ def bench_training(benchmark, request, sets, full_precision, impl):
     with full_precision():
         one, other = ours(fresh(), train_set, few, EXACT), chapter(fresh(), train_set, few)
     assert one == pytest.approx(other, rel=1e-3), "not the same training"
-    benchmark.group = f"training, {steps} steps of {BATCH} pictures"
+    benchmark.group = f"training, {steps} steps of {BATCH} images"
     benchmark.extra_info["impl"] = impl
     if not benchmark.enabled:
         benchmark(lambda: None)

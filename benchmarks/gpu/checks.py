@@ -17,6 +17,8 @@ import torch
 
 import ssd_ops
 
+OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
+
 
 def draw(number: int) -> dict[str, tuple[partial, tuple]]:
     """Random calls of every op of fixed output shape: name -> (function with its options, arguments)."""
@@ -83,6 +85,9 @@ def draw(number: int) -> dict[str, tuple[partial, tuple]]:
             "class_agnostic": choose(True, False),
         },
     }
+    for name in OPS:  # an op that has no richer case above
+        if name not in calls and cases.has_fixed_shape(name):
+            calls[name] = cases.inputs(name, images, dtype, anchors)
     return {
         name: (partial(getattr(ssd_ops, name), **options.get(name, {})), args)
         for name, args in calls.items()
@@ -142,7 +147,10 @@ def replay(replays: int) -> Counter:
             out = op(*static)
         for number in range(replays):
             fresh = [
-                arg.roll(number, dims=1) if isinstance(arg, torch.Tensor) else arg for arg in args
+                arg.roll(number, dims=min(1, arg.ndim - 1))
+                if isinstance(arg, torch.Tensor)
+                else arg
+                for arg in args
             ]
             for place, value in zip(static, fresh, strict=True):
                 if isinstance(place, torch.Tensor):

@@ -26,7 +26,8 @@ def why_not(package: str) -> str:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"```python ?(\w*)\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    text = (DOCS / page).read_text()
+    return re.findall(r"```python\n(?:# needs (\w+)\n)?(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("package", ["", "torchvision", "onnxscript"])

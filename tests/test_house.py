@@ -271,7 +271,9 @@ def test_a_missing_part_of_an_op_is_found():
 
 
 def test_the_excerpts_of_the_guide_are_in_their_files():
-    excerpts = re.findall(r"^```\w+ (\S+)\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    excerpts = re.findall(
+        r'^```\w+ title="(\S+)"\n(.*?)^```', GUIDE, flags=re.MULTILINE | re.DOTALL
+    )
     assert len(excerpts) > 5
     for name, code in excerpts:
         text = (ROOT / name).read_text()

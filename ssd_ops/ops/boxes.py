@@ -77,9 +77,9 @@ def encode_boxes(
         eps: Added inside the logarithm. Default: 0. "Dive into Deep Learning" uses 1e-6.
 
     Returns:
-        The shape of `boxes`: ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``,
-        where dx, dy is the distance of the centers, bw, bh the size of the box and w, h the size of the
-        anchor. A box or an anchor without area gives infinite or NaN offsets.
+        Offsets in the shape of `boxes`,
+        ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``, where dx, dy is the
+        distance of the centers, bw, bh the size of the box and w, h the size of the anchor. A box or an anchor without area gives infinite or NaN offsets.
 
     Raises:
         ValueError: a variance is not positive, or `eps` is negative.

@@ -60,7 +60,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
         iou_threshold: 0..1, as in `nms`.
 
     Returns:
-        ``(indices, counts)``, both int64: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``.
+        ``(indices, counts)``, both int64, of shape ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``.
         ``indices[b, :counts[b]]`` is what `nms` returns for image b. The rest of the row is -1.
 
     Raises:

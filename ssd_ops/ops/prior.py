@@ -89,7 +89,7 @@ def multibox_priors(
         clip: Clip the boxes to 0..1. Default: False.
 
     Returns:
-        ``[1, A, 4]``: the anchors of `multibox_prior` of each level, one level after another.
+        ``[1, A, 4]``, the anchors of `multibox_prior` of each level, one level after another.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `multibox_prior`; also if the lists differ in length.

@@ -79,7 +79,8 @@ def encode_boxes(
     Returns:
         Offsets in the shape of `boxes`,
         ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``, where dx, dy is the
-        distance of the centers, bw, bh the size of the box and w, h the size of the anchor. A box or an anchor without area gives infinite or NaN offsets.
+        distance of the centers, bw, bh the size of the box and w, h the size of the anchor. A box or an
+        anchor without area gives infinite or NaN offsets.
 
     Raises:
         ValueError: a variance is not positive, or `eps` is negative.

@@ -246,8 +246,9 @@ def files_of_an_op() -> list[tuple[str, list[str]]]:
 
 
 def missing(op: str, pattern: str, texts: list[str]) -> list[str]:
-    """What no file of the pattern contains."""
-    pattern = pattern.replace("<op>", op).replace("<room>", "*")
+    """What no file of the pattern contains. The room of an op is the folder of its contract."""
+    rooms = [path.parent.name for path in CSRC.glob(f"*/{op}.h")]
+    pattern = pattern.replace("<op>", op).replace("<room>", rooms[0] if rooms else "*")
     found = [path.read_text() for path in ROOT.glob(pattern)]
     wanted = [text.replace("<op>", op) for text in texts]
     return [f"{pattern} has no {text}" for text in wanted if not any(text in f for f in found)]

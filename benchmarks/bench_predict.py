@@ -1,4 +1,4 @@
-"""Detections of one picture, as the chapter's `predict` makes them and as ours does."""
+"""Prediction for one image: the chapter's `predict` and ours."""
 
 import baselines
 import pytest
@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, request):
-    """The chapter's network after some steps, in both forms, and a picture it has not seen."""
+    """The network after some training steps, as our model and as the chapter's, and a validation image."""
     quick = request.config.getoption("--benchmark-disable")
     folder = tmp_path_factory.mktemp("data") / "set"
     make_bananas(folder, train=64, val=1)
@@ -41,11 +41,11 @@ def bench_predict(benchmark, trained, full_precision, impl):
     with torch.no_grad(), full_precision():
         rows = baselines.d2l_predict(net, image, DEVICE).cpu()
         found = predict(model, image)
-    # One bit of exp may move a box across the threshold of NMS.
+    # One bit of exp can move a box across the threshold of NMS.
     assert len(rows) > 0 and abs(len(found.scores) - len(rows)) <= max(1, len(rows) // 50)
     assert torch.allclose(found.scores[:5], rows[:5, 1], atol=1e-3)
     assert torch.allclose(found.boxes[0], rows[0, 2:] * 256, atol=0.1)
-    benchmark.group = f"predict, one picture of 256 x 256 on {DEVICE}"
+    benchmark.group = f"predict, one image of 256 x 256 on {DEVICE}"
     benchmark.extra_info["impl"] = impl
     benchmark.extra_info["note"] = f"{len(found.scores if impl == 'ssd_ops' else rows)} boxes"
     with torch.no_grad():

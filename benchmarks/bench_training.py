@@ -1,4 +1,4 @@
-"""The chapter's training, by its own loop and by ours: same pictures, weights, batches and steps.
+"""Training with the chapter's loop and with ours: the same images, weights, batches and steps.
 
 pytest benchmarks/bench_training.py --steps 320 --benchmark-json=out.json    (ten epochs)
 """
@@ -17,7 +17,7 @@ from ssd_ops.tinyssd.step import TrainStep, make_optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 32
-# Everything that changes no result beyond rounding, as a user would have it.
+# The fastest settings that change results only by rounding.
 OURS = Settings(precision="auto", channels_last=True, cuda_graph=DEVICE == "cuda", device=DEVICE)
 EXACT = Settings(precision="float32", channels_last=False, device=DEVICE)
 
@@ -37,7 +37,7 @@ def fresh():
 
 
 def ours(model, train_set, batches, settings=OURS):
-    """The steps as `ssd_ops.tinyssd.train` makes them, reading them included."""
+    """The steps of `ssd_ops.tinyssd.train`, including reading the images."""
     model.to(DEVICE)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -57,7 +57,7 @@ def chapter(model, train_set, batches):
 
 @pytest.mark.parametrize("impl", ["ssd_ops", "d2l"])
 def bench_training(benchmark, request, sets, full_precision, impl):
-    """Accuracy is that on the validation pictures after the last step."""
+    """The accuracy is measured on the validation images after the last step."""
     train_set, val_set = sets
     steps = request.config.getoption("--steps")
     g = torch.Generator().manual_seed(0)
@@ -69,7 +69,7 @@ def bench_training(benchmark, request, sets, full_precision, impl):
     with full_precision():
         one, other = ours(fresh(), train_set, few, EXACT), chapter(fresh(), train_set, few)
     assert one == pytest.approx(other, rel=1e-3), "not the same training"
-    benchmark.group = f"training, {steps} steps of {BATCH} pictures"
+    benchmark.group = f"training, {steps} steps of {BATCH} images"
     benchmark.extra_info["impl"] = impl
     if not benchmark.enabled:
         benchmark(lambda: None)

@@ -18,6 +18,7 @@ import ssd_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, CSRC = ROOT / "ssd_ops", ROOT / "csrc"
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 PUBLIC = [name for name in ssd_ops.__all__ if name[0].islower()]
 
 
@@ -300,20 +301,47 @@ def test_python_lines_end_and_stay_short():
             assert "\t" not in text, path
 
 
-def test_every_op_has_room_reference_test_and_benchmark():
+def files_of_an_op() -> list[tuple[str, list[str]]]:
+    """The table of CONTRIBUTING.md: patterns of paths, and what a file of that path must contain."""
+    rows = re.findall(r"^\| `([^`|]+)` \| (`[^|]+`) \|", GUIDE, flags=re.MULTILINE)
+    return [(path, re.findall(r"`([^`]+)`", texts)) for path, texts in rows]
+
+
+def missing(op: str, pattern: str, texts: list[str]) -> list[str]:
+    """What no file of the pattern contains. The room of an op is the folder of its contract."""
+    rooms = [path.parent.name for path in CSRC.glob(f"*/{op}.h")]
+    pattern = pattern.replace("<op>", op).replace("<room>", rooms[0] if rooms else "*")
+    found = [path.read_text() for path in ROOT.glob(pattern)]
+    wanted = [text.replace("<op>", op) for text in texts]
+    return [f"{pattern} has no {text}" for text in wanted if not any(text in f for f in found)]
+
+
+def test_every_op_has_the_files_of_the_guide():
     assert schemas(), "no schema found"
-    tests = "\n".join(p.read_text() for p in (ROOT / "tests" / "ops").glob("test_*.py"))
-    benchmarks = "\n".join(p.read_text() for p in (ROOT / "benchmarks").glob("bench_*.py"))
+    assert len(files_of_an_op()) == 9, "the table of CONTRIBUTING.md is not read"
     for op in schemas():
-        assert list(CSRC.glob(f"*/{op}.h")), f"{op} has no contract in csrc"
-        assert list(CSRC.glob(f"*/{op}.cpp")), f"{op} has no CPU kernel in a file of its name"
-        assert f"check_{op}" in "".join(p.read_text() for p in CSRC.glob(f"*/{op}.cpp"))
-        assert f"def {op}(" in (PACKAGE / "reference.py").read_text(), f"{op} has no reference"
+        wrong = [line for row in files_of_an_op() for line in missing(op, *row)]
+        assert not wrong, wrong
         assert op in PUBLIC, f"{op} is not exported"
-        assert f"ssd_ops.{op}" in tests, f"{op} has no test"
-        assert f"ssd_ops.{op}" in benchmarks, f"{op} has no benchmark"
         registered = torch._C._dispatch_has_kernel_for_dispatch_key
         assert registered(f"ssd_ops::{op}", "Meta"), f"{op} has no fake kernel"
+
+
+def test_a_missing_part_of_an_op_is_found():
+    assert missing("nms", "csrc/<room>/<op>.h", ["check_<op>("]) == []
+    assert missing("nms", "csrc/<room>/<op>.h", ["no such text"])
+    assert missing("no_such_op", "csrc/<room>/<op>.h", ["check_<op>("])
+
+
+def test_the_excerpts_of_the_guide_are_in_their_files():
+    excerpts = re.findall(
+        r'^```\w+ title="(\S+)"\n(.*?)^```', GUIDE, flags=re.MULTILINE | re.DOTALL
+    )
+    assert len(excerpts) > 5
+    for name, code in excerpts:
+        text = (ROOT / name).read_text()
+        for line in code.splitlines():
+            assert line.strip() == "..." or line in text, f"{name} has no line {line!r}"
 
 
 def test_schemas_hold_no_strings():

@@ -1,4 +1,4 @@
-"""The tutorial: each of its Python blocks runs, one after another, and its commands exist."""
+"""The tutorial: its Python blocks run one after another, and its commands and settings exist."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_every_block_runs():
     assert len(BLOCKS) > 10
     names: dict[str, object] = {"__name__": "tutorial"}
     for line, code in BLOCKS:
-        # Errors then show the line of the page.
+        # Empty lines in front, so that an error shows the line of the page.
         exec(compile("\n" * (line - 1) + code, "docs/tutorial.md", "exec"), names)
 
 
 def test_its_commands_are_there():
     commands = set(re.findall(r"(?:ssd-ops|-m ssd_ops) (\w[\w-]*)", TEXT))
-    assert {"train", "evaluate", "detect", "anchors", "figures"} <= commands
+    assert {"train", "evaluate", "detect", "anchors"} <= commands
     known = cli._parser()
     for command in commands:
         with pytest.raises(SystemExit) as stop:

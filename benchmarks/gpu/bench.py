@@ -1,12 +1,12 @@
-"""Times of the ops on a GPU, each beside its rivals. Prints a line of JSON with one entry a case.
+"""Times of the ops and their rivals on a GPU. Prints a line of JSON with one entry for each case.
 
-eager    one call from Python and a wait for the GPU, as users feel it (median)
-graph    one call in a CUDA graph of twenty, whose results live in turn: on large shapes L2 is cold
-kernels  the sum of the kernels' own times (profiler), and how many there are
-floor    bytes that have to be read and written, at the speed of a copy measured here
+eager    one call from Python, until the GPU has finished (median)
+graph    one call in a CUDA graph of twenty; each writes to its own memory, so large shapes do not stay in L2
+kernels  the sum of the kernels' times (profiler), and the number of kernels
+floor    the time to read all inputs and write all results once, at the speed of a copy on this GPU
 
-Rivals run eagerly, and what torch.compile makes of the tensor operations. Ours is compared with each before
-the clock starts, in the shapes where a rival takes less than seconds.
+Rivals run eagerly. For some cases torch.compile of the PyTorch rival runs too. Before the clock starts, the
+results are compared with ours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def to_cuda(value):
 
 
 def eager(function, args, seconds: float = 0.3) -> float:
-    """Microseconds of a call and a wait."""
+    """Microseconds of a call, until the GPU has finished."""
     for _ in range(3):
         function(*args)
         torch.cuda.synchronize()
@@ -56,7 +56,9 @@ def in_graph(function, args) -> float:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = [function(*args) for _ in range(CALLS)]  # all alive: each has memory of its own
+        results = [
+            function(*args) for _ in range(CALLS)
+        ]  # all are alive, so each has its own memory
     times = []
     for _ in range(20):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -70,7 +72,7 @@ def in_graph(function, args) -> float:
 
 
 def kernels(function, args) -> tuple[float, int]:
-    """Sum of the kernels' times of one call in microseconds, and their number."""
+    """The sum of the times of the kernels of one call in microseconds, and the number of kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(CALLS):
             function(*args)
@@ -80,7 +82,7 @@ def kernels(function, args) -> tuple[float, int]:
 
 
 def copy_speed() -> float:
-    """Bytes a microsecond of a large copy, counting what is read and what is written."""
+    """The speed of a large copy in bytes read plus bytes written per microsecond."""
     source = torch.empty(2**28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / in_graph(lambda: target.copy_(source), ())
@@ -109,7 +111,7 @@ def nms_boxes(count: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def retina_anchors() -> torch.Tensor:
-    """200,700 anchors of a RetinaNet for 800 x 1333 pixels: nine a cell on strides 8 to 128."""
+    """200,700 anchors of a RetinaNet for 800 x 1333 pixels: nine per cell on strides 8 to 128."""
     maps = [(100, 167), (50, 84), (25, 42), (13, 21), (7, 11)]
     sizes = [[0.04 * 2**level * 2 ** (i / 3) for i in range(3)] for level in range(5)]
     levels = [
@@ -126,7 +128,7 @@ def retina_anchors() -> torch.Tensor:
 
 
 def on_device(function):
-    """A rival written for the CPU: what it creates comes to the GPU as well."""
+    """Wraps a rival written for the CPU, so that the tensors it creates are on the GPU."""
     if isinstance(function, str):
         return function
 
@@ -138,7 +140,7 @@ def on_device(function):
 
 
 def all_cases():
-    """(name, our function, arguments, rivals, whether results are compared)."""
+    """(name, our function, arguments, rivals, comparison of the results or None)."""
     tiny = cases.prior_anchors(5444)
     maps, sizes, ratios = cases.TINY_SSD
     level_args = ([torch.zeros(n, n) for n in maps], sizes, ratios)
@@ -204,7 +206,7 @@ def all_cases():
             yield f"nms {count:,} {kind}", ssd_ops.nms, args, rivals, torch.equal
 
 
-# Where torch.compile of the tensor operations is timed too; its minutes of compiling bound the list.
+# Cases in which torch.compile of the PyTorch rival is timed too. Compiling takes minutes, so they are few.
 COMPILED = {
     "multibox_priors TinySSD",
     "multibox_target TinySSD B32 G1",
@@ -212,13 +214,22 @@ COMPILED = {
 }
 
 
+def other_cases(known: set[str]):
+    """A case without rivals for each op that `all_cases` leaves out: a batch of 8, 1,000 boxes an image."""
+    for op in ssd_ops.__all__:
+        if op[0].islower() and op not in known and cases.has_fixed_shape(op):
+            yield op, getattr(ssd_ops, op), cases.inputs(op, 8, size=1000), {}, None
+
+
 def main() -> None:
     torch.manual_seed(0)
     speed = copy_speed()
     rows = []
-    for name, ours, args, rivals, same in all_cases():
+    listed = list(all_cases())
+    listed += other_cases({ours.__name__ for _, ours, *_ in listed})
+    for name, ours, args, rivals, same in listed:
         args = [to_cuda(arg) for arg in args]
-        # nms waits for its size; the form that can be captured does the same work.
+        # nms waits for the size of its result. nms_padded does the same work and can be captured.
         capturable = ssd_ops.nms_padded if ours is ssd_ops.nms else ours
         captured = ours is not ssd_ops.batched_nms
         result = ours(*args)
@@ -241,7 +252,7 @@ def main() -> None:
                     continue
                 theirs = function(*args)
                 if same and not same(theirs, result):
-                    rival += " (others)"  # ties or a last bit; the times stand
+                    rival += " (others)"  # other ties or a last bit; the times are still comparable
                 row["rivals"][rival] = eager(function, args)
                 if rival == "eager" and name in COMPILED:
                     row["rivals"]["compiled"] = eager(torch.compile(function, dynamic=False), args)

@@ -1,6 +1,7 @@
-"""CPU and CUDA give the same bits; every padded op can be captured, and never waits for the host.
+"""Checks on a GPU: CPU and CUDA give the same bits, and ops of fixed output shape never wait for the host.
 
-Prints one line of JSON: how many batches and replays there were, and how many of each op differed.
+Each such op is also captured in a CUDA graph and run on two streams. The script prints one line of JSON: the
+number of batches and replays, and for each op how many results were different.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 
 import ssd_ops
 
+OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
+
 
 def draw(number: int) -> dict[str, tuple[partial, tuple]]:
-    """Calls, of random kinds, sizes and dtypes, of every op whose shapes depend on shapes alone: the
-    function with its options, and its arguments."""
+    """Random calls of every op of fixed output shape: name -> (function with its options, arguments)."""
     torch.manual_seed(number)
 
     def choose(*options):
@@ -83,6 +85,9 @@ def draw(number: int) -> dict[str, tuple[partial, tuple]]:
             "class_agnostic": choose(True, False),
         },
     }
+    for name in OPS:  # an op that has no richer case above
+        if name not in calls and cases.has_fixed_shape(name):
+            calls[name] = cases.inputs(name, images, dtype, anchors)
     return {
         name: (partial(getattr(ssd_ops, name), **options.get(name, {})), args)
         for name, args in calls.items()
@@ -118,7 +123,7 @@ def compare(batches: int) -> Counter:
             got = op(*on_gpu)
             torch.cuda.set_sync_debug_mode("default")
             wrong[name] += not same(got, expected)
-        if number % 4 == 0:  # the form that waits
+        if number % 4 == 0:  # the ops that wait for the host
             boxes, scores, threshold = draw(number)["nms_padded"][1]
             args, idxs = (boxes[0], scores[0]), torch.randint(0, 3, scores[0].shape)
             got = ssd_ops.nms(*map(to_cuda, args), threshold)
@@ -129,7 +134,7 @@ def compare(batches: int) -> Counter:
 
 
 def replay(replays: int) -> Counter:
-    """Each op captured once, then replayed on new numbers in the same memory."""
+    """Captures each op once, then replays it with new values in the same memory."""
     wrong: Counter = Counter()
     for name, (op, args) in draw(1).items():
         static = [to_cuda(arg) for arg in args]
@@ -142,7 +147,10 @@ def replay(replays: int) -> Counter:
             out = op(*static)
         for number in range(replays):
             fresh = [
-                arg.roll(number, dims=1) if isinstance(arg, torch.Tensor) else arg for arg in args
+                arg.roll(number, dims=min(1, arg.ndim - 1))
+                if isinstance(arg, torch.Tensor)
+                else arg
+                for arg in args
             ]
             for place, value in zip(static, fresh, strict=True):
                 if isinstance(place, torch.Tensor):
@@ -155,7 +163,7 @@ def replay(replays: int) -> Counter:
 
 
 def two_streams(rounds: int) -> Counter:
-    """Two streams call the same ops at once."""
+    """Runs the same ops on two streams at the same time."""
     wrong: Counter = Counter()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for number in range(rounds):
@@ -173,7 +181,7 @@ def two_streams(rounds: int) -> Counter:
 
 
 def large() -> Counter:
-    """Real shapes, among them those that take other ways through the kernels."""
+    """Real shapes. Some of them use other kernels than the small ones."""
     wrong: Counter = Counter()
     for count in (5444, 8732, 24564):
         anchors, labels = cases.prior_anchors(count), cases.labels(4, 64)

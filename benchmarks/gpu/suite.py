@@ -1,4 +1,4 @@
-"""The steps of gpu_suite.sh. A step that fails or runs out of time does not stop the next."""
+"""The steps of gpu_suite.sh. If a step fails or exceeds its time limit, the next step still runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUDGET = 530  # seconds in all
-TRAINING = "training.json"  # what pytest-benchmark writes of the trainer and of `predict`
+TRAINING = "training.json"  # results of pytest-benchmark for training and `predict`
 PYTHON = sys.executable
 
 sys.path.insert(0, str(HERE.parent))
@@ -21,11 +21,11 @@ from table import table as table_of_benchmarks  # noqa: E402
 
 
 def steps(out: Path) -> list[tuple[str, int, list[str]]]:
-    """Name, time limit in seconds, command. What a step prints as a last line of JSON is its result."""
+    """Name, time limit in seconds and command of each step. The last line of JSON it prints is its result."""
     checks, small = str(HERE / "checks.py"), ["--batches", "2", "--replays", "0"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     probes = out / "probes"
-    # Enough steps that recording the graph, once in a run, does not count.
+    # Enough steps that recording the CUDA graph once does not matter.
     training = ["--steps", "160", f"--benchmark-json={out / TRAINING}"]
     trained = ["benchmarks/bench_training.py", "benchmarks/bench_predict.py"]
     return [
@@ -137,7 +137,7 @@ def table(results: dict, out: Path) -> str:
     bench = results["steps"].get("benchmarks", {}).get("result") or []
     if bench:
         columns = [key for key in bench[0] if key != "rivals"]
-        lines += ["", "Times in microseconds; a rival's in brackets: times our eager time.", ""]
+        lines += ["", "Times in microseconds. In brackets: how many times our eager time.", ""]
         lines.append("| " + " | ".join([*columns, "rivals, eager"]) + " |")
         lines.append("|---|" + "---:|" * (len(columns) - 1) + "---|")
         for row in bench:
@@ -153,7 +153,11 @@ def table(results: dict, out: Path) -> str:
             lines.append("| " + " | ".join([*cells, rivals]) + " |")
     if (out / TRAINING).is_file():
         run = json.loads((out / TRAINING).read_text())
-        lines += ["", "The chapter's training and `predict`; in brackets: times ours.", ""]
+        lines += [
+            "",
+            "The chapter's training and `predict`. In brackets: how many times our time.",
+            "",
+        ]
         lines.append(table_of_benchmarks(run))
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Rules of `torch.vmap` for ops that take leading dimensions already."""
+"""Rules of `torch.vmap` for ops that already accept leading batch dimensions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def in_front(info, tensor: Tensor, dim: int | None) -> Tensor:
-    """The mapped dimension first, made by repeating where the tensor has none."""
+    """Moves the mapped dimension to the front, or expands a tensor that has none."""
     if dim is None:
         return tensor.expand(info.batch_size, *tensor.shape)
     return tensor.movedim(dim, 0)
 
 
 def register_rows(name: str) -> None:
-    """For encode_boxes and decode_boxes: rows [..., A, 4], and anchors of their last dimensions."""
+    """Registers the rule of encode_boxes or decode_boxes: rows [..., A, 4], anchors [A, 4] or like rows."""
     op = getattr(torch.ops.ssd_ops, name)
 
     def rule(info, in_dims, rows, anchors, *settings):
@@ -32,7 +32,10 @@ def register_rows(name: str) -> None:
 
 
 def register_images(name: str) -> None:
-    """For ops of two tensors [B, ...] whose results have B images too: B is the product."""
+    """Registers the rule of an op that takes two tensors [B, ...] and returns tensors [B, ...].
+
+    The mapped dimension and B are flattened into one batch for the call.
+    """
     op = getattr(torch.ops.ssd_ops, name)
 
     def rule(info, in_dims, *args):

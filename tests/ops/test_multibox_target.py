@@ -18,6 +18,10 @@ nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
+def multibox_target_inputs(images, size, dtype):
+    return cases.boxes(1, size, dtype=dtype), cases.labels(images, 4, dtype=dtype)
+
+
 def check(got, expected):
     """Masks and classes equal; offsets to the last bits of log."""
     offsets, masks, classes = got

@@ -18,6 +18,15 @@ nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
+def nms_inputs(images, size, dtype):
+    count = images * size
+    return cases.boxes(count, dtype=dtype), torch.rand(count).to(dtype), 0.5
+
+
+def nms_padded_inputs(images, size, dtype):
+    return cases.boxes(images, size, dtype=dtype), torch.rand(images, size).to(dtype), 0.5
+
+
 def fast_nms(boxes, scores, iou_threshold):
     """`reference.nms` in NumPy, with the boxes kept so far in arrays: for sets of thousands."""
     order = scores.sort(descending=True, stable=True).indices

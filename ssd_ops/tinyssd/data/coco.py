@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssd_ops.tinyssd.data.bananas import Transforms, apply_transforms
-from ssd_ops.tinyssd.data.images import DataError, picture_size, pillow, read_picture, reason
+from ssd_ops.tinyssd.data.images import DataError, image_size, pillow, read_image, reason
+from ssd_ops.tinyssd.data.transforms import Transforms, apply_transforms
 
 MAX_JSON = 2_000_000_000  # bytes; the instances of COCO's own training set have 450 million
 
@@ -103,12 +103,12 @@ class CocoDetection(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         name, size = self.names[index], self.sizes[index]
         try:
-            pixels = read_picture(self._places[index])
+            pixels = read_image(self._places[index])
             if pixels.shape[:2] != size:
                 raise DataError("another size than before")
         except DataError as error:
             raise DataError(
-                f"data: {self.path}, {name}: must be a readable picture, got {error}"
+                f"data: {self.path}, {name}: must be a readable image, got {error}"
             ) from None
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.transforms is None:
@@ -153,9 +153,9 @@ class CocoDetection(Dataset):
             raise self._wrong(where, "file_name must be a file inside the folder", repr(name))
         place = next((root / name for root in roots if (root / name).is_file()), roots[0] / name)
         try:
-            size = picture_size(place)
+            size = image_size(place)
         except DataError as error:
-            raise self._wrong(where, f"{place} must be a readable picture", error) from None
+            raise self._wrong(where, f"{place} must be a readable image", error) from None
         said = _get(entry, "height"), _get(entry, "width")
         if said not in (size, (None, None)):
             raise self._wrong(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssd_ops.tinyssd.data.bananas import seeded
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.data.transforms import seeded
 from ssd_ops.tinyssd.preprocess import Preprocess
 
 TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends with an error

@@ -11,15 +11,15 @@ from __future__ import annotations
 import colorsys
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ssd_ops.tinyssd.data.bananas import HEADER
 from ssd_ops.tinyssd.data.images import pillow
@@ -29,6 +29,7 @@ from ssd_ops.tinyssd.progress import progress_bar
 Random = np.random.Generator
 Array = np.ndarray
 Range = tuple[float, float]
+Job = tuple[str, int]  # the name of the split's folder, the number of the image
 # What it covers of each pixel, [H, W] in 0..1, and the colours [K, 3] of the K pixels where it does.
 Thing = tuple[Array, Array]
 
@@ -87,81 +88,58 @@ def make_bananas(
                 f"make_bananas: {name} must be a whole number of at least {low}, got {value!r}"
             )
     pillow()
-    tables = {"bananas_train": [",".join(HEADER)], "bananas_val": [",".join(HEADER)]}
     jobs = [("bananas_train", number) for number in range(train)]
     jobs += [("bananas_val", number) for number in range(val)]
+    tables = {split: ",".join(HEADER) + "\n" for split, _ in jobs}
     with new_folder(folder) as aside:
         for split in tables:
             (aside / split / "images").mkdir(parents=True)
-        # Closed before the folder is, so that no process still writes there.
+        draw = partial(_draw_file, aside, seed, size)
+        # The processes are ended before the folder is, so that none still writes there.
         with (
+            closing(_in_processes(draw, jobs)) as boxes,
             progress_bar(len(jobs), "drawing", progress) as bar,
-            closing(_draw_all(_Drawings(aside, seed, size, jobs))) as boxes,
         ):
             for (split, number), box in zip(jobs, boxes, strict=True):
-                tables[split].append(",".join(map(str, (f"{number}.png", 0, *box))))
+                tables[split] += f"{number}.png,0,{','.join(map(str, box))}\n"
                 bar.update(1)
-        for split, lines in tables.items():
-            (aside / split / "label.csv").write_text("\n".join(lines) + "\n", newline="\n")
+        for split, table in tables.items():
+            (aside / split / "label.csv").write_text(table, newline="\n")
     return Path(folder)
 
 
-@dataclass
-class _Drawings(Dataset):
-    """The images of a set; taking one by its index draws its file, and gives its box."""
+def _in_processes(
+    draw: Callable[[Job], Any], jobs: list[Job]
+) -> Generator[tuple[int, ...], None, None]:
+    """What `draw` makes of each job, in order, from as many processes as there are processors.
 
-    folder: Path
-    seed: int
-    size: int
-    jobs: list[tuple[str, int]]
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, index: int) -> tuple[int, ...] | OSError:
-        split, number = self.jobs[index]
-        drawn = draw_image(self.seed, split, number, self.size)
-        path = self.folder / split / "images" / f"{number}.png"
-        try:
-            # Higher levels take much longer and save little: the noise does not compress.
-            pillow().fromarray(drawn.image).save(path, compress_level=1)
-        except OSError as error:
-            # As a value: raised in a worker, it would arrive with a traceback in its message.
-            return error
-        return drawn.box
-
-
-def _processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _draw_all(drawings: _Drawings) -> Generator[tuple[int, ...], None, None]:
-    """Draws every image; their boxes in order, from as many processes as there are processors.
-
-    The processes are forked: started anew, they would run the caller's script once more, which goes
-    wrong where it has no main guard. They draw with numpy and Pillow alone, on one thread.
+    They are forked: started anew, they would run the caller's script once more, which goes wrong
+    where it has no main guard. They need numpy and Pillow alone, and one thread.
     """
-    workers = min(len(drawings) // 16, _processors()) if sys.platform == "linux" else 0
-    loader: Any = DataLoader(
-        drawings,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers if workers > 1 else 0,
-        multiprocessing_context="fork" if workers > 1 else None,
-        # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
-        generator=torch.Generator(),
-    )
-    for box in loader:
+    workers = 0
+    if sys.platform == "linux":
+        workers = min(len(jobs) // 16, len(os.sched_getaffinity(0)))
+    # The loader draws seeds that no one uses; without a generator, from the caller's numbers.
+    options: Any = {"batch_size": None, "collate_fn": draw, "generator": torch.Generator()}
+    if workers > 1:
+        options.update(num_workers=workers, multiprocessing_context="fork")
+    for box in DataLoader(jobs, **options):
         if isinstance(box, OSError):
             raise box
         yield box
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
+def _draw_file(folder: Path, seed: int, size: int, job: Job) -> tuple[int, ...] | OSError:
+    split, number = job
+    drawn = draw_image(seed, split, number, size)
+    try:
+        # Higher levels take much longer and save little: the noise does not compress.
+        file = folder / split / "images" / f"{number}.png"
+        pillow().fromarray(drawn.image).save(file, compress_level=1)
+    except OSError as error:
+        # As a value: raised in a process, it would arrive with a traceback in its message.
+        return error
+    return drawn.box
 
 
 def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImage:
@@ -218,8 +196,8 @@ def _blur(image: Array, radius: float) -> Array:
     """Gaussian blur of values in 0..1."""
     from PIL import Image, ImageFilter
 
-    picture = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(float(radius))), np.float32) / 255
+    photo = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
+    return np.asarray(photo.filter(ImageFilter.GaussianBlur(float(radius))), np.float32) / 255
 
 
 def _noise(
@@ -279,19 +257,6 @@ def _tiles(rng: Random, size: int) -> Array:
     return image * (0.75 + 0.5 * _noise(rng, size, 4, 6))[..., None]
 
 
-def _stones(rng: Random, size: int) -> Array:
-    """Each stone is where one of some points is the nearest; the joints are where two are."""
-    points = rng.random((rng.integers(15, 60), 2), np.float32)
-    y, x = np.mgrid[0 : size // 2, 0 : size // 2].astype(np.float32) * (2 / size)
-    far = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1])
-    two = np.partition(far, 1, axis=-1)
-    joints = _smooth((two[..., 1] - two[..., 0]) * rng.uniform(10, 30))
-    shades = _colour(rng, value=(0.4, 0.8)) * rng.uniform(0.6, 1.2, (len(points), 3))
-    stones = shades[far.argmin(-1)] * (0.25 + 0.75 * joints)[..., None]
-    whole = np.arange(size) * (size // 2) // size
-    return stones[whole][:, whole] * (0.7 + 0.6 * _noise(rng, size, 6, 6))[..., None]
-
-
 LEAF = np.array([(-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1)])
 BOARD = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
 DISC = np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 24)])
@@ -332,7 +297,7 @@ def _table(rng: Random, size: int) -> Array:
     return np.where(below[..., None], _pick(rng, (_wood, _cloth))(rng, size), wall)
 
 
-BACKGROUNDS = (_cloth, _wood, _tiles, _stones, _heap, _heap, _heap, _table)
+BACKGROUNDS = (_cloth, _wood, _tiles, _heap, _heap, _table)
 
 
 def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Array:
@@ -346,68 +311,42 @@ def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Ar
     return colour * (0.38 + 0.72 * lambert)[..., None] + gloss * shine[..., None]
 
 
-class _Kind(NamedTuple):
-    """A kind of distractor: bounds of its length (half of it, in parts of the image), width (in parts
-    of the length), bend and colour, and the powers of its outline |u|^power[0] + |v|^power[1] = 1."""
-
-    length: Range
-    width: Range
-    power: Range
-    bend: Range
-    hue: Range
-    saturation: Range
-    value: Range
-
-
-KINDS = {
-    "ball": _Kind((0.04, 0.16), (0.85, 1), (2, 2), (0, 0), (0.2, 1.1), (0.5, 0.95), (0.4, 0.95)),
-    "lemon": _Kind(
-        (0.05, 0.13), (0.6, 0.75), (1.8, 1.8), (0, 0), (0.13, 0.18), (0.6, 0.9), (0.75, 0.98)
-    ),
-    "leaf": _Kind((0.08, 0.22), (0.25, 0.5), (2, 1), (0, 0.3), (0.08, 0.4), (0.4, 0.8), (0.2, 0.6)),
-    "stick": _Kind(
-        (0.1, 0.3), (0.06, 0.15), (12, 2), (-0.3, 0.3), (0.04, 0.12), (0.2, 0.6), (0.2, 0.6)
-    ),
-    "book": _Kind((0.06, 0.2), (0.4, 1), (14, 14), (0, 0), (0, 1), (0, 0.7), (0.15, 0.95)),
-    "yellow book": _Kind(
-        (0.06, 0.2), (0.4, 1), (14, 14), (0, 0), (0.12, 0.17), (0.5, 0.9), (0.6, 0.95)
-    ),
-    "crescent": _Kind(
-        (0.06, 0.16), (0.2, 0.4), (2, 1), (0.5, 1.1), (0.5, 1.05), (0, 0.7), (0.3, 0.95)
-    ),
+# Bounds of a thing's half length (in parts of the image), width (in parts of the length), bend and
+# hue; and the powers of its outline |u|^p + |v|^q = 1.
+DISTRACTORS = {
+    "ball": ((0.04, 0.16), (0.85, 1), (0, 0), (0.2, 1.1), (2, 2)),
+    "lemon": ((0.05, 0.13), (0.6, 0.8), (0, 0), (0.12, 0.17), (1.8, 1.8)),
+    "leaf": ((0.08, 0.22), (0.25, 0.5), (0, 0.3), (0.08, 0.4), (2, 1)),
+    "stick": ((0.1, 0.3), (0.06, 0.15), (0, 0.3), (0.04, 0.1), (12, 2)),
+    "book": ((0.06, 0.2), (0.4, 1), (0, 0), (0, 1), (14, 14)),
+    "yellow book": ((0.06, 0.2), (0.4, 1), (0, 0), (0.12, 0.17), (14, 14)),
+    "crescent": ((0.06, 0.16), (0.2, 0.4), (0.5, 1.1), (0.5, 1.05), (2, 1)),
 }
 
 
 def _distractor(rng: Random, size: int) -> Thing:
-    kind = KINDS[_pick(rng, ("ball", *KINDS))]
+    lengths, widths, bends, hues, (p, q) = DISTRACTORS[_pick(rng, ("ball", *DISTRACTORS))]
     x, y = _axes(rng, size, *rng.uniform(-0.05, 1.05, 2))
-    length = rng.uniform(*kind.length) * size
+    length = rng.uniform(*lengths) * size
     u = x / length
-    v = (y / length + rng.uniform(*kind.bend) * (u * u - 0.5)) / rng.uniform(*kind.width)
-    outline = np.abs(u).clip(0, 4) ** kind.power[0] + np.abs(v).clip(0, 4) ** kind.power[1]
+    v = (y / length + rng.uniform(*bends) * (u * u - 0.5)) / rng.uniform(*widths)
+    outline = np.abs(u).clip(0, 4) ** p + np.abs(v).clip(0, 4) ** q
     gy, gx = np.gradient(outline)
     steep = np.hypot(gx, gy) + 1e-6
     alpha = _smooth(0.5 + (1 - outline) / steep)
     seen = alpha > 0
     turned = np.sqrt(outline[seen].clip(0, 1)) / steep[seen]  # flat in the middle, less so outwards
-    mottle = 0.8 + 0.4 * _noise(rng, size, size / length, 2)[seen]
-    colour = _colour(rng, kind.hue, kind.saturation, kind.value) * mottle[:, None]
-    return alpha, _shade(rng, colour, gx[seen] * turned, gy[seen] * turned, rng.uniform(0, 0.3))
+    colour = _colour(rng, hues, (0.4, 0.95), (0.4, 0.97))
+    colours = colour * (0.8 + 0.4 * _noise(rng, size, size / length, 2)[seen])[:, None]
+    return alpha, _shade(rng, colours, gx[seen] * turned, gy[seen] * turned, rng.uniform(0, 0.3))
 
 
-# Half the thickness of a banana along its length, from stem to tip, in parts of the thickest.
-PROFILE_AT = (0.0, 0.02, 0.09, 0.13, 0.2, 0.32, 0.5, 0.7, 0.85, 0.93, 0.965, 0.985, 1.0)
-PROFILE = (0.2, 0.23, 0.22, 0.3, 0.62, 0.9, 1.0, 0.94, 0.72, 0.42, 0.25, 0.2, 0.12)
+# Half the thickness of a banana at even steps from stem to tip, in parts of the thickest.
+PROFILE = [0.21, 0.23, 0.23, 0.22, 0.24, 0.3, 0.39, 0.51, 0.61, 0.68, 0.74, 0.8, 0.85, 0.9]
+PROFILE += [0.92, 0.93, 0.94, 0.96, 0.97, 0.99, 1.0, 0.99, 0.99, 0.98, 0.97, 0.96, 0.95, 0.95]
+PROFILE += [0.94, 0.9, 0.87, 0.83, 0.79, 0.76, 0.71, 0.63, 0.53, 0.44, 0.32, 0.22, 0.14]
 STEM_END, TIP_START = 0.12, 0.962
 EDGES = np.array([-1.0, -0.52, 0.1, 0.66, 1.0], np.float32)  # the ridges, across the visible side
-
-
-def _thickness(t: Array) -> Array:
-    """The profile as a smooth curve."""
-    kernel = np.hanning(23)
-    wide = np.interp(np.linspace(0, 1, 401), PROFILE_AT, PROFILE)
-    smooth = np.convolve(np.pad(wide, 11, mode="edge"), kernel / kernel.sum(), mode="valid")
-    return np.interp(t, np.linspace(0, 1, 401), smooth).astype(np.float32)
 
 
 def _banana(rng: Random, size: int) -> Thing:
@@ -423,7 +362,8 @@ def _banana(rng: Random, size: int) -> Thing:
     # from it, outwards.
     y = y + radius * (1 + np.cos(bend / 2)) / 2
     d, t = np.hypot(x, y) - radius, np.arctan2(x, y) / bend + 0.5
-    half = thick * _thickness(t) * np.where(d < 0, np.float32(0.88), 1)  # flatter inside the bend
+    half = thick * np.interp(t, np.linspace(0, 1, len(PROFILE)), PROFILE).astype(np.float32)
+    half[d < 0] *= 0.88  # flatter inside the bend
     ends = _smooth(t * length + 0.5) * _smooth((1 - t) * length + 0.5)
     alpha = _smooth(half - np.abs(d) + 0.5) * ends
     seen = alpha > 0

@@ -260,44 +260,31 @@ def _tiles(rng: Random, size: int) -> Array:
 LEAF = np.array([(-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1)])
 BOARD = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
 DISC = np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 24)])
+HEAPS = (  # shapes, how many, the longest half length, hue, saturation, brightness of the ground
+    ((LEAF, BOARD, DISC), 30, 0.2, (0, 1), (0, 0.7), 1),
+    ((LEAF, BOARD, DISC), 60, 0.12, (0, 1), (0, 0.7), 1),
+    ((LEAF,), 250, 0.12, (0.2, 0.42), (0.35, 0.8), 0.3),
+)
 
 
 def _heap(rng: Random, size: int) -> Array:
     """Leaves, or flat things of all colours, one over the other."""
     from PIL import ImageDraw
 
-    leaves = rng.random() < 0.35
-    image = pillow().fromarray((255 * _cloth(rng, size) * (0.4 if leaves else 1)).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    count = int(rng.integers(150, 300) if leaves else rng.integers(10, 50))
+    shapes, count, longest, hue, saturation, ground = _pick(rng, HEAPS)
+    image = pillow().fromarray((255 * ground * _cloth(rng, size)).astype(np.uint8))
     for number in range(count):
-        if leaves:
-            light = 0.4 + 0.6 * number / count
-            colour = _colour(rng, (0.2, 0.42), (0.35, 0.8), (0.25 * light, 0.75 * light))
-            shape, long, wide = LEAF, rng.uniform(0.03, 0.12), rng.uniform(0.15, 0.4)
-        else:
-            colour, shape = (
-                _colour(rng),
-                _pick(rng, (LEAF, BOARD, DISC, rng.uniform(-1, 1, (4, 2)))),
-            )
-            long, wide = rng.uniform(0.02, 0.18), rng.uniform(0.1, 1)
-        angle = rng.uniform(0, 2 * np.pi)
+        angle, long, wide = rng.uniform((0, 0.1, 0.15), (2 * np.pi, 1, 0.6)) * (1, longest, 1)
         along = long * np.array([np.cos(angle), np.sin(angle)])
-        corners = rng.random(2) + shape @ np.array([along, (-wide * along[1], wide * along[0])])
-        draw.polygon([tuple(c) for c in corners * size], tuple((255 * colour).astype(int).tolist()))
-    image = _blur(np.asarray(image) / 255, rng.uniform(0.2, 0.5 if leaves else 1.8))
+        axes = np.array([along, (-wide * along[1], wide * along[0])])
+        corners = size * (rng.random(2) + _pick(rng, shapes) @ axes)
+        colour = 255 * _colour(rng, hue, saturation) * (0.4 + 0.6 * number / count)
+        ImageDraw.Draw(image).polygon(corners.ravel().tolist(), tuple(colour.astype(int).tolist()))
+    image = _blur(np.asarray(image) / 255, rng.uniform(0.2, 1.5))
     return image * (0.75 + 0.5 * _noise(rng, size, 6, 6))[..., None]
 
 
-def _table(rng: Random, size: int) -> Array:
-    """A wall and a table top that meet at a line."""
-    wall = _colour(rng) * (0.8 + 0.4 * _noise(rng, size, 3, 6))[..., None]
-    y, x = np.mgrid[0:size, 0:size] / size
-    below = y > rng.uniform(0.15, 0.6) + (x - 0.5) * rng.uniform(-0.2, 0.2)
-    return np.where(below[..., None], _pick(rng, (_wood, _cloth))(rng, size), wall)
-
-
-BACKGROUNDS = (_cloth, _wood, _tiles, _heap, _heap, _table)
+BACKGROUNDS = (_cloth, _wood, _tiles, _heap, _heap)
 
 
 def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Array:

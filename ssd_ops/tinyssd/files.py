@@ -35,6 +35,8 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `path` at the end of the block, if all went well.
 
+    What is put beside it, in its parent, is removed at the end in any case.
+
     Args:
         path: must not exist, or be an empty folder; folders above it are made at the end.
 

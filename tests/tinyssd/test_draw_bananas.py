@@ -76,9 +76,9 @@ def test_a_seed_says_all(small, tmp_path):
 
 def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
     settings = {"train": 30, "val": 3, "size": 64, "seed": 5}
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(bananas, "_processors", lambda: 1)
     alone = files(make_bananas(tmp_path / "alone", **settings))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
     here, draw = os.getpid(), bananas.draw_image
 
     def elsewhere(*job):
@@ -92,9 +92,8 @@ def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
 
 def test_a_script_without_main_guard_may_call_it(tmp_path):
     lines = (
-        "import os",
         "from ssd_ops.tinyssd.data import draw_bananas as bananas",
-        "os.sched_getaffinity = lambda _: {0, 1}",
+        "bananas._processors = lambda: 2",
         "print(bananas.make_bananas('set', train=31, val=1, size=64))",
     )
     (tmp_path / "script.py").write_text("\n".join(lines))
@@ -174,7 +173,7 @@ def test_an_interrupt_while_processes_draw_ends_them_and_leaves_nothing(tmp_path
             if self.count == 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
     monkeypatch.setattr(bananas, "progress_bar", lambda *_: Bar(Bar()))
     with pytest.raises(KeyboardInterrupt):
         make_bananas(tmp_path / "in" / "set", train=40, val=1, size=64)
@@ -182,25 +181,25 @@ def test_an_interrupt_while_processes_draw_ends_them_and_leaves_nothing(tmp_path
     assert multiprocessing.active_children() == []
 
 
-def full(*_, **__):
+def full(*_):
     raise OSError(28, "No space left on device")
 
 
-def die(*_, **__):
-    if multiprocessing.parent_process() is not None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize("processors", [1, 2])
-@pytest.mark.parametrize("save, error", [(full, OSError), (die, RuntimeError)])
-def test_drawing_that_fails_leaves_nothing(tmp_path, monkeypatch, processors, save, error):
-    if save is die and processors == 1:
-        pytest.skip("no process to die")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
-    monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(error) as caught:
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, processors):
+    monkeypatch.setattr(bananas, "_processors", lambda: processors)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
         make_bananas(tmp_path / "set", train=40, val=1, size=64)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_dies_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
+    monkeypatch.setattr(bananas, "draw_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="worker"):
+        make_bananas(tmp_path / "set", train=40, val=1, size=64)
     assert list(tmp_path.iterdir()) == []
 
 

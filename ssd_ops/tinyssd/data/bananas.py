@@ -147,10 +147,8 @@ def _read_images(folder: Path, groups: dict[str, list[_Row]]) -> Tensor:
         try:
             return read_image(folder / name).transpose(2, 0, 1)
         except DataError as error:
-            where = groups[name][0].where
-            raise DataError(
-                f"{where}: {folder / name} must be a readable image, got {error}"
-            ) from None
+            where = f"{groups[name][0].where}: {folder / name}"
+            raise DataError(f"{where} must be a readable image, got {error}") from None
 
     images = np.empty(0)
     # Pillow decodes without the interpreter's lock.
@@ -159,11 +157,11 @@ def _read_images(folder: Path, groups: dict[str, list[_Row]]) -> Tensor:
             if index == 0:
                 images, first = np.empty((len(groups), *image.shape), np.uint8), name
             if image.shape != images.shape[1:]:
-                (height, width), (h, w) = images.shape[2:], image.shape[1:]
-                raise DataError(
-                    f"{groups[name][0].where}: {name} must be {width} x {height} pixels like "
-                    f"{first}, got {w} x {h}"
+                wanted, got = (
+                    f"{shape[-1]} x {shape[-2]}" for shape in (images.shape, image.shape)
                 )
+                where = groups[name][0].where
+                raise DataError(f"{where}: {name} must be {wanted} pixels like {first}, got {got}")
             images[index] = image
     return torch.from_numpy(images)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PureWindowsPath
@@ -31,8 +29,7 @@ def download_bananas(
 ) -> Path:
     """Download the published banana set (1,000 and 100 images); the folder it lies in comes back.
 
-    The checksum is compared before anything is unpacked. The set appears in its folder whole, or
-    not at all: whatever fails, nothing is left behind.
+    The checksum is compared before anything is unpacked. Whatever fails, nothing is left behind.
 
     Args:
         folder: where ``bananas_train`` and ``bananas_val`` go. It must not exist, or be empty.
@@ -54,18 +51,16 @@ def download_bananas(
         PosixPath('bananas')
     """
     try:
-        with new_folder(folder) as target, tempfile.TemporaryDirectory() as temporary:
-            archive, unpacked = Path(temporary) / "archive.zip", Path(temporary) / "unpacked"
+        with new_folder(folder) as target:
+            archive, unpacked = target.with_name("archive.zip"), target.with_name("unpacked")
             _fetch(url, archive, sha1.lower(), timeout)
             _unpack(archive, unpacked, url)
-            places = (unpacked, *sorted(path for path in unpacked.iterdir() if path.is_dir()))
-            for place in places:
-                if all((place / split / "label.csv").is_file() for split in SPLITS):
-                    break
-            else:
+            places = [unpacked, *sorted(path for path in unpacked.iterdir() if path.is_dir())]
+            whole = [p for p in places if all((p / s / "label.csv").is_file() for s in SPLITS)]
+            if not whole:
                 raise DataError(f"download_bananas: {url} must hold {' and '.join(SPLITS)}")
             for split in SPLITS:
-                shutil.move(place / split, target / split)
+                (whole[0] / split).rename(target / split)
     except FileExistsError:
         raise
     except OSError as error:
@@ -96,33 +91,25 @@ def _fetch(url: str, archive: Path, sha1: str, timeout: float) -> None:
     try:
         pooch.retrieve(url, f"sha1:{sha1}", archive.name, archive.parent, downloader=download)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"download_bananas: {url} must be an archive to download with the SHA-1 {sha1}, "
-            f"got {reason(error)}"
-        ) from None
+        wanted = f"{url} must be an archive to download with the SHA-1 {sha1}"
+        raise DataError(f"download_bananas: {wanted}, got {reason(error)}") from None
 
 
 def _unpack(archive: Path, folder: Path, url: str) -> None:
     """Unpack plain files and folders that stay inside `folder`; all else is refused beforehand."""
+    wanted = f"download_bananas: {url} must"
     try:
         with zipfile.ZipFile(archive) as file:
             for member in file.infolist():
                 # The rules of Windows know the drives and both kinds of slashes.
                 path = PureWindowsPath(member.filename)
-                kind = stat.S_IFMT(member.external_attr >> 16)
-                special = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
-                if path.anchor or ".." in path.parts or special:
-                    raise DataError(
-                        f"download_bananas: {url} must hold files inside its folder, "
-                        f"got {member.filename!r}"
-                    )
+                plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+                if path.anchor or ".." in path.parts or not plain:
+                    name = member.filename
+                    raise DataError(f"{wanted} hold files inside its folder, got {name!r}")
             if sum(member.file_size for member in file.infolist()) > MAX_UNPACKED:
-                raise DataError(
-                    f"download_bananas: {url} must unpack to at most {MAX_UNPACKED} bytes, got more"
-                )
+                raise DataError(f"{wanted} unpack to at most {MAX_UNPACKED} bytes, got more")
             file.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         # RuntimeError: it is encrypted, or (NotImplementedError) packed in an unknown way.
-        raise DataError(
-            f"download_bananas: {url} must be a zip archive, got {reason(error)}"
-        ) from None
+        raise DataError(f"{wanted} be a zip archive, got {reason(error)}") from None

@@ -9,10 +9,9 @@ box is that of the banana's own mask.
 from __future__ import annotations
 
 import colorsys
+import io
 import os
 import sys
-from collections.abc import Callable, Generator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from ssd_ops.tinyssd.progress import progress_bar
 Random = np.random.Generator
 Array = np.ndarray
 Range = tuple[float, float]
-Job = tuple[str, int]  # the name of the split's folder, the number of the image
 # What it covers of each pixel, [H, W] in 0..1, and the colours [K, 3] of the K pixels where it does.
 Thing = tuple[Array, Array]
 
@@ -88,58 +86,44 @@ def make_bananas(
                 f"make_bananas: {name} must be a whole number of at least {low}, got {value!r}"
             )
     pillow()
-    jobs = [("bananas_train", number) for number in range(train)]
+    jobs: Any = [("bananas_train", number) for number in range(train)]
     jobs += [("bananas_val", number) for number in range(val)]
+    workers = min(len(jobs) // 16, _processors())
+    drawn = DataLoader(
+        jobs,
+        batch_size=None,
+        collate_fn=partial(_draw_png, seed, size),
+        num_workers=workers if workers > 1 else 0,
+        # Started anew, a process would run the caller's script once more, which goes wrong where it
+        # has no main guard. Forked ones are safe here: they use numpy and Pillow, on one thread.
+        multiprocessing_context="fork" if workers > 1 else None,
+        # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+        generator=torch.Generator(),
+    )
     tables = {split: ",".join(HEADER) + "\n" for split, _ in jobs}
-    with new_folder(folder) as aside:
+    with new_folder(folder) as aside, progress_bar(len(jobs), "drawing", progress) as bar:
         for split in tables:
             (aside / split / "images").mkdir(parents=True)
-        draw = partial(_draw_file, aside, seed, size)
-        # The processes are ended before the folder is, so that none still writes there.
-        with (
-            closing(_in_processes(draw, jobs)) as boxes,
-            progress_bar(len(jobs), "drawing", progress) as bar,
-        ):
-            for (split, number), box in zip(jobs, boxes, strict=True):
-                tables[split] += f"{number}.png,0,{','.join(map(str, box))}\n"
-                bar.update(1)
+        for (split, number), (png, box) in zip(jobs, drawn, strict=True):
+            (aside / split / "images" / f"{number}.png").write_bytes(png)
+            tables[split] += f"{number}.png,0,{','.join(map(str, box))}\n"
+            bar.update(1)
         for split, table in tables.items():
             (aside / split / "label.csv").write_text(table, newline="\n")
     return Path(folder)
 
 
-def _in_processes(
-    draw: Callable[[Job], Any], jobs: list[Job]
-) -> Generator[tuple[int, ...], None, None]:
-    """What `draw` makes of each job, in order, from as many processes as there are processors.
-
-    They are forked: started anew, they would run the caller's script once more, which goes wrong
-    where it has no main guard. They need numpy and Pillow alone, and one thread.
-    """
-    workers = 0
-    if sys.platform == "linux":
-        workers = min(len(jobs) // 16, len(os.sched_getaffinity(0)))
-    # The loader draws seeds that no one uses; without a generator, from the caller's numbers.
-    options: Any = {"batch_size": None, "collate_fn": draw, "generator": torch.Generator()}
-    if workers > 1:
-        options.update(num_workers=workers, multiprocessing_context="fork")
-    for box in DataLoader(jobs, **options):
-        if isinstance(box, OSError):
-            raise box
-        yield box
+def _processors() -> int:
+    """How many processors may draw: those of this process where it can be forked, else one."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
-def _draw_file(folder: Path, seed: int, size: int, job: Job) -> tuple[int, ...] | OSError:
-    split, number = job
-    drawn = draw_image(seed, split, number, size)
-    try:
-        # Higher levels take much longer and save little: the noise does not compress.
-        file = folder / split / "images" / f"{number}.png"
-        pillow().fromarray(drawn.image).save(file, compress_level=1)
-    except OSError as error:
-        # As a value: raised in a process, it would arrive with a traceback in its message.
-        return error
-    return drawn.box
+def _draw_png(seed: int, size: int, job: tuple[str, int]) -> tuple[bytes, tuple[int, ...]]:
+    image, box, _ = draw_image(seed, *job, size)
+    file = io.BytesIO()
+    # Higher levels take much longer and save little: the noise does not compress.
+    pillow().fromarray(image).save(file, "png", compress_level=1)
+    return file.getvalue(), box
 
 
 def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImage:
@@ -318,8 +302,8 @@ def _distractor(rng: Random, size: int) -> Thing:
     u = x / length
     v = (y / length + rng.uniform(*bends) * (u * u - 0.5)) / rng.uniform(*widths)
     outline = np.abs(u).clip(0, 4) ** p + np.abs(v).clip(0, 4) ** q
-    gy, gx = np.gradient(outline)
-    steep = np.hypot(gx, gy) + 1e-6
+    gy, gx = (np.asarray(slope) for slope in np.gradient(outline))
+    steep: Array = np.hypot(gx, gy) + 1e-6
     alpha = _smooth(0.5 + (1 - outline) / steep)
     seen = alpha > 0
     turned = np.sqrt(outline[seen].clip(0, 1)) / steep[seen]  # flat in the middle, less so outwards

@@ -70,16 +70,14 @@ class Loader:
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
-        self.examples = _Examples(dataset, preprocess, seed)
+        self.examples, self.workers = _Examples(dataset, preprocess, seed), workers
         if not len(self.examples):
             raise ValueError("data: a set must hold an image at least, got none")
-        self.workers = workers
-        height, width = preprocess.size
-        fits = 3 * height * width * len(self.examples) <= cache_gb * 1e9
+        size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
-        if fits and self.examples.transforms is None:
-            kept = self._keep()
-            self.kept = Batch(kept.images.to(device), kept.labels.to(device), kept.sizes)
+        if size <= cache_gb * 1e9 and self.examples.transforms is None:
+            images, labels, sizes = self._keep()
+            self.kept = Batch(images.to(device), labels.to(device), sizes)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,15 +87,15 @@ class Loader:
         images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
-        kept = torch.empty((len(self), 3, *size), dtype=torch.uint8)
-
-        def keep(index: int) -> tuple[Tensor, tuple[int, int]]:
-            kept[index], rows, shape = examples[index]
-            return rows, shape
-
+        kept, rest = torch.empty(0), list[Any]()
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            rows, sizes = zip(*pool.map(keep, range(len(self))), strict=True)
+            for image, *others in pool.map(examples.__getitem__, range(len(self))):
+                if not rest:
+                    kept = image.new_empty((len(self), *image.shape))
+                kept[len(rest)] = image
+                rest.append(others)
+        rows, sizes = zip(*rest, strict=True)
         return Batch(kept, _padded(rows), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
@@ -137,29 +135,23 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """See that something is a set, as `Loader` wants it.
+    """Raise a ValueError if a set holds no image, or tensors of another shape or dtype.
 
     Args:
         name: of the argument, for errors.
         dataset: as for `Loader`.
-
-    Raises:
-        ValueError: it holds no image, or tensors of another shape or dtype.
     """
-    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
+    images, labels = (getattr(dataset, key, None) for key in ("images", "labels"))
+    if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
         return
-    images, labels = dataset.images, dataset.labels
+    got = f"{images.dtype} {list(images.shape)}"
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(
-            f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {images.dtype} "
-            f"{list(images.shape)}"
-        )
+        raise ValueError(f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {got}")
     if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
-        raise ValueError(
-            f"train: {name}.labels must be [{len(images)}, G, 5], got {list(labels.shape)}"
-        )
+        wanted = f"[{len(images)}, G, 5]"
+        raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
 class _Examples(Dataset):

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -100,15 +100,18 @@ class CocoDetection(Dataset):
             if pixels.shape[:2] != size:
                 raise DataError("another size than before")
         except DataError as error:
-            self._check(False, name, "must be a readable image", error)
+            self._wrong(name, "must be a readable image", error)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.transforms is None:
             return image, self.rows[index]
         return apply_transforms(self.transforms, image, self.rows[index], name)
 
-    def _check(self, right: bool, entry: str, wanted: str, got: object) -> None:
+    def _wrong(self, entry: str, wanted: str, got: object) -> NoReturn:
+        raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
+
+    def _check(self, right: bool, entry: str, wanted: str, value: object) -> None:
         if not right:
-            raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
+            self._wrong(entry, wanted, repr(value))
 
     def _read_categories(
         self, categories: list[Any], wanted: Sequence[str] | None
@@ -118,14 +121,15 @@ class CocoDetection(Dataset):
             where = f"categories[{place}]"
             number, name = _get(entry, "id"), _get(entry, "name")
             own = _whole(number) and number not in found
-            self._check(own, where, "id must be a whole number of its own", repr(number))
+            self._check(own, where, "id must be a whole number of its own", number)
             own = isinstance(name, str) and name not in found.values()
-            self._check(own, where, "name must be a text of its own", repr(name))
+            self._check(own, where, "name must be a text of its own", name)
             if wanted is not None:
                 known = f"name must be a class of the training set ({', '.join(wanted)})"
                 self._check(name in wanted, where, known, name)
             found[number] = name
-        self._check(bool(found), "categories", "must have an entry at least", "none")
+        if not found:
+            self._wrong("categories", "must have an entry at least", "none")
         names = [found[number] for number in sorted(found)] if wanted is None else list(wanted)
         return {number: names.index(name) for number, name in found.items()}, names
 
@@ -135,26 +139,27 @@ class CocoDetection(Dataset):
             where = f"images[{place}]"
             number, name = _get(entry, "id"), _get(entry, "file_name")
             own = isinstance(number, int | str) and number not in numbers
-            self._check(own, where, "id must be a number or text of its own", repr(number))
+            self._check(own, where, "id must be a number or text of its own", number)
             # Nothing outside of the folder can be named.
             parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ()
             inside = bool(parts) and not Path(name).is_absolute() and ".." not in parts
-            self._check(inside, where, "file_name must be a file inside the folder", repr(name))
+            self._check(inside, where, "file_name must be a file inside the folder", name)
             files = [root / name for root in roots]
             file = next((file for file in files if file.is_file()), files[0])
             try:
                 size = image_size(file)
             except DataError as error:
-                self._check(False, where, f"{file} must be a readable image", error)
+                self._wrong(where, f"{file} must be a readable image", error)
             height, width = _get(entry, "height"), _get(entry, "width")
-            same = (height, width) in (size, (None, None))
-            wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
-            self._check(same, where, wanted, f"{width} x {height}")
+            if (height, width) not in (size, (None, None)):
+                wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
+                self._wrong(where, wanted, f"{width} x {height}")
             numbers[number] = len(self.names)
             self.names.append(name)
             self.sizes.append(size)
             self._places.append(file)
-        self._check(bool(numbers), "images", "must have an entry at least", "none")
+        if not numbers:
+            self._wrong("images", "must have an entry at least", "none")
         return numbers
 
     def _read_boxes(
@@ -165,19 +170,19 @@ class CocoDetection(Dataset):
             where = f"annotations[{place}]"
             image, category, box = (_get(entry, key) for key in ("image_id", "category_id", "bbox"))
             known = isinstance(image, int | str) and image in numbers
-            self._check(known, where, "image_id must be that of an image", repr(image))
+            self._check(known, where, "image_id must be that of an image", image)
             known = _whole(category) and category in classes
-            self._check(known, where, "category_id must be that of a category", repr(category))
+            self._check(known, where, "category_id must be that of a category", category)
             four = isinstance(box, list) and len(box) == 4 and all(map(_finite, box))
-            self._check(four, where, "bbox must be four finite numbers", repr(box))
+            self._check(four, where, "bbox must be four finite numbers", box)
             if _get(entry, "iscrowd"):
                 self.dropped["crowd"] += 1
                 continue
             height, width = self.sizes[numbers[image]]
             x, y, w, h = map(float, box)
-            corners = np.clip([x / width, y / height, (x + w) / width, (y + h) / height], 0, 1)
+            corners = x / width, y / height, (x + w) / width, (y + h) / height
             # In the precision they are kept in: a sliver may vanish there.
-            x1, y1, x2, y2 = corners.astype(np.float32).tolist()
+            x1, y1, x2, y2 = np.array(corners, np.float32).clip(0, 1).tolist()
             if x1 < x2 and y1 < y2:
                 rows[numbers[image]].append([classes[category], x1, y1, x2, y2])
             else:

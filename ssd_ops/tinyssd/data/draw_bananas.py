@@ -33,14 +33,8 @@ Thing = tuple[Array, Array]
 
 
 class DrawnImage(NamedTuple):
-    """One drawn image.
-
-    Attributes:
-        image: ``[H, W, 3]`` uint8.
-        box: ``(xmin, ymin, xmax, ymax)`` in pixels; the last row and column of the banana lie just
-            before ymax and xmax.
-        mask: ``[H, W]`` bool, the banana's own pixels, of which `box` is the tight box.
-    """
+    """An image ``[H, W, 3]`` uint8, the mask ``[H, W]`` bool of its banana's own pixels, and the tight
+    box (xmin, ymin, xmax, ymax) of these; xmax and ymax are one past the last column and row."""
 
     image: Array
     box: tuple[int, int, int, int]
@@ -56,12 +50,11 @@ def make_bananas(
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Write a banana detection set; the folder it lies in comes back.
+    """Write a banana detection set, whole or not at all; the folder it lies in comes back.
 
     Args:
         folder: where it goes: ``bananas_train/label.csv``, ``bananas_train/images/*.png``, and the
-            same for ``bananas_val``. It must not exist, or be empty; the set appears in it
-            whole, or not at all.
+            same for ``bananas_val``. It must not exist, or be empty.
         train: training images; 1000 as in the published set.
         val: validation images; 100 likewise.
         size: height and width in pixels, at least 64.

@@ -50,7 +50,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of an image, from the head of its file; arguments and errors of `read_image`."""
+    """(height, width) of an image, from the head of its file; see `read_image` for errors."""
     return _open(path, decode=False)
 
 

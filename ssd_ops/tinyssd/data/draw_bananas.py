@@ -270,9 +270,10 @@ def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Ar
     lamp /= np.linalg.norm(lamp)
     half = lamp + np.array([0, 0, 1])
     half /= np.linalg.norm(half)
-    normals = np.stack((nx, ny, np.sqrt((1 - nx * nx - ny * ny).clip(0, 1))), -1)
-    lambert, shine = (normals @ lamp).clip(0, 1), (normals @ half).clip(0, 1) ** 24
-    return colour * (0.38 + 0.72 * lambert)[..., None] + gloss * shine[..., None]
+    nz = np.sqrt((1 - nx * nx - ny * ny).clip(0, 1))
+    # Summed here: a matrix product would start threads, which a forked process must not.
+    lambert, shine = ((nx * x + ny * y + nz * z).clip(0, 1) for x, y, z in (lamp, half))
+    return colour * (0.38 + 0.72 * lambert)[..., None] + gloss * shine[..., None] ** 24
 
 
 # Bounds of a thing's half length (in parts of the image), width (in parts of the length), bend and

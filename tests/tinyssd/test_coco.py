@@ -71,6 +71,14 @@ def test_images_boxes_and_classes_are_those_of_the_file(tmp_path):
         dataset[3]
 
 
+def test_a_sliver_without_width_in_single_precision_is_left_out(tmp_path):
+    what = content()
+    what["annotations"].append({"id": 8, "image_id": 9, "category_id": 2, "bbox": [20, 5, 1e-7, 5]})
+    dataset = CocoDetection(write(tmp_path, what))
+    assert dataset.dropped["degenerate"] == 4
+    assert (dataset[0][1][:, 1] < dataset[0][1][:, 3]).all() and len(dataset[0][1]) == 2
+
+
 def test_a_validation_set_takes_the_classes_of_its_training_set(tmp_path):
     path = write(tmp_path)
     names = ["train", "zebra", "toothbrush", "bicycle"]

@@ -451,7 +451,7 @@ def _number(value: float | None) -> str:
 
 def _detect(args: argparse.Namespace) -> None:
     from ssd_ops.tinyssd.checkpoint import load, write_aside
-    from ssd_ops.tinyssd.data.images import DataError, read_picture
+    from ssd_ops.tinyssd.data.images import DataError, read_image
     from ssd_ops.tinyssd.predict import predict
     from ssd_ops.tinyssd.show import plot
 
@@ -464,7 +464,7 @@ def _detect(args: argparse.Namespace) -> None:
     report: list[dict[str, Any]] = []
     for source, target in zip(images, _targets(images, args.out), strict=True):
         try:
-            image = read_picture(source)
+            image = read_image(source)
         except DataError as error:
             if source not in args.images:  # one of a folder: the others are wanted all the same
                 print(f"ssd-ops detect: {source} is left out, {error}", file=sys.stderr)

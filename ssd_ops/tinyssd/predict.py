@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.data.images import DataError, read_picture
+from ssd_ops.tinyssd.data.images import DataError, read_image
 
 # The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
@@ -112,7 +112,7 @@ def _read_image(image: Any) -> Tensor:
     """A path, an array or a tensor as one `[3, H, W]` tensor."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            return torch.from_numpy(read_picture(image)).permute(2, 0, 1)
+            return torch.from_numpy(read_image(image)).permute(2, 0, 1)
         except DataError as error:
             if not os.path.exists(image):
                 raise FileNotFoundError(f"predict: image must be a file, got {image}") from None

@@ -18,7 +18,7 @@ from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.checkpoint import load
 from ssd_ops.tinyssd.data.augment import augment
-from ssd_ops.tinyssd.data.bananas import apply_transforms
+from ssd_ops.tinyssd.data.transforms import apply_transforms
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.predict import predict
 from ssd_ops.tinyssd.preprocess import Preprocess

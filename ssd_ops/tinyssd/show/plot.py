@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -290,7 +290,7 @@ def _picture(image: Image) -> Any:
     image_module = pillow()
     if isinstance(image, str | os.PathLike):
         try:
-            return image_module.fromarray(read_picture(image))
+            return image_module.fromarray(read_image(image))
         except DataError as error:
             if not os.path.exists(image):
                 raise FileNotFoundError(f"plot: image must be a file, got {image}") from None

@@ -193,7 +193,7 @@ def resume(
         ValueError: settings, classes or an image size that are not the checkpoint's.
     """
     # Other machines need not have the file.
-    content, tensors = distributed.from_first(read(path) if distributed.rank() == 0 else None)
+    content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
     model, saved = _build(path, content, tensors)
     ours, theirs = _flat(settings), _flat(saved)
     # With these schedules the steps already made do not depend on how many are to come.

@@ -69,6 +69,8 @@ def predictions(
         nms_threshold = getattr(model, "nms_threshold", 0.5)
     # `detect` takes what is above its threshold, the book also what is at it.
     below = float(np.nextafter(np.float32(score_threshold), np.float32(0)))
+    # At IoU 1 nothing suppresses the other classes of an anchor, which the book does not count.
+    classes = cls_preds.shape[2] - 1 if nms_threshold == 1 else 1
     found = ops.detect(
         cls_preds,
         bbox_preds,
@@ -76,14 +78,14 @@ def predictions(
         score_threshold=below,
         iou_threshold=nms_threshold,
         topk=-1,
-        max_detections=max(1, anchors.shape[-2]),
+        max_detections=max(1, cls_preds.shape[1] * classes),
         clip=False,
         class_agnostic=True,
     )
     results = []
     rows = zip(*(tensor.cpu() for tensor in found), sizes, strict=True)
     for boxes, scores, labels, indices, count, (height, width) in rows:
-        # A second class of an anchor is left by NMS only at threshold 1, or of a box without area.
+        # Of each anchor the first, its best class.
         kept = np.sort(np.unique(indices[:count].numpy(), return_index=True)[1])
         own = model.preprocess.to_pixels(boxes[kept].float(), height, width)
         results.append(Prediction(labels[kept], scores[kept].float(), own))

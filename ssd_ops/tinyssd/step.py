@@ -1,9 +1,8 @@
-"""One step of training, from images to new weights; its optimizer, learning rates and CUDA graph."""
+"""One step of training, from images to new weights; its optimizer and learning rates."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -13,12 +12,10 @@ from torch.optim import Optimizer, lr_scheduler
 
 from ssd_ops import ops
 from ssd_ops.tinyssd import distributed
+from ssd_ops.tinyssd.graph import Graphed
 from ssd_ops.tinyssd.loss import MultiBoxLoss, offset_errors
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.settings import Settings, pick_dtype
-
-# Steps made as they are before a graph is recorded: libraries set themselves up in them.
-WARM_UP = 3
 
 
 class TrainStep:
@@ -62,9 +59,7 @@ class TrainStep:
             raise ValueError(
                 "settings: cuda_graph must be false where processes share a run, got true"
             )
-        # By the shape of a batch: how often it came, and its graph with inputs and result.
-        self.calls: Counter[tuple[int, ...]] = Counter()
-        self.graphs: dict[tuple[int, ...], tuple[Any, Tensor, Tensor, Tensor]] = {}
+        self.graph = Graphed(self._step)
         self.rate = torch.zeros((), device=self.device)  # where a graph finds its learning rate
 
     def __call__(self, images: Tensor, labels: Tensor, *, in_all: int | None = None) -> Tensor:
@@ -83,11 +78,13 @@ class TrainStep:
         labels = labels.to(self.device, non_blocking=True)
         in_all = len(images) if in_all is None else in_all
         if not self.graphed:
-            return self._step(images, labels, in_all)
+            return self._step(images, labels, in_all=in_all)
+        # In eights, so that there are few shapes to record; padding changes no target.
+        labels = F.pad(labels, (0, 0, 0, -labels.shape[1] % 8), value=-1.0)
         (group,) = self.optimizer.param_groups
         lr, group["lr"] = group["lr"], self.rate.fill_(group["lr"])
         try:
-            return self._replay(images, labels, in_all)
+            return self.graph(images, labels, in_all=in_all)
         finally:
             group["lr"] = lr  # a number again: a scheduler would wait to read it from the device
 
@@ -109,37 +106,12 @@ class TrainStep:
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # to None, so that a recorded backward writes them anew
         with torch.no_grad():
             self.num_anchors = cls_labels.shape[1]
             right = (cls_preds.argmax(dim=2) == cls_labels).sum()
             errors = offset_errors(bbox_preds, bbox_labels, bbox_masks).abs().sum()
             return torch.stack((losses.sum(), right, errors))
-
-    def _replay(self, images: Tensor, labels: Tensor, in_all: int) -> Tensor:
-        # In eights, so that there are few shapes to record; padding changes no target.
-        labels = F.pad(labels, (0, 0, 0, -labels.shape[1] % 8), value=-1.0)
-        key = (*images.shape, *labels.shape, in_all)
-        self.calls[key] += 1
-        if self.calls[key] <= WARM_UP:
-            # On a stream of its own, as recording will be: these are real steps, and no waste.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                sums = self._step(images, labels, in_all)
-            torch.cuda.current_stream().wait_stream(stream)
-            return sums
-        if key not in self.graphs:
-            graph, own = torch.cuda.CUDAGraph(), (images.clone(), labels.clone())
-            # Recording runs nothing. Gradients are None here, so that backward writes them anew.
-            with torch.cuda.graph(graph):
-                sums = self._step(*own, in_all)
-            self.graphs[key] = graph, *own, sums
-        graph, own_images, own_labels, sums = self.graphs[key]
-        own_images.copy_(images)
-        own_labels.copy_(labels)
-        graph.replay()
-        return sums.clone()  # the next replay writes to the same place
 
 
 def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:

@@ -8,9 +8,10 @@ from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.draw_bananas import make_bananas
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_optimizer
 from ssd_ops.tinyssd.predict import predict
 from ssd_ops.tinyssd.settings import Settings
-from ssd_ops.tinyssd.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.step import TrainStep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -40,17 +40,9 @@ def save(
     class_names: Sequence[str],
     history: Sequence[dict[str, Any]],
 ) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint: all that `load` and `resume` return, the optimizer's tensors by parameter.
 
     Random states and learning rates are not in it: they follow from the settings and the epoch.
-
-    Args:
-        path: the file, replaced in one step.
-        model: its weights, shape and preprocessing are stored.
-        optimizer: its tensors are stored, under the names of the parameters.
-        settings: stored as JSON.
-        class_names: of the training set.
-        history: a dict for each finished epoch.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -73,12 +65,7 @@ def save(
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint says as JSON, and its tensors.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this library, or a damaged one.
-    """
+    """What a checkpoint says as JSON, and its tensors; raises what `load` raises."""
     if not path.is_file():
         raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
     safetensors = _safetensors()
@@ -103,8 +90,8 @@ def _build(
     """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
-        given = content["preprocess"].items()
-        preprocess = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
+        p = content["preprocess"]
+        preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]), p["letterbox"])
         with torch.random.fork_rng(devices=[]):
             model = TinySSD(
                 **content["model"], preprocess=preprocess, nms_threshold=settings.nms_threshold
@@ -156,21 +143,16 @@ def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
 
 
 def refuse_to_lose(path: Path) -> None:
-    """Let a new run write to `path`, if that loses no finished epoch and no file of another kind.
-
-    Raises:
-        FileExistsError: it would be.
-    """
-    if not path.exists():
-        return
+    """Raise FileExistsError where a new run would lose finished epochs or a file of another kind."""
     try:
         finished = read(path)[0]["epoch"]
-    except ValueError:
-        holds = "another file"
-    else:
-        if not finished:
-            return
         holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    except ValueError:
+        finished, holds = None, "another file"
+    except FileNotFoundError:
+        return
+    if finished == 0:
+        return
     raise FileExistsError(
         f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
         "another folder"
@@ -182,15 +164,8 @@ def resume(
 ) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
     """Model, tensors and history of a run that is to go on, read by the first process for all.
 
-    Args:
-        path: the checkpoint.
-        settings: those of the run from now on.
-        fresh: the model that a new run would start from.
-        class_names: of the training set.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: settings, classes or an image size that are not the checkpoint's.
+    A ValueError says which of the settings, the classes or the image size (that of `fresh`, the
+    model that a new run would start from) are not the checkpoint's.
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]

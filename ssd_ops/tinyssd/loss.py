@@ -34,11 +34,10 @@ class LossOptions:
         negative_mining_ratio: negatives that count in the class loss for each positive of the same
             image, those of highest class loss; 3.0 in the paper. None, the default: all count.
         min_negatives: with mining, at least as many for an image with few or no positives.
-        normalize: "mean", over the anchors (those that count) and over the 4A offsets; or
-            "positives": sums divided by the positives of the whole batch, so that the mean over
-            the batch is the paper's loss. Without any positive the loss is 0.
+        normalize: "mean", over the anchors that count and over the 4A offsets; or "positives",
+            sums divided by the positives of the whole batch, as in the paper; without any, 0.
         cls_weight: factor of the class loss; 1.0 in the chapter and in the paper.
-        offset_weight: factor of the offset loss; 1.0 in the chapter and in the paper.
+        offset_weight: the same of the offset loss.
     """
 
     cls_loss: str = "cross_entropy"
@@ -137,8 +136,8 @@ def focal_loss(
     Args:
         cls_preds: as for `MultiBoxLoss`, like `cls_labels`.
         cls_labels: see there.
-        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy.
-            The default is that of the paper.
+        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy,
+            2.0 is the paper's.
         alpha: factor of every anchor; the default leaves the loss as it is.
 
     Source: arXiv:1708.02002; Dive into Deep Learning, section 14.7, exercise 2.
@@ -164,7 +163,7 @@ def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
     Args:
         errors: differences of predictions and targets, any shape.
         sigma: the greater, the nearer to L1: ``(sigma x)**2 / 2`` where ``|x| < 1 / sigma**2``,
-            and ``|x| - 0.5 / sigma**2`` elsewhere. The default 1.0 is that of the SSD paper.
+            and ``|x| - 0.5 / sigma**2`` elsewhere. 1.0 is the SSD paper's.
 
     Source: Dive into Deep Learning, section 14.7, exercise 2.
 

@@ -98,8 +98,8 @@ class TinySSD(nn.Module):
     """The chapter's detector: a base network, blocks that halve, a global max-pooling at the end,
     and on each of these scales a class and an offset predictor.
 
-    Modules are named as in the chapter's class (``blk_0 ... cls_0 ... bbox_0 ...``), so a state
-    dict of that class loads here and gives the same outputs.
+    Modules are named as in the chapter's class, so a state dict of that class loads here and gives
+    the same outputs. Any input size works; ``memory_format=torch.channels_last`` is faster on a CPU.
 
     Args:
         num_classes: classes without background.
@@ -114,10 +114,6 @@ class TinySSD(nn.Module):
 
     Raises:
         ValueError: a number of classes below 1, or sizes, ratios and channels that do not agree.
-
-    Note:
-        Any input size works. ``model.to(memory_format=torch.channels_last)`` is faster on a CPU
-        and gives the same outputs.
 
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
@@ -139,16 +135,15 @@ class TinySSD(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"TinySSD: num_classes must be at least 1, got {num_classes}")
-        if len(channels) < BASE_BLOCKS:
-            raise ValueError(
-                f"TinySSD: channels must have {BASE_BLOCKS} entries or more, got {len(channels)}"
-            )
-        self.num_scales = len(channels) - BASE_BLOCKS + 2
+        count = len(channels)
+        if count < BASE_BLOCKS:
+            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {count}")
+        self.num_scales = count - BASE_BLOCKS + 2
         for name, value in (("sizes", sizes), ("ratios", ratios)):
             if len(value) != self.num_scales or not all(len(row) for row in value):
                 raise ValueError(
                     f"TinySSD: {name} must be {self.num_scales} lists that are not empty, one for "
-                    f"each scale of {len(channels)} channels, got {value!r}"
+                    f"each scale of {count} channels, got {value!r}"
                 )
         self.num_classes = num_classes
         self.sizes = [[float(size) for size in row] for row in sizes]

@@ -47,7 +47,7 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
 def predictions(
     model: Any,
     outputs: tuple[Tensor, Tensor, Tensor],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[int]],
     *,
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float | None = None,
@@ -99,7 +99,7 @@ def predict_batch(
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float | None = None,
 ) -> list[Prediction]:
-    """Detections of a batch of images of one size.
+    """Detections of a batch of images of one size, a `Prediction` for each.
 
     Args:
         model: a `TinySSD`, or a module with its outputs and a ``preprocess``; it may be in
@@ -109,9 +109,6 @@ def predict_batch(
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
             whatever their classes. None, the default: ``model.nms_threshold``, which is 0.5, the
             chapter's, unless the model was trained for another.
-
-    Returns:
-        One `Prediction` for each image.
 
     Raises:
         ValueError: images of another shape.
@@ -123,16 +120,11 @@ def predict_batch(
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
-    sizes = [(images.shape[2], images.shape[3])] * len(images)
     preprocess: Any = model.preprocess
+    sizes = [images.shape[2:]] * len(images)
+    options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
     with inference(model) as device:
-        return predictions(
-            model,
-            model(preprocess(images.to(device))),
-            sizes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-        )
+        return predictions(model, model(preprocess(images.to(device))), sizes, **options)
 
 
 def predict(
@@ -168,11 +160,8 @@ def predict(
         >>> boxes.shape[1]
         4
     """
-    batch = _to_tensor(image)[None]
-    (found,) = predict_batch(
-        model, batch, score_threshold=score_threshold, nms_threshold=nms_threshold
-    )
-    return found
+    options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+    return predict_batch(model, _to_tensor(image)[None], **options)[0]
 
 
 def _to_tensor(image: Any) -> Tensor:
@@ -183,21 +172,20 @@ def _to_tensor(image: Any) -> Tensor:
         except DataError as error:
             if not os.path.exists(image):
                 raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
-            raise ValueError(
-                f"predict: image must be a file that Pillow can read, got {image} ({error})"
-            ) from None
-    wanted, shape = "", list(getattr(image, "shape", ()))
+            wanted, got = "a file that Pillow can read", f"{image} ({error})"
+            raise ValueError(f"predict: image must be {wanted}, got {got}") from None
+    if not isinstance(image, np.ndarray | Tensor):
+        wanted, got = "a path, an array or a tensor", type(image).__name__
+        raise TypeError(f"predict: image must be {wanted}, got {got}")
+    shape, full = list(image.shape), image.ndim == 3 and 0 not in image.shape
     if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and image.ndim == 3 and shape[2] == 3 and 0 not in shape:
-            return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        wanted = "a uint8 array [H, W, 3]"
-    elif isinstance(image, Tensor):
-        real = image.dtype == torch.uint8 or image.is_floating_point()
-        if real and image.ndim == 3 and shape[0] == 3 and 0 not in shape:
-            return image
-        wanted = "a uint8 or float tensor [3, H, W]"
-    if wanted:
-        dtype = str(image.dtype).removeprefix("torch.")
-        raise ValueError(f"predict: image must be {wanted}, got {dtype} {shape}")
-    got = type(image).__name__
-    raise TypeError(f"predict: image must be a path, an array or a tensor, got {got}")
+        wanted, good = "a uint8 array [H, W, 3]", image.dtype == np.uint8 and shape[2:] == [3]
+    else:
+        wanted, good = "a uint8 or float tensor [3, H, W]", shape[:1] == [3]
+        good = good and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not full or not good:
+        got = f"{str(image.dtype).removeprefix('torch.')} {shape}"
+        raise ValueError(f"predict: image must be {wanted}, got {got}")
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,9 @@ from ssd_ops.tinyssd.model import CHANNELS, RATIOS, SIZES
 DEMO_EPOCHS = 12
 
 
-def _are_numbers(values: object) -> bool:
-    """Whether this is a tuple of positive numbers, not empty."""
-    return (
-        isinstance(values, tuple) and bool(values) and all(is_number(x) and x > 0 for x in values)
-    )
-
-
-def _are_rows(rows: object) -> bool:
-    return isinstance(rows, tuple) and all(_are_numbers(row) for row in rows)
-
-
-def _are_whole(values: object) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int for value in values)
+def _tuple_of(good: Callable[[Any], bool], least: int = 1) -> Callable[[Any], bool]:
+    """Whether a value is a tuple of good ones, `least` or more of them."""
+    return lambda v: isinstance(v, tuple) and len(v) >= least and all(map(good, v))
 
 
 def _is_device(name: Any) -> bool:
@@ -53,12 +44,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("seed", "weight_decay", "warmup_steps", "workers", "cache_gb"), NOT_NEGATIVE),
     **dict.fromkeys(("lr", "lr_drop", "input_std", "clip_norm"), POSITIVE),
     **dict.fromkeys(("flip", "flip_vertical", "jitter", "match_iou", "nms_threshold"), FRACTION),
-    **dict.fromkeys(("sizes", "ratios"), (_are_rows, "lists of positive numbers")),
-    "channels": (
-        lambda value: _are_whole(value) and _are_numbers(value),
-        "a list of whole numbers from 1",
-    ),
-    "lr_drops": (_are_whole, "a list of epochs"),
+    "sizes": (_tuple_of(_tuple_of(lambda v: is_number(v) and v > 0)), "lists of positive numbers"),
+    "ratios": (_tuple_of(_tuple_of(lambda v: is_number(v) and v > 0)), "lists of positive numbers"),
+    "channels": (_tuple_of(lambda v: type(v) is int and v > 0), "a list of whole numbers from 1"),
+    "lr_drops": (_tuple_of(lambda v: type(v) is int, least=0), "a list of epochs"),
     "optimizer": choice("sgd", "adamw"),
     "schedule": choice("constant", "cosine", "step", "one_cycle"),
     "precision": choice("auto", "float32", "bfloat16"),
@@ -83,12 +72,11 @@ class Settings:
         lr: learning rate, the highest one of a schedule.
         momentum: of the gradient descent, or the first beta of AdamW; the chapter has none.
         weight_decay: of all parameters; decoupled from the gradient in AdamW.
-        schedule: "constant"; "cosine" from `lr` down to nothing over the epochs of the run; "step":
+        schedule: "constant"; "cosine" from `lr` down to 0 over the epochs of the run; "step":
             lowered at the epochs of `lr_drops`; or "one_cycle": a warm-up and a cosine.
         warmup: share of the steps in which one_cycle rises; not used by the others.
-        warmup_steps: steps in which the other schedules rise from nothing to `lr`; 0 in the chapter.
-        lr_drops: with the schedule "step", the numbers of finished epochs after which the learning
-            rate is multiplied by `lr_drop`.
+        warmup_steps: steps in which the other schedules rise from 0 to `lr`; 0 in the chapter.
+        lr_drops: with "step", after how many epochs the rate is multiplied by `lr_drop`, each time.
         lr_drop: see `lr_drops`.
         clip_norm: gradients of a greater norm, over all parameters, are scaled down to it; None, the
             chapter's, leaves them.
@@ -97,9 +85,9 @@ class Settings:
         sizes: for each scale the anchor sizes, as for `TinySSD`; `ssd-ops anchors` suggests some.
         ratios: for each scale the anchor aspect ratios, as for `TinySSD`.
         channels: of the network's blocks, as for `TinySSD`.
-        input_size: height and width in pixels that images are resized to before the network sees
-            them, in training and wherever the model is used; None for the training images' own, or
-            the chapter's 256 where these differ. Small ground truths need more, such as 512.
+        input_size: height and width in pixels that images are resized to, in training and wherever
+            the model is used; None for the training images' own, or the chapter's 256 where these
+            differ. Small ground truths need more, such as 512.
         letterbox: keep the shape of images, between grey bars; the default stretches them.
         input_mean: subtracted from images in 0..255; the chapter feeds them as they are.
         input_std: images are divided by it afterwards.
@@ -114,8 +102,7 @@ class Settings:
             GPU has instructions for it. It trains to the same measures there, in less time.
         channels_last: the memory layout that convolutions are fastest in.
         compile: run the network through `torch.compile`; the first steps take long.
-        cuda_graph: on a GPU, record the whole step once and replay it. Results are those of the
-            step itself.
+        cuda_graph: on a GPU, record the whole step once and replay it; the results are the same.
         workers: processes that decode images, where these are not kept in memory.
         cache_gb: images are kept in memory, decoded and at the input size, if they take no more.
 
@@ -123,8 +110,6 @@ class Settings:
         ValueError: a value out of range.
 
     Example:
-        >>> replace(PRESETS["paper"], epochs=3).schedule
-        'one_cycle'
         >>> Settings(lr=-1)
         Traceback (most recent call last):
         ValueError: settings: lr must be positive, got -1
@@ -172,9 +157,8 @@ class Settings:
             try:
                 object.__setattr__(self, "loss", LossOptions(**self.loss))
             except ValueError as error:
-                raise ValueError(
-                    str(error).replace("MultiBoxLoss: ", "settings: loss.", 1)
-                ) from None
+                message = str(error).replace("MultiBoxLoss: ", "settings: loss.", 1)
+                raise ValueError(message) from None
         check_fields("settings", self, RULES)
 
 
@@ -213,7 +197,7 @@ def read_settings(
     base = named if preset is None else preset
     if base not in PRESETS:
         raise ValueError(f"settings: preset must be one of {', '.join(PRESETS)}, got {base!r}")
-    known = {f.name for f in fields(Settings)} | {f"loss.{f.name}" for f in fields(LossOptions)}
+    known = {*vars(PRESETS[base]), *(f"loss.{name}" for name in vars(PRESETS[base].loss))}
     loss = dict(vars(PRESETS[base].loss))
     for table, place in ((given, f" in {path}"), (changes, "")):
         options = table.get("loss", {})

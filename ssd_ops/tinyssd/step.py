@@ -1,14 +1,11 @@
-"""One step of training, from images to new weights; its optimizer and learning rates."""
+"""One step of training, from images to new weights."""
 
 from __future__ import annotations
-
-import warnings
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 
 from ssd_ops import ops
 from ssd_ops.tinyssd import distributed
@@ -21,18 +18,16 @@ from ssd_ops.tinyssd.settings import Settings, pick_dtype
 class TrainStep:
     """Called with a batch, makes a step of gradient descent; what it measures comes back.
 
-    Nothing in it waits for the device. With ``settings.cuda_graph`` on a GPU, the first steps of
-    each shape of batch are made as they are; then the step is recorded, and replayed from then on.
+    Nothing in it waits for the device. With ``settings.cuda_graph`` on a GPU, the step is recorded
+    and replayed, see `Graphed`; a ValueError where processes share a run.
 
     Args:
         settings: how.
         model: trained in place, on its own device.
         optimizer: of the model's parameters, by `make_optimizer`; its rate is that of the step.
 
-    Raises:
-        ValueError: a CUDA graph where processes share a run.
-
     Example:
+        >>> from ssd_ops.tinyssd.optimizer import make_optimizer
         >>> model, settings = TinySSD(), Settings(precision="float32")
         >>> step = TrainStep(settings, model, make_optimizer(settings, model))
         >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
@@ -56,9 +51,7 @@ class TrainStep:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         self.graphed = settings.cuda_graph and self.device.type == "cuda"
         if self.graphed and distributed.size() > 1:
-            raise ValueError(
-                "settings: cuda_graph must be false where processes share a run, got true"
-            )
+            raise ValueError("settings: cuda_graph must be false in a shared run, got true")
         self.graph = Graphed(self._step)
         self.rate = torch.zeros((), device=self.device)  # where a graph finds its learning rate
 
@@ -112,58 +105,3 @@ class TrainStep:
             right = (cls_preds.argmax(dim=2) == cls_labels).sum()
             errors = offset_errors(bbox_preds, bbox_labels, bbox_masks).abs().sum()
             return torch.stack((losses.sum(), right, errors))
-
-
-def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
-    """The optimizer of the settings, for the parameters of a model on its device already."""
-    parameters = list(model.parameters())
-    on_gpu = parameters[0].device.type == "cuda"
-    options: dict[str, Any] = {"weight_decay": settings.weight_decay, "fused": on_gpu}
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, settings.momentum, **options)
-    # Recorded, a step has to count the steps on the device.
-    options["capturable"] = settings.cuda_graph and on_gpu
-    return torch.optim.AdamW(parameters, settings.lr, (settings.momentum, 0.99), **options)
-
-
-def make_scheduler(
-    settings: Settings, optimizer: Optimizer, steps_per_epoch: int, finished: int = 0
-) -> lr_scheduler.LRScheduler:
-    """torch's scheduler of the learning rate; ``step()`` it after each step.
-
-    Args:
-        settings: its `lr`, `schedule` and what belongs to that.
-        optimizer: whose rate it sets, at once and with each step.
-        steps_per_epoch: batches of the training set.
-        finished: epochs that are behind a resumed run.
-
-    Source: one-cycle, arXiv:1708.07120, with cosines for both ways; cosine, arXiv:1608.03983.
-
-    Example:
-        >>> settings = Settings(lr=1.0, epochs=2, schedule="step", lr_drops=(1,))
-        >>> make_scheduler(settings, make_optimizer(settings, TinySSD()), 10, 1).get_last_lr()
-        [0.1]
-    """
-    total, rise = settings.epochs * steps_per_epoch, settings.warmup_steps
-    scheduler: lr_scheduler.LRScheduler
-    if settings.schedule == "one_cycle":
-        # Where the rise takes one step exactly, torch divides by zero.
-        share = settings.warmup + 1e-6 * (settings.warmup * total == 1)
-        scheduler = lr_scheduler.OneCycleLR(
-            optimizer, settings.lr, total, pct_start=share, cycle_momentum=False
-        )
-    elif settings.schedule == "cosine":
-        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, max(total - rise, 1))
-    else:
-        drops = settings.lr_drops if settings.schedule == "step" else ()  # else constant
-        steps = [max(epoch * steps_per_epoch - rise, 0) for epoch in drops]
-        scheduler = lr_scheduler.MultiStepLR(optimizer, steps, settings.lr_drop)
-    if rise and settings.schedule != "one_cycle":
-        linear = lr_scheduler.LinearLR(optimizer, 1 / rise, total_iters=rise - 1)
-        scheduler = lr_scheduler.SequentialLR(optimizer, [linear, scheduler], [rise])
-    with warnings.catch_warnings():
-        # torch warns that the optimizer has made no step: it made these before it was stopped.
-        warnings.simplefilter("ignore", UserWarning)
-        for _ in range(finished * steps_per_epoch):
-            scheduler.step()
-    return scheduler

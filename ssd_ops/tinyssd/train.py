@@ -23,10 +23,11 @@ from ssd_ops.tinyssd.data.loader import Loader, check_set
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure.evaluate import evaluate
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_optimizer, make_scheduler
 from ssd_ops.tinyssd.preprocess import Preprocess
 from ssd_ops.tinyssd.progress import progress_bar
 from ssd_ops.tinyssd.settings import Settings, pick_device
-from ssd_ops.tinyssd.step import TrainStep, make_optimizer, make_scheduler
+from ssd_ops.tinyssd.step import TrainStep
 
 LOG_NAME = "log.jsonl"
 READ_EVERY = 16  # steps on a GPU between two looks at their numbers, each of which waits for it
@@ -60,29 +61,25 @@ def train(
         out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, made if need be. The
             checkpoint is written before the first epoch and after each one; both are always whole.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
-            with, except for device, workers and cache, and for more epochs where the schedule does
-            not depend on their number.
+            with, but for device, workers, cache, and more epochs of a constant or step schedule.
         overwrite: begin anew where `out_dir` holds a checkpoint of finished epochs, which is lost.
-            By default that is an error. Not used by `resume`.
-        progress: a progress bar for each epoch, with the class error, the offset error and the
-            examples per second so far.
+        progress: a progress bar for each epoch, with its errors and examples per second so far.
 
     Returns:
         The model in evaluation mode, and the history, which is also in the log, a line an epoch: a
         dict with "epoch" from 1, "loss", "class_error", "offset_error" (over the epoch's training
         batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and of
-        the validation set "val_class_error", "val_offset_error", "found", "gts", "false_boxes",
-        "ap", "ap50" and "ap75", see `Measures`.
+        the `Measures` "val_class_error", "val_offset_error", "found", "gts", "false_boxes", "ap",
+        "ap50" and "ap75".
 
     Raises:
         ValueError: sets or a checkpoint that do not fit.
         DataError: an image that cannot be read.
         FileNotFoundError: `resume` without a checkpoint.
         FileExistsError: a checkpoint of finished epochs, and neither `resume` nor `overwrite`.
-        FloatingPointError: the loss, a weight or a prediction became infinite or NaN. The checkpoint
-            is that of the last epoch before.
+        FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
         RuntimeError: a process that shares the run, or one that loads images, has died.
-        Interrupted: Ctrl-C. The checkpoint of the last finished epoch is left; resume from it.
+        Interrupted: Ctrl-C. After this and all others, the last finished epoch's checkpoint is left.
         ImportError: safetensors or tqdm is not installed.
     """
     check_set("train_set", train_set)
@@ -97,7 +94,9 @@ def train(
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:
             checkpoint.refuse_to_lose(path)
-        model, tensors, history = untrained(settings, train_set), {}, []
+        model = untrained(settings, train_set)
+        tensors: dict[str, torch.Tensor] = {}
+        history: History = []
         if resume:
             model, tensors, history = checkpoint.resume(path, settings, model, names)
         checkpoint.place(model, settings, device)
@@ -127,7 +126,12 @@ def train(
                 history.append(row)
                 store()
                 if progress and first:
-                    print(_summary(row), flush=True)
+                    print(
+                        f"  validation: {row['found']} of {row['gts']} found, "
+                        f"{row['false_boxes']} false boxes, class error {row['val_class_error']:.2e}, "
+                        f"offset error {row['val_offset_error']:.2e}",
+                        flush=True,
+                    )
         except KeyboardInterrupt:
             raise Interrupted(
                 f"train: stopped in epoch {len(history) + 1}; {path} holds the {len(history)} "
@@ -221,11 +225,4 @@ def _listed(loader: Loader, batch: torch.Tensor) -> str:
 def _not_finite(what: str, got: str, settings: Settings) -> FloatingPointError:
     return FloatingPointError(
         f"train: {what} must be finite, got {got}; a lower lr may help (it is {settings.lr})"
-    )
-
-
-def _summary(row: dict[str, Any]) -> str:
-    return (
-        f"  validation: {row['found']} of {row['gts']} found, {row['false_boxes']} false boxes, "
-        f"class error {row['val_class_error']:.2e}, offset error {row['val_offset_error']:.2e}"
     )

@@ -22,6 +22,7 @@ from ssd_ops.tinyssd.data.bananas import apply_transforms
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.loss import LossOptions, MultiBoxLoss
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_scheduler
 from ssd_ops.tinyssd.predict import predict
 from ssd_ops.tinyssd.preprocess import Preprocess
 from ssd_ops.tinyssd.settings import (
@@ -31,7 +32,6 @@ from ssd_ops.tinyssd.settings import (
     pick_dtype,
     read_settings,
 )
-from ssd_ops.tinyssd.step import make_scheduler
 from ssd_ops.tinyssd.train import Interrupted, train
 
 safetensors_torch = pytest.importorskip("safetensors.torch")

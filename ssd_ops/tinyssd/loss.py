@@ -128,10 +128,9 @@ class MultiBoxLoss(nn.Module):
 def focal_loss(
     cls_preds: Tensor, cls_labels: Tensor, gamma: float = 2.0, alpha: float = 1.0
 ) -> Tensor:
-    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``.
+    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``; 0 where labelled -1.
 
-    p is the probability, by softmax with the background among the classes, of the anchor's own
-    class. Anchors labelled -1 get 0.
+    p is the probability of the anchor's own class, by softmax with the background.
 
     Args:
         cls_preds: as for `MultiBoxLoss`, like `cls_labels`.
@@ -175,9 +174,7 @@ def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
 
 
 def cls_eval(cls_preds: Tensor, cls_labels: Tensor) -> float:
-    """How many anchors are classified right, by the chapter; the class error is 1 minus its share.
-
-    An anchor labelled -1 is never right, so leave it out of the number this is divided by.
+    """How many anchors are classified right, as the chapter counts; one labelled -1 never is.
 
     Example:
         >>> cls_eval(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]]))

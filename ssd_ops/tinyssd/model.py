@@ -113,7 +113,7 @@ class TinySSD(nn.Module):
         nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
 
     Raises:
-        ValueError: a number of classes below 1, or sizes, ratios and channels that do not agree.
+        ValueError: no class, or sizes, ratios and channels that do not agree.
 
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
@@ -152,11 +152,10 @@ class TinySSD(nn.Module):
         self.preprocess = preprocess or Preprocess()
         self.nms_threshold = nms_threshold
 
-        blocks: list[nn.Module] = [base_net(channels[:BASE_BLOCKS])]
-        widths = list(channels[BASE_BLOCKS - 1 :])
-        blocks += [down_sample_blk(a, b) for a, b in pairwise(widths)]
-        blocks.append(nn.AdaptiveMaxPool2d((1, 1)))
-        widths.append(widths[-1])
+        base, later = channels[:BASE_BLOCKS], channels[BASE_BLOCKS - 1 :]
+        halving = [down_sample_blk(a, b) for a, b in pairwise(later)]
+        blocks = [base_net(base), *halving, nn.AdaptiveMaxPool2d((1, 1))]
+        widths = [*later, later[-1]]
         for scale, (block, width) in enumerate(zip(blocks, widths, strict=True)):
             num_anchors = len(sizes[scale]) + len(ratios[scale]) - 1
             self.add_module(f"blk_{scale}", block)
@@ -165,11 +164,10 @@ class TinySSD(nn.Module):
 
     def feature_maps(self, X: Tensor) -> list[Tensor]:
         """The map ``[B, C_k, H_k, W_k]`` of each scale, for images as `forward` takes them."""
-        feature_maps = []
+        maps = [X]
         for scale in range(self.num_scales):
-            X = getattr(self, f"blk_{scale}")(X)
-            feature_maps.append(X)
-        return feature_maps
+            maps.append(getattr(self, f"blk_{scale}")(maps[-1]))
+        return maps[1:]
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors, class predictions and offsets of a batch.

@@ -80,16 +80,14 @@ def train(
         FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
         RuntimeError: a process that shares the run, or one that loads images, has died.
         Interrupted: Ctrl-C. After this and all others, the last finished epoch's checkpoint is left.
-        ImportError: safetensors or tqdm is not installed.
+        ImportError: safetensors or tqdm is not installed; the message says how to.
     """
     check_set("train_set", train_set)
     check_set("val_set", val_set)
-    names = list(train_set.class_names)
-    if len(getattr(val_set, "class_names", ())) > len(names):
-        raise ValueError(
-            f"train: val_set must have no other classes than train_set, got {val_set.class_names} "
-            f"and {names}"
-        )
+    names, others = list(train_set.class_names), getattr(val_set, "class_names", ())
+    if len(others) > len(names):
+        wanted = "no other classes than train_set"
+        raise ValueError(f"train: val_set must have {wanted}, got {others} and {names}")
     with distributed.joined(pick_device(settings.device)) as device:
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:
@@ -126,12 +124,8 @@ def train(
                 history.append(row)
                 store()
                 if progress and first:
-                    print(
-                        f"  validation: {row['found']} of {row['gts']} found, "
-                        f"{row['false_boxes']} false boxes, class error {row['val_class_error']:.2e}, "
-                        f"offset error {row['val_offset_error']:.2e}",
-                        flush=True,
-                    )
+                    found = f"{row['found']} of {row['gts']} found"
+                    print(f"  validation: {found}, {row['false_boxes']} false boxes", flush=True)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"train: stopped in epoch {len(history) + 1}; {path} holds the {len(history)} "
@@ -146,16 +140,11 @@ def untrained(settings: Settings, train_set: Any) -> TinySSD:
     if not settings.input_size and hasattr(train_set, "images"):
         size = tuple(train_set.images.shape[2:])
     mean, std = (settings.input_mean,) * 3, (settings.input_std,) * 3
+    preprocess = Preprocess(size, mean, std, settings.letterbox)
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
         torch.manual_seed(settings.seed)
-        return TinySSD(
-            len(train_set.class_names),
-            settings.sizes,
-            settings.ratios,
-            settings.channels,
-            Preprocess(size, mean, std, settings.letterbox),
-            settings.nms_threshold,
-        )
+        shape = (settings.sizes, settings.ratios, settings.channels)
+        return TinySSD(len(train_set.class_names), *shape, preprocess, settings.nms_threshold)
 
 
 def _run_epoch(

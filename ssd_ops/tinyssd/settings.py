@@ -11,16 +11,7 @@ from typing import Any
 
 import torch
 
-from ssd_ops.tinyssd.checks import (
-    AT_LEAST_1,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Rule,
-    check_fields,
-    choice,
-    is_number,
-)
+from ssd_ops.tinyssd import checks
 from ssd_ops.tinyssd.loss import LossOptions
 from ssd_ops.tinyssd.model import CHANNELS, RATIOS, SIZES
 
@@ -39,25 +30,24 @@ def _is_device(name: Any) -> bool:
         return False
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("epochs", "batch_size", "input_size"), AT_LEAST_1),
-    **dict.fromkeys(("seed", "weight_decay", "warmup_steps", "workers", "cache_gb"), NOT_NEGATIVE),
-    **dict.fromkeys(("lr", "lr_drop", "input_std", "clip_norm"), POSITIVE),
-    **dict.fromkeys(("flip", "flip_vertical", "jitter", "match_iou", "nms_threshold"), FRACTION),
-    "sizes": (_tuple_of(_tuple_of(lambda v: is_number(v) and v > 0)), "lists of positive numbers"),
-    "ratios": (_tuple_of(_tuple_of(lambda v: is_number(v) and v > 0)), "lists of positive numbers"),
+_ROWS = _tuple_of(_tuple_of(lambda v: checks.is_number(v) and v > 0)), "lists of positive numbers"
+_FRACTIONS = ("flip", "flip_vertical", "jitter", "match_iou", "nms_threshold")
+_NOT_NEGATIVE = ("seed", "weight_decay", "warmup_steps", "workers", "cache_gb")
+RULES: dict[str, checks.Rule] = {
+    **dict.fromkeys(("epochs", "batch_size", "input_size"), checks.AT_LEAST_1),
+    **dict.fromkeys(_NOT_NEGATIVE, checks.NOT_NEGATIVE),
+    **dict.fromkeys(("lr", "lr_drop", "input_std", "clip_norm"), checks.POSITIVE),
+    **dict.fromkeys(_FRACTIONS, checks.FRACTION),
+    **dict.fromkeys(("sizes", "ratios"), _ROWS),
     "channels": (_tuple_of(lambda v: type(v) is int and v > 0), "a list of whole numbers from 1"),
     "lr_drops": (_tuple_of(lambda v: type(v) is int, least=0), "a list of epochs"),
-    "optimizer": choice("sgd", "adamw"),
-    "schedule": choice("constant", "cosine", "step", "one_cycle"),
-    "precision": choice("auto", "float32", "bfloat16"),
-    "momentum": (lambda value: 0 <= value < 1, "in 0..1, 1 left out"),
-    "warmup": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "optimizer": checks.choice("sgd", "adamw"),
+    "schedule": checks.choice("constant", "cosine", "step", "one_cycle"),
+    "precision": checks.choice("auto", "float32", "bfloat16"),
+    "momentum": (lambda v: 0 <= v < 1, "in 0..1, 1 left out"),
+    "warmup": (lambda v: 0 < v < 1, "between 0 and 1"),
     "device": (_is_device, "auto or a device of torch"),
-    "loss": (
-        lambda value: isinstance(value, LossOptions),
-        "a table of the options of MultiBoxLoss",
-    ),
+    "loss": (lambda v: isinstance(v, LossOptions), "a table of the options of MultiBoxLoss"),
 }
 
 
@@ -159,7 +149,7 @@ class Settings:
             except ValueError as error:
                 message = str(error).replace("MultiBoxLoss: ", "settings: loss.", 1)
                 raise ValueError(message) from None
-        check_fields("settings", self, RULES)
+        checks.check_fields("settings", self, RULES)
 
 
 def _tuple(value: Any) -> Any:

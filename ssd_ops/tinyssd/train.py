@@ -109,20 +109,20 @@ def train(
         steps_per_epoch = math.ceil(len(loader) / settings.batch_size)
         scheduler = make_scheduler(settings, optimizer, steps_per_epoch, len(history))
 
-        def store() -> None:
+        def store(history: History) -> None:
             if first:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 checkpoint.save(path, model, optimizer, settings, names, history)
                 log = "".join(json.dumps(row) + "\n" for row in history)
                 replace_file(path.with_name(LOG_NAME), log.encode())
 
-        store()
+        store(history)
         try:
             for epoch in range(len(history), settings.epochs):
                 row = _run_epoch(settings, step, scheduler, loader, epoch, progress and first)
                 row |= _validate(settings, model, val_loader, epoch)
+                store([*history, row])
                 history.append(row)
-                store()
                 if progress and first:
                     found = f"{row['found']} of {row['gts']} found"
                     print(f"  validation: {found}, {row['false_boxes']} false boxes", flush=True)

@@ -433,7 +433,7 @@ def test_interrupt_while_a_checkpoint_is_written(sets, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupt)
-        with pytest.raises(Interrupted, match="stopped in epoch 1; .* holds the 0 finished"):
+        with pytest.raises(Interrupted, match=r"stopped in epoch 1; .* holds the 0 finished"):
             train(QUICK, *sets, tmp_path, progress=False)
     assert load(tmp_path)[2]["epoch"] == 0
 

@@ -8,9 +8,10 @@ from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.draw_bananas import make_bananas
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_optimizer
 from ssd_ops.tinyssd.predict import predict
 from ssd_ops.tinyssd.settings import Settings
-from ssd_ops.tinyssd.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.step import TrainStep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -29,7 +30,7 @@ def trained(tmp_path_factory, request):
     g = torch.Generator().manual_seed(0)
     order = [torch.randperm(64, generator=g)[:16].tolist() for _ in range(2 if quick else 40)]
     for X, Y, _ in loader.batches(order):
-        step(X, Y, settings.lr)
+        step(X, Y)
     net = baselines.ChapterSSD().to(DEVICE)
     net.load_state_dict(model.state_dict())
     return model, net, BananaDetection(folder, "val").images[0]

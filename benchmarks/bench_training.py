@@ -12,8 +12,9 @@ from ssd_ops.tinyssd.data.draw_bananas import make_bananas
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.measure.evaluate import evaluate
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_optimizer
 from ssd_ops.tinyssd.settings import Settings
-from ssd_ops.tinyssd.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.step import TrainStep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 32
@@ -43,7 +44,7 @@ def ours(model, train_set, batches, settings=OURS):
         model.to(memory_format=torch.channels_last)
     loader = Loader(train_set, model.preprocess, device=DEVICE)
     step = TrainStep(settings, model.train(), make_optimizer(settings, model))
-    rows = [step(X, Y, settings.lr) for X, Y, _ in loader.batches(batches)]
+    rows = [step(X, Y) for X, Y, _ in loader.batches(batches)]
     return [float(row[0]) / len(batch) for row, batch in zip(rows, batches, strict=True)]
 
 

@@ -378,8 +378,9 @@ def _figures(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ssd_ops.tinyssd.checkpoint import load, write_aside
+    from ssd_ops.tinyssd.checkpoint import load
     from ssd_ops.tinyssd.data.sets import open_set
+    from ssd_ops.tinyssd.files import replace_file
     from ssd_ops.tinyssd.measure import metrics
     from ssd_ops.tinyssd.measure.evaluate import collect, measure
     from ssd_ops.tinyssd.measure.metrics import badness
@@ -393,7 +394,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     run = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     out = args.out or run / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
-    write_aside(out / "measures.json", (json.dumps(measures, indent=1) + "\n").encode())
+    replace_file(out / "measures.json", (json.dumps(measures, indent=1) + "\n").encode())
     curves = metrics.precision_recall(results.predictions, results.truths, len(results.class_names))
     charts.draw_precision_recall(curves, results.class_names, out / "precision_recall.png")
 
@@ -419,7 +420,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
     print(
-        f"found {measures['found']} of {measures['truths']} objects (IoU >= 0.5, score >= 0.5), "
+        f"found {measures['found']} of {measures['gts']} objects (IoU >= 0.5, score >= 0.5), "
         f"{measures['false_boxes']} false boxes"
     )
     print(
@@ -432,7 +433,8 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
         ("VOC AP50", ("voc_ap", "voc_ap11")),
     ):
         words = {"voc_ap": "all points", "voc_ap11": "11 points", "ap": "50:95"}
-        print(f"{title:9}", *(f"{words.get(n, n)} {_number(measures[n])} " for n in names))
+        there = [name for name in names if name in measures]  # a history has only some
+        print(f"{title:9}", *(f"{words.get(n, n)} {_number(measures[n])} " for n in there))
     rows = measures.get("per_class", [])
     if len(rows) > 1:
         width = max(len("class"), *(len(row["name"]) for row in rows))
@@ -450,8 +452,9 @@ def _number(value: float | None) -> str:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from ssd_ops.tinyssd.checkpoint import load, write_aside
+    from ssd_ops.tinyssd.checkpoint import load
     from ssd_ops.tinyssd.data.images import DataError, read_image
+    from ssd_ops.tinyssd.files import replace_file
     from ssd_ops.tinyssd.predict import predict
     from ssd_ops.tinyssd.show import plot
 
@@ -496,7 +499,7 @@ def _detect(args: argparse.Namespace) -> None:
             corners = ", ".join(f"{value:.1f}" for value in row["box"])
             print(f"  {row['class']} {row['score']:.3f} [{corners}]")
     path = args.out / "detections.json"
-    write_aside(path, (json.dumps(report, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
     print(f"All boxes, xyxy in pixels: {path}")
 
 

@@ -87,7 +87,7 @@ def test_evaluate_prints_measures(run, bananas, capsys):
     )
     assert call("evaluate", run, bananas, "--json") == 0
     measures = json.loads(capsys.readouterr().out)
-    assert measures["truths"] == 4
+    assert measures["gts"] == 4
     assert {"found", "false_boxes", "class_error", "offset_error", "ap", "ap50"} <= set(measures)
 
 

@@ -69,7 +69,7 @@ def test_measures_name_the_classes_and_skip_absent_ones_in_the_mean():
     )
     got = measure(results)
     assert (got.class_error, got.offset_error) == (0.1, 0.2)
-    assert (got.found, got.truths, got.false_boxes) == (1, 2, 1)
+    assert (got.found, got.gts, got.false_boxes) == (1, 2, 1)
     assert [row["name"] for row in got.per_class] == ["cup", "cat", "cow"]
     assert [row["voc_ap"] for row in got.per_class] == [1.0, None, 0.0]
     assert got.voc_ap == got.voc_ap11 == 0.5

@@ -152,7 +152,7 @@ def _parser() -> Parser:
     command = add(
         "evaluate",
         _evaluate,
-        "Measure a checkpoint on the validation pictures of a set: COCO and VOC average precision, "
+        "Measure a checkpoint on the validation images of a set: COCO's average precision, "
         "precision-recall curves, and a sheet of the pictures it does worst on.",
         "ssd-ops evaluate run bananas --json",
     )
@@ -212,14 +212,6 @@ def _parser() -> Parser:
     )
     command.add_argument("folder", type=Path, help="that `train` writes to")
 
-    command = add(
-        "figures",
-        _figures,
-        "Draw the two figures of the chapter's exercises: smooth L1 and focal loss.",
-        "ssd-ops figures --out figures",
-    )
-    command.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
-
     add("info", _info, "Versions, what is compiled, and the devices.", "ssd-ops info")
     return parser
 
@@ -249,8 +241,8 @@ def _demo(args: argparse.Namespace) -> None:
 
     predictions = predict_batch(model, val_set.images)
     grid, curves = args.out / "detections.png", args.out / "curves.png"
-    truths = [_pixels(labels, val_set.images.shape[2:]) for labels in val_set.labels[:12]]
-    plot.draw_grid(val_set.images[:12], predictions[:12], truths, columns=4, path=grid)
+    gts = [_pixels(labels, val_set.images.shape[2:]) for labels in val_set.labels[:12]]
+    plot.draw_grid(val_set.images[:12], predictions[:12], gts, columns=4, path=grid)
     plot.draw_curves(history, curves)
     found = args.out / "found"
     found.mkdir(exist_ok=True)
@@ -368,22 +360,13 @@ def _draw_curves(run: Path) -> Path:
     return plot.draw_curves(history, run / "curves.png")
 
 
-def _figures(args: argparse.Namespace) -> None:
-    from ssd_ops.tinyssd.show import charts
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    smooth = charts.draw_smooth_l1(args.out / "smooth_l1.png")
-    focal = charts.draw_focal(args.out / "focal_loss.png")
-    print(f"Figures: {smooth}, {focal}")
-
-
 def _evaluate(args: argparse.Namespace) -> None:
     from ssd_ops.tinyssd.checkpoint import load, write_aside
     from ssd_ops.tinyssd.data.sets import open_set
     from ssd_ops.tinyssd.measure import metrics
     from ssd_ops.tinyssd.measure.evaluate import collect, measure
     from ssd_ops.tinyssd.measure.metrics import badness
-    from ssd_ops.tinyssd.show import charts, plot
+    from ssd_ops.tinyssd.show import plot
 
     model, _, meta = load(args.checkpoint, args.device)
     names = meta["class_names"]
@@ -394,15 +377,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     out = args.out or run / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     write_aside(out / "measures.json", (json.dumps(measures, indent=1) + "\n").encode())
-    curves = metrics.precision_recall(results.predictions, results.truths, len(results.class_names))
-    charts.draw_precision_recall(curves, results.class_names, out / "precision_recall.png")
+    try:
+        _, precision = metrics.coco(results.predictions, results.gts, len(results.class_names))
+        plot.draw_precision_recall(precision[0], results.class_names, out / "precision_recall.png")
+    except ImportError as error:
+        print(f"ssd-ops evaluate: no precision-recall curves, {error}", file=sys.stderr)
 
-    faults = [badness(*pair) for pair in zip(results.predictions, results.truths, strict=True)]
+    faults = [badness(*pair) for pair in zip(results.predictions, results.gts, strict=True)]
     worst = sorted(range(len(faults)), key=lambda index: -faults[index])[: max(args.worst, 1)]
     plot.draw_grid(
         [dataset[index][0] for index in worst],
         [results.predictions[index] for index in worst],
-        [results.truths[index][:, 1:] for index in worst],
+        [results.gts[index][:, 1:] for index in worst],
         columns=6,
         tile=256,
         titles=[f"{faults[index]:.2f}  {dataset.names[index]}" for index in worst],
@@ -419,7 +405,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
     print(
-        f"found {measures['found']} of {measures['truths']} objects (IoU >= 0.5, score >= 0.5), "
+        f"found {measures['found']} of {measures['gts']} ground truths (IoU >= 0.5, score >= 0.5), "
         f"{measures['false_boxes']} false boxes"
     )
     print(
@@ -429,20 +415,16 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
     for title, names in (
         ("COCO AP", ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
         ("COCO AR", ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")),
-        ("VOC AP50", ("voc_ap", "voc_ap11")),
     ):
-        words = {"voc_ap": "all points", "voc_ap11": "11 points", "ap": "50:95"}
+        words = {"ap": "50:95"}
         print(f"{title:9}", *(f"{words.get(n, n)} {_number(measures[n])} " for n in names))
     rows = measures.get("per_class", [])
     if len(rows) > 1:
         width = max(len("class"), *(len(row["name"]) for row in rows))
-        print(f"{'class':{width}}  truths  COCO AP  VOC AP  VOC 11")
+        print(f"{'class':{width}}     gts  COCO AP    AP50")
         for row in rows:
-            numbers = "  ".join(
-                f"{_number(row[name]):>{size}}"
-                for name, size in (("ap", 7), ("voc_ap", 6), ("voc_ap11", 6))
-            )
-            print(f"{row['name']:{width}}  {row['truths']:6}  {numbers}")
+            ap, ap50 = _number(row["ap"]), _number(row["ap50"])
+            print(f"{row['name']:{width}}  {row['gts']:6}  {ap:>7}  {ap50:>6}")
 
 
 def _number(value: float | None) -> str:
@@ -552,14 +534,14 @@ def _anchors(args: argparse.Namespace) -> None:
             print(f"{name[:16]:16}  {w:5.3f}  {h:6.3f}  {ratio:5.2f}   {float(ious[index]):.3f}")
         if len(missed) > 20:
             print(f"and {len(missed) - 20} more")
-    better = coverage.suggest(boxes, maps, settings.sizes, settings.ratios, width / height)
+    better = coverage.suggest(boxes, maps, settings.sizes, settings.ratios)
     uncovered = int((better.ious < 0.5).sum())
     if (uncovered, -float(better.ious.mean())) < (len(missed), -float(ious.mean())):
         print(
             f"Better, {uncovered} uncovered and mean best IoU {better.ious.mean():.3f}; "
             "for a file of settings:"
         )
-        print(coverage.as_toml(better.sizes, better.ratios))
+        print(f"sizes = {better.sizes}\nratios = {better.ratios}")
     else:
         print("No better anchors were found.")
 
@@ -575,11 +557,11 @@ def _anchors(args: argparse.Namespace) -> None:
         )
         found.append(SimpleNamespace(boxes=own, scores=None, labels=range(each)))
         titles.append(f"{shape[1]} x {shape[0]} cells, sizes {list(settings.sizes[level])}")
-    truths = [_pixels(rows, image.shape[1:])] * len(maps)
+    gts = [_pixels(rows, image.shape[1:])] * len(maps)
     plot.draw_grid(
         [image] * len(maps),
         found,
-        truths,
+        gts,
         columns=len(maps),
         tile=320,
         titles=titles,

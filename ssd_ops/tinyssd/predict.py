@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,30 @@ def to_prediction(model: nn.Module, rows: Tensor, height: int, width: int) -> Pr
     return Prediction(rows[:, 0].long(), rows[:, 1], boxes)
 
 
+def predictions(
+    model: nn.Module,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    sizes: Sequence[Sequence[int]],
+    *,
+    score_threshold: float,
+    nms_threshold: float | None,
+) -> list[Prediction]:
+    """What a model returned for a batch, as detections in the pixels of the images.
+
+    Args:
+        model: as for `predict_batch`.
+        outputs: what it returned: anchors, class predictions and offsets.
+        sizes: (height, width) of each image of the batch, in pixels.
+        score_threshold: as for `predict_batch`.
+        nms_threshold: as for `predict_batch`.
+    """
+    rows = detect(outputs, score_threshold, own_nms_threshold(model, nms_threshold))
+    return [
+        to_prediction(model, image, height, width)
+        for image, (height, width) in zip(rows, sizes, strict=True)
+    ]
+
+
 def predict_batch(
     model: nn.Module,
     images: Tensor,
@@ -103,9 +127,8 @@ def predict_batch(
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
     with inference(model) as device:
         outputs = run(model, images.to(device))
-        rows = detect(outputs, score_threshold, own_nms_threshold(model, nms_threshold))
-    height, width = images.shape[2:]
-    return [to_prediction(model, image, height, width) for image in rows]
+    thresholds: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+    return predictions(model, outputs, [images.shape[2:]] * len(images), **thresholds)
 
 
 def _read_image(image: Any) -> Tensor:

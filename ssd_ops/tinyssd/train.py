@@ -301,6 +301,6 @@ def _not_finite(
 
 def _summary(row: dict[str, Any]) -> str:
     return (
-        f"  validation: {row['found']} of {row['truths']} found, {row['false_boxes']} false boxes, "
+        f"  validation: {row['found']} of {row['gts']} found, {row['false_boxes']} false boxes, "
         f"class error {row['val_class_error']:.2e}, offset error {row['val_offset_error']:.2e}"
     )

@@ -93,7 +93,7 @@ def test_learns_to_find_rectangles(tmp_path):
         settings, rectangles(120, seed=1), rectangles(20, seed=2), tmp_path, progress=False
     )
     assert history[-1]["loss"] < history[0]["loss"] / 2
-    assert history[-1]["found"] >= 10 and history[-1]["truths"] == 20
+    assert history[-1]["found"] >= 10 and history[-1]["gts"] == 20
 
 
 def test_history_and_files(unbroken):
@@ -101,8 +101,8 @@ def test_history_and_files(unbroken):
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert set(history[0]) == {
         "epoch", "loss", "class_error", "offset_error", "val_class_error", "val_offset_error",
-        "found", "truths", "false_boxes", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-        "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large", "voc_ap", "voc_ap11", "lr",
+        "found", "gts", "false_boxes", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+        "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large", "lr",
         "examples_per_second",
     }  # fmt: skip
     lines = (folder / "log.jsonl").read_text().splitlines()
@@ -325,7 +325,7 @@ def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, let
     own = Pictures(), Pictures()
     moving = Pictures(noisy), Pictures()
     model, history = train(settings, *moving, tmp_path / "a", progress=False)
-    assert history[-1]["truths"] == 7 and model.preprocess.letterbox == letterbox
+    assert history[-1]["gts"] == 7 and model.preprocess.letterbox == letterbox
     steady, _ = train(replace(settings, epochs=1, schedule="constant"), *own, tmp_path / "s",
                       progress=False)  # fmt: skip
     assert not torch.equal(steady.cls_0.weight, model.cls_0.weight)

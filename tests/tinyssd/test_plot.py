@@ -62,6 +62,11 @@ def test_a_box_is_drawn_on_its_first_and_last_pixels(tmp_path):
     changed = (pixels != 128).any(-1)
     assert changed[39:81, 29:91].sum() == changed.sum()
     assert not changed[43:77, 33:87].any()
+    dark = has(pixels, DARK)
+    for row, column in ((39, 29), (80, 29), (42, 32), (77, 32)):
+        assert dark[row, column : 120 - column].all()
+    for row, column in ((39, 29), (39, 90), (42, 32), (42, 87)):
+        assert dark[row : 120 - row, column].all()
 
 
 def test_an_image_comes_as_path_array_or_tensor(tmp_path):
@@ -326,7 +331,8 @@ def test_epochs_without_a_number(tmp_path, matplotlib, bad):
     rows = history(*NAMES)
     rows[2] = dict.fromkeys(NAMES, bad)
     draw_curves(rows, tmp_path / "some.png")
-    draw_curves([dict.fromkeys(NAMES, bad)], tmp_path / "none.png")
+    none = draw_curves([dict.fromkeys(NAMES, bad)], tmp_path / "none.svg").read_text()
+    assert ("<!-- training -->" in none) == (bad == 0), "a curve without points has no name"
     draw_curves(history("loss", epochs=1), tmp_path / "one.png")
 
 

@@ -114,7 +114,7 @@ def coco(
     images = [{"id": image} for image in range(len(gts))]
     classes = [{"id": label, "name": str(label)} for label in range(num_classes)]
     nothing = COCO({"images": images, "annotations": [], "categories": classes})
-    gts = [rows[rows[:, 0] >= 0] for rows in gts]
+    # A row of no class of `classes`, such as padding, is not looked at.
     rows_of_gts = [_rows(image, r[:, 0], r[:, 0], r[:, 1:]) for image, r in enumerate(gts)]
     rows_found = [_rows(image, *prediction) for image, prediction in enumerate(predictions)]
     both = [nothing.loadRes(torch.cat(rows).numpy()) for rows in (rows_of_gts, rows_found)]

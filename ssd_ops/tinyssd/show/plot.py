@@ -37,8 +37,8 @@ def draw_detections(
 ) -> Path:
     """Write an image, at its own size, with boxes and their scores; the file's path comes back.
 
-    Lines and letters grow with the image. A label stands on its box, or within it where there is no
-    room above. Of overlapping labels that of the highest score is on top.
+    Lines and letters grow with the image. A label stands on its box, at the border of the image
+    where there is no room. Of overlapping labels that of the highest score is on top.
 
     Args:
         image: the path of an image, a uint8 array ``[H, W, 3]`` or a uint8 tensor ``[3, H, W]``, RGB.
@@ -328,8 +328,7 @@ def _draw_label(image: Any, text: str, corner: tuple[int, int], colour: str) -> 
     margin, height = size // 5, sum(font.getmetrics())
     width = math.ceil(draw.textlength(text, font)) + 2 * margin
     left = max(0, min(corner[0], image.width - width))
-    above = corner[1] - height + 1
-    top = max(0, min(above if above >= 0 else corner[1], image.height - height))
+    top = max(0, min(corner[1] - height + 1, image.height - height))
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
     draw.text((left + margin, top), text, "white", font)
 

@@ -10,6 +10,8 @@ import pytest
 from ssd_ops.tinyssd import cli
 
 pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+pytest.importorskip("faster_coco_eval")
 pytest.importorskip("safetensors.torch")
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "tutorial.md").read_text()

@@ -20,7 +20,7 @@ from ssd_ops.tinyssd import cli
 from ssd_ops.tinyssd.data.draw_bananas import make_bananas
 
 COMMANDS = [
-    "demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "figures", "info",
+    "demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "info",
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_evaluate_prints_measures(run, bananas, capsys):
     assert call("evaluate", run, bananas) == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"found \d+ of 4 objects .* \d+ false boxes\nclass error \S+, offset error \S+", text
+        r"found \d+ of 4 ground truths .* \d+ false boxes\nclass error \S+, offset error \S+", text
     )
     assert call("evaluate", run, bananas, "--json") == 0
     measures = json.loads(capsys.readouterr().out)
@@ -94,27 +94,35 @@ def test_evaluate_prints_measures(run, bananas, capsys):
 def test_evaluate_leaves_measures_curves_and_a_sheet(run, bananas, tmp_path, capsys):
     assert call("evaluate", run, bananas, "--out", tmp_path / "a" / "b", "--worst", 2) == 0
     text = capsys.readouterr().out
-    for words in ("COCO AP", "ap_small", "COCO AR", "VOC AP50", "11 points"):
+    for words in ("COCO AP", "ap50", "ap_small", "COCO AR", "ar100"):
         assert words in text
     out = tmp_path / "a" / "b"
     measures = json.loads((out / "measures.json").read_text())
-    assert {"ap75", "ar100", "voc_ap", "voc_ap11", "per_class"} <= set(measures)
-    assert measures["per_class"][0]["name"] == "banana"
+    assert {"ap75", "ar100", "per_class"} <= set(measures)
+    (banana,) = measures["per_class"]
+    assert banana == {
+        "name": "banana", "gts": 4, "ap": pytest.approx(measures["ap"]),
+        "ap50": pytest.approx(measures["ap50"]),
+    }  # fmt: skip
     with Image.open(out / "worst.png") as sheet:
         assert 2 * 256 < sheet.width < 3 * 256
     assert Image.open(out / "precision_recall.png").width > 300
+
+
+def test_evaluate_without_faster_coco_eval(run, bananas, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert call("evaluate", run, bananas, "--out", tmp_path) == 0
+    said = capsys.readouterr()
+    assert re.search(r"found \d+ of 4 ground truths", said.out) and "ap50 -" in said.out
+    assert "no precision-recall curves" in said.err and "pip install ssd_ops[train]" in said.err
+    assert json.loads((tmp_path / "measures.json").read_text())["ap"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["measures.json", "worst.png"]
 
 
 def test_curves_are_drawn_from_the_log(run, capsys):
     (run / "curves.png").unlink()
     assert call("curves", run) == 0
     assert Image.open(run / "curves.png").width > 600
-
-
-def test_figures(tmp_path, capsys):
-    assert call("figures", "--out", tmp_path / "figures") == 0
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["focal_loss.png", "smooth_l1.png"]
 
 
 def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
@@ -181,7 +189,7 @@ def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
 
     assert call("evaluate", run, photos / "val.json") == 0
     text = capsys.readouterr().out
-    assert re.search(r"class +truths +COCO AP.*\nstop sign +3 .*\nmailbox +3 ", text)
+    assert re.search(r"class +gts +COCO AP +AP50\nstop sign +3 .*\nmailbox +3 ", text)
     assert (run / "evaluation" / "worst.png").exists()
 
     (photos / "val" / "broken.png").write_text("not a picture")
@@ -248,7 +256,7 @@ def test_demo_goes_from_nothing_to_pictures_and_is_quick_again(tmp_path, monkeyp
     out = tmp_path / "demo"
     assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
     text = capsys.readouterr().out
-    assert re.search(r"found \d+ of 12 objects", text)
+    assert re.search(r"found \d+ of 12 ground truths", text)
     with Image.open(out / "detections.png") as sheet:
         assert sheet.width > 4 * 64
     assert (out / "curves.png").exists()

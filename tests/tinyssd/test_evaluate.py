@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.measure.evaluate import evaluate
+from ssd_ops.tinyssd.measure import metrics
+from ssd_ops.tinyssd.measure.evaluate import collect, evaluate
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.predict import (
@@ -50,7 +51,7 @@ def small():
     return TinySSD(2, channels=(4, 4, 8, 8, 8, 8), preprocess=Preprocess(size=(64, 64)))
 
 
-def truths(*rows):
+def gt_rows(*rows):
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
 
 
@@ -224,8 +225,8 @@ def test_predict_batch_wants_a_batch(small):
     [
         pytest.param([], [], (0, 0), id="nothing"),
         pytest.param([], [[0, 0, 0, 4, 4]], (0, 0), id="missed"),
-        pytest.param([[0, 0.9, 0, 0, 4, 4]], [], (0, 1), id="no object"),
-        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[-1] * 5], (0, 1), id="padding is no object"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [], (0, 1), id="no ground truth"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[-1] * 5], (0, 1), id="padding is no ground truth"),
         pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8]], (1, 0), id="IoU 0.5 is enough"),
         pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8.1]], (0, 1), id="below is not"),
         pytest.param([[0, 0.5, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (1, 0), id="score 0.5 is enough"),
@@ -241,7 +242,7 @@ def test_predict_batch_wants_a_batch(small):
             id="two on two",
         ),
         pytest.param(
-            # The first takes the box it overlaps most; what is left is another object's.
+            # The first takes the box it overlaps most; what is left is for the second.
             [[0, 0.9, 0, 0, 4, 4], [0, 0.8, 0, 0, 4, 4]],
             [[0, 0, 0, 4, 4], [0, 0, 1, 4, 5]],
             (2, 0),
@@ -250,26 +251,45 @@ def test_predict_batch_wants_a_batch(small):
     ],
 )
 def test_count_found(detections, boxes, expected):
-    assert count_found(prediction(*detections), truths(*boxes)) == expected
+    assert count_found(prediction(*detections), gt_rows(*boxes)) == expected
 
 
 def test_evaluate_by_hand():
-    """One object on anchor 0 of each image, and an image without any."""
+    """A ground truth on anchor 0 of two images, and an image without any."""
     model = Fixed([[0.9], [0.2], [0.7], [0.1]])
     labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]], [[0, 0.1, 0.1, 0.5, 0.5]], [[-1.0] * 5]])
     dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
     for batch_size in (1, 2, 32):
         got = evaluate(model, dataset, batch_size=batch_size)
         assert (got.found, got.gts, got.false_boxes) == (2, 2, 4)
-        # Anchors 0 and 1 are positive where there is an object: 1 and 2 of 4 are wrong, then 2.
+        # Anchors 0 and 1 are positive where there is a ground truth: 1 and 2 of 4 are wrong, then 2.
         assert got.class_error == pytest.approx(((1 + 1) * 2 + 2) / 12)
         # Anchor 0 is exact; for anchor 1 the x centre is off by 0.01 and the width by log.
         expected = 10 * 0.01 / 0.38 + 5 * np.log(0.4 / 0.38)
         assert got.offset_error == pytest.approx(2 * expected / 48, rel=1e-4)
     pytest.importorskip("faster_coco_eval")
-    # The true boxes are found first, and ahead of every false one: an image without objects has
-    # a detection of the same score.
+    # The right boxes come first, but for an equal score in the image without ground truths.
     assert 0.5 < got.ap50 <= 1 and got.ap == pytest.approx(got.ap50)
+
+
+def test_collect_keeps_the_order_and_the_pixels_of_the_images():
+    """Padding left out, whatever the batches are."""
+    model = Fixed([[0.9], [0.001], [0.001], [0.001]])
+    labels = torch.full((3, 2, 5), -1.0)
+    labels[0, 1] = torch.tensor([0, 0.0, 0.5, 0.5, 1.0])
+    labels[2] = torch.tensor([[1, 0.1, 0.1, 0.5, 0.5], [0, 0.0, 0.0, 0.2, 0.2]])
+    dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
+    for batch_size in (1, 2, 32):
+        results = collect(model, dataset, batch_size=batch_size)
+        assert [rows.tolist() for rows in results.gts] == [
+            [[0, 0, 10, 15, 20]],
+            [],
+            [[1, 3, 2, 15, 10], pytest.approx([0, 0, 0, 6, 4])],
+        ]
+        assert [prediction.boxes.tolist() for prediction in results.predictions] == [
+            [pytest.approx([3, 2, 15, 10])]
+        ] * 3
+        assert results.class_names == ["class 0", "class 1"]
 
 
 def test_evaluate_a_perfect_model_has_average_precision_one():
@@ -282,7 +302,7 @@ def test_evaluate_a_perfect_model_has_average_precision_one():
     assert got.ap == pytest.approx(1) and got.ap50 == pytest.approx(1)
 
 
-def test_evaluate_nothing_found_and_no_object():
+def test_evaluate_nothing_found_and_no_ground_truth():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     quiet = Fixed([[0.0001]] * 4)
     nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
@@ -290,7 +310,7 @@ def test_evaluate_nothing_found_and_no_object():
     assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
     assert [numbers.pop(key) for key in ("found", "gts", "false_boxes")] == [0, 0, 0]
     (only,) = numbers.pop("per_class")
-    assert only == {"name": "class 0", "truths": 0, "ap": None, "voc_ap": None, "voc_ap11": None}
+    assert only == {"name": "class 0", "gts": 0, "ap": None, "ap50": None}
     assert set(numbers.values()) == {None}
     one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]] * 2)
     assert evaluate(quiet, SimpleNamespace(images=images, labels=one)).found == 0
@@ -305,16 +325,16 @@ def test_classes_that_the_set_does_not_name_get_a_number():
     assert (got.found, got.false_boxes) == (0, 1)
 
 
-def test_boxes_of_letterboxed_pictures_are_in_their_own_pixels():
-    """Anchor 0 is the upper left of the input; the picture takes its middle rows."""
+def test_boxes_of_letterboxed_images_are_in_their_own_pixels():
+    """Anchor 0 is the upper left of the input; the image takes its middle rows."""
     model = Fixed([[0.9], [0.001], [0.001], [0.001]])
     model.preprocess = Preprocess(size=(8, 8), letterbox=True)
     image = torch.zeros(3, 40, 80, dtype=torch.uint8)
     box = predict(model, image).boxes
     expected = torch.tensor([[8.0, -12.0, 40.0, 20.0]])
     torch.testing.assert_close(box, expected)
-    truth = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
-    got = evaluate(model, SimpleNamespace(images=image[None], labels=truth))
+    labels = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
+    got = evaluate(model, SimpleNamespace(images=image[None], labels=labels))
     assert (got.found, got.false_boxes) == (1, 0) and got.class_error == 0.25
 
 
@@ -329,4 +349,7 @@ def test_evaluate_without_faster_coco_eval(monkeypatch):
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
     got = evaluate(Fixed([[0.9]] * 4), SimpleNamespace(images=images, labels=labels))
-    assert got.ap is None and got.ap50 is None and got.found == 1
+    assert got.found == got.gts == 1
+    numbers = {name: getattr(got, name) for name in metrics.COCO_NAMES}
+    assert len(numbers) == 12 and set(numbers.values()) == {None}
+    assert got.per_class == [{"name": "class 0", "gts": 1, "ap": None, "ap50": None}]

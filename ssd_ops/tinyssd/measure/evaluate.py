@@ -16,6 +16,7 @@ from ssd_ops.tinyssd.measure import metrics
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.predict import (
     SCORE_THRESHOLD,
+    SHOW_THRESHOLD,
     Prediction,
     detect,
     inference,
@@ -164,7 +165,7 @@ def collect(
 
 
 def measure(
-    results: Results, *, score_threshold: float = 0.5, iou_threshold: float = 0.5
+    results: Results, *, score_threshold: float = SHOW_THRESHOLD, iou_threshold: float = 0.5
 ) -> Measures:
     """The measures of results.
 
@@ -223,7 +224,7 @@ def evaluate(
     dataset: Any,
     *,
     batch_size: int = 32,
-    score_threshold: float = 0.5,
+    score_threshold: float = SHOW_THRESHOLD,
     iou_threshold: float = 0.5,
     nms_threshold: float | None = None,
 ) -> Measures:

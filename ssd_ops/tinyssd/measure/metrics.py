@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.predict import Prediction
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction
 
 # The twelve numbers of COCO's summary, in its order.
 COCO_NAMES = (
@@ -28,7 +28,7 @@ def count_found(
     prediction: Prediction,
     truths: Tensor,
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float = SHOW_THRESHOLD,
     iou_threshold: float = 0.5,
 ) -> tuple[int, int]:
     """How many true boxes of an image are found, and how many detections are false.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -43,7 +44,7 @@ def draw_detections(
     labels: Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.9,
+    threshold: float = SHOW_THRESHOLD,
     path: str | os.PathLike[str],
 ) -> Path:
     """Write an image, at its own size, with boxes and their scores; the file's path comes back.
@@ -59,7 +60,7 @@ def draw_detections(
         scores: ``[K]``; None (the default) draws every box, without a number.
         labels: ``[K]``, 0-based classes, which choose the colour; None is class 0 for all.
         class_names: names to write before the scores; None (the default) writes none.
-        threshold: boxes whose score is below it are left out; 0.9 is the book's.
+        threshold: boxes whose score is below it are left out; the book draws from 0.9.
         path: the file to write, whose ending names the format (``.png``, ``.jpg``, ...).
 
     Raises:
@@ -93,7 +94,7 @@ def draw_grid(
     tile: int | None = None,
     titles: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float = SHOW_THRESHOLD,
     legend: str | None = None,
     path: str | os.PathLike[str],
 ) -> Path:
@@ -113,8 +114,8 @@ def draw_grid(
             their sizes.
         titles: a line to write below each image, cut where it is too long; None writes none.
         class_names: as for `draw_detections`.
-        threshold: detections whose score is below it are left out; 0.5, by which found objects are
-            counted too.
+        threshold: detections whose score is below it are left out; the default is that by which
+            `evaluate` counts too.
         legend: what the line below the images calls the detections; None: "found", and the
             threshold.
         path: the file to write.

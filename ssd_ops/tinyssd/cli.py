@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from ssd_ops.tinyssd.data.sets import open_set
 from ssd_ops.tinyssd.distributed import is_first
 from ssd_ops.tinyssd.measure import coverage, metrics
 from ssd_ops.tinyssd.measure.evaluate import collect, measure
-from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, predict, predict_batch
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, predict, predict_batch
 from ssd_ops.tinyssd.settings import DEMO_EPOCHS, PRESETS, Settings, read_settings
 from ssd_ops.tinyssd.show import charts, plot
 from ssd_ops.version import __version__
@@ -52,8 +52,11 @@ WORDS = (
     (r"Error parsing ([^:]+):", r"\1"),
     (r"invalid literal for int\(\) with base 10:", "must be a whole number, got"),
     (r"could not convert string to float:", "must be a number, got"),
+    (r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"must be \1, got \2"),
+    (r"Could not find valid parse for arguments:", "must be values of its kind, got"),
     (r"Missing from [^:]*: (\S+) .*", r"\1 must be given"),
-    (r"Missing value for argument '(\S+)'.*", r"\1 must have a value"),
+    (r"Missing value for argument '(-\S+)'.*", r"\1 must have a value"),
+    (r"Missing value for argument.*", "every option must be one of --help, got another"),
 )
 
 
@@ -102,17 +105,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
-    """The call of a command that its arguments ask for.
-
-    Args:
-        name: one of `COMMANDS`.
-        words: the arguments after it.
-
-    Raises:
-        ValueError: an argument is not valid.
-        ImportError: tyro is not installed.
-        SystemExit: of code 0, after the help that was asked for.
-    """
+    """The call of a command that these arguments ask for; ValueError says which one is not valid."""
     command = COMMANDS[name]
 
     @functools.wraps(command)
@@ -143,9 +136,9 @@ def _parse(function: Callable[..., Any], name: str, words: Sequence[str], **how:
     except SystemExit as stop:
         if not stop.code:
             raise
-    # tyro draws a box. The mistake stands below its title, down to the first rule.
-    lines = [line.strip("│| ") for line in said.getvalue().splitlines()[1:]]
-    text = re.split("[─-]{4,}", " ".join(lines))[0].strip()
+    # tyro draws a box, with or without lines at its sides. The mistake stands between its first two rules.
+    box = " ".join(line.strip("│ ") for line in said.getvalue().splitlines())
+    text = re.split("[─-]{4,}", box)[1].strip("╮ ")
     for theirs, ours in WORDS:
         text = re.sub(theirs, ours, text)
     raise ValueError(text)
@@ -172,7 +165,10 @@ def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> 
         draw_bananas.make_bananas(folder, seed=seed, progress=True)
     train_set, val_set = (BananaDetection(folder, split) for split in ("train", "val"))
     say(f"Training TinySSD with the preset `paper`, {epochs} epochs, into {run} ...")
-    how = _left_by_demo(run, settings)
+    saved = checkpoint.load(run)[1] if (run / checkpoint.FILE_NAME).exists() else None
+    # Only a run of a demo of another length or seed makes way.
+    way = saved is not None and replace(saved, epochs=epochs, seed=seed) == settings
+    how = {"resume": saved == settings, "overwrite": way}
     model, history = trainer.train(settings, train_set, val_set, run, **how)
 
     images = val_set.images[:12]
@@ -182,18 +178,10 @@ def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> 
     curves = plot.draw_curves(history, out / "curves.png")
     (out / "found").mkdir(exist_ok=True)
     for name, image, prediction in zip(val_set.names, images, found, strict=False):
-        _draw(image, prediction, train_set.class_names, out / "found" / f"{Path(name).stem}.png")
+        path = out / "found" / f"{Path(name).stem}.png"
+        _draw(image, prediction, class_names=train_set.class_names, path=path)
     _print_measures(history[-1], prefix="val_")
     print(f"Images: {sheet}, {curves}, and single ones in {out / 'found'}. Checkpoint: {run}")
-
-
-def _left_by_demo(run: Path, settings: Settings) -> dict[str, bool]:
-    """A demo goes on with its own run, or takes the place of one of other epochs or another seed."""
-    if not (run / checkpoint.FILE_NAME).exists():
-        return {}
-    saved = checkpoint.load(run)[1]
-    alike = replace(saved, epochs=settings.epochs, seed=settings.seed) == settings
-    return {"resume": saved == settings, "overwrite": alike}
 
 
 def _boxes(example: Any) -> Any:
@@ -204,11 +192,8 @@ def _boxes(example: Any) -> Any:
     return boxes * boxes.new_tensor([width, height, width, height])
 
 
-def _draw(
-    image: Any, found: Any, names: Any, path: Path, threshold: float = SHOW_THRESHOLD
-) -> None:
-    what = {"class_names": names, "threshold": threshold, "path": path}
-    plot.draw_detections(image, found.boxes, found.scores, found.labels, **what)
+def _draw(image: Any, found: Prediction, **how: Any) -> None:
+    plot.draw_detections(image, found.boxes, found.scores, found.labels, **how)
 
 
 def make_data(
@@ -357,10 +342,10 @@ def evaluate(
     )
     if json:
         print((out / "measures.json").read_text())
-        return
-    _print_dropped("validation", dataset)
-    _print_measures(measures)
-    print(f"Measures, precision-recall curves and the worst images: {out}")
+    else:
+        _print_dropped("validation", dataset)
+        _print_measures(measures)
+        print(f"Measures, precision-recall curves and the worst images: {out}")
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -387,8 +372,9 @@ def detect(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in 0..1, got {threshold}")
+    sources = _images(images)
     model, _, meta = checkpoint.load(run, device)
-    names, sources = meta["class_names"], _images(images)
+    names = meta["class_names"]
     out.mkdir(parents=True, exist_ok=True)
     report: list[dict[str, Any]] = []
     taken = {source.resolve() for source in sources}
@@ -402,11 +388,12 @@ def detect(
             print(f"ssd-ops detect: {source} is left out, {error}", file=sys.stderr)
             continue
         # Never one of the images themselves, nor one twice.
-        targets = (out / f"{source.stem}{'-' * (n > 1)}{n if n > 1 else ''}.png" for n in count(1))
+        endings = chain([""], (f"-{number}" for number in count(2)))
+        targets = (out / f"{source.stem}{ending}.png" for ending in endings)
         target = next(target for target in targets if target.resolve() not in taken)
         taken.add(target.resolve())
         found = predict(model, image, score_threshold=threshold)
-        _draw(image, found, names, target, threshold)
+        _draw(image, found, class_names=names, threshold=threshold, path=target)
         rows = zip(*(column.tolist() for column in found), strict=True)
         detections = [
             {"class": names[label], "score": score, "box": box} for label, score, box in rows
@@ -494,11 +481,9 @@ def anchors(
     pixels, titles, cells = dataset[image][0], [], []
     for fmap, sizes, ratios in zip(maps, options.sizes, options.ratios, strict=True):
         rows, columns = fmap.shape[-2:]
-        each = len(sizes) + len(ratios) - 1
-        first = (rows // 2 * columns + columns // 2) * each
-        own = ops.multibox_prior(fmap, sizes, ratios)[0, first : first + each]
-        own = model.preprocess.to_pixels(own, *pixels.shape[1:])
-        cells.append(SimpleNamespace(boxes=own, scores=None, labels=range(each)))
+        own = ops.multibox_prior(fmap, sizes, ratios).reshape(rows, columns, -1, 4)
+        own = model.preprocess.to_pixels(own[rows // 2, columns // 2], *pixels.shape[1:])
+        cells.append(SimpleNamespace(boxes=own, scores=None, labels=range(len(own))))
         titles.append(f"{columns} x {rows} cells, sizes {list(sizes)}")
     plot.draw_grid(
         [pixels] * len(maps),

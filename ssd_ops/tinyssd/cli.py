@@ -267,14 +267,11 @@ def _print_dropped(name: str, dataset: Any) -> None:
 
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
-    print(
-        f"found {measures['found']} of {measures['truths']} ground truths (IoU >= 0.5, "
-        f"score >= {SHOW_THRESHOLD}), {measures['false_boxes']} false boxes"
-    )
-    errors = (
-        f"{what} error {measures[f'{prefix}{what}_error']:.2e}" for what in ("class", "offset")
-    )
-    print(", ".join(errors))
+    found, gts, wrong = (measures[name] for name in ("found", "truths", "false_boxes"))
+    at = f"(IoU >= 0.5, score >= {SHOW_THRESHOLD})"
+    print(f"found {found} of {gts} ground truths {at}, {wrong} false boxes")
+    cls, offset = (measures[f"{prefix}{name}_error"] for name in ("class", "offset"))
+    print(f"class error {cls:.2e}, offset error {offset:.2e}")
     for kind in ("ap", "ar"):
         numbers = {name: value for name, value in measures.items() if name.startswith(kind)}
         if numbers:
@@ -329,14 +326,14 @@ def evaluate(
     charts.draw_precision_recall(curves, results.class_names, out / "precision_recall.png")
 
     faults = list(map(metrics.badness, predictions, gts))
-    order = sorted(range(len(faults)), key=lambda index: -faults[index])[: max(worst, 1)]
+    order = sorted(range(len(faults)), key=lambda i: -faults[i])[: max(worst, 1)]
     plot.draw_grid(
-        [dataset[index][0] for index in order],
-        [predictions[index] for index in order],
-        [gts[index][:, 1:] for index in order],
+        [dataset[i][0] for i in order],
+        [predictions[i] for i in order],
+        [gts[i][:, 1:] for i in order],
         columns=6,
         tile=256,
-        titles=[f"{faults[index]:.2f}  {dataset.names[index]}" for index in order],
+        titles=[f"{faults[i]:.2f}  {dataset.names[i]}" for i in order],
         class_names=names if len(names) > 1 else None,
         path=out / "worst.png",
     )
@@ -395,14 +392,11 @@ def detect(
         found = predict(model, image, score_threshold=threshold)
         _draw(image, found, class_names=names, threshold=threshold, path=target)
         rows = zip(*(column.tolist() for column in found), strict=True)
-        detections = [
-            {"class": names[label], "score": score, "box": box} for label, score, box in rows
-        ]
-        height, width = image.shape[:2]
-        row = {"image": str(source), "drawn": str(target), "width": width, "height": height}
-        report.append({**row, "detections": detections})
-        say(f"{source}: {len(detections)} found, drawn in {target}")
-        for row in detections:
+        boxes = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
+        size = {"width": image.shape[1], "height": image.shape[0]}
+        report.append({"image": str(source), "drawn": str(target), **size, "detections": boxes})
+        say(f"{source}: {len(boxes)} found, drawn in {target}")
+        for row in boxes:
             corners = ", ".join(f"{value:.1f}" for value in row["box"])
             print(f"  {row['class']} {row['score']:.3f} [{corners}]")
     _write_json(out / "detections.json", report)
@@ -451,13 +445,14 @@ def anchors(
     height, width = model.preprocess.size
     boxes, labels = coverage.boxes_of(dataset, model.preprocess)
     maps = coverage.feature_maps(model)
-    all_anchors = ops.multibox_priors(maps, options.sizes, options.ratios)
-    ious = coverage.best_ious(boxes, all_anchors)
+    shapes = options.sizes, options.ratios
+    priors = ops.multibox_priors(maps, *shapes)
+    ious = coverage.best_ious(boxes, priors)
 
     _print_dropped("training", dataset)
     missed = (ious < 0.5).nonzero().flatten().tolist()
     print(
-        f"{len(boxes)} ground truths, {all_anchors.shape[1]} anchors of an input of {width} x "
+        f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x "
         f"{height}: {len(missed)} ground truths that no anchor covers at IoU 0.5, mean best IoU "
         f"{ious.mean():.3f}"
     )
@@ -469,22 +464,21 @@ def anchors(
         print(f"{dataset.class_names[labels[index]][:16]:16}  {shape}   {ious[index]:.3f}")
     if len(missed) > 20:
         print(f"and {len(missed) - 20} more")
-    better = coverage.suggest(boxes, maps, options.sizes, options.ratios, width / height)
-    uncovered = int((better.ious < 0.5).sum())
-    if (uncovered, -float(better.ious.mean())) < (len(missed), -float(ious.mean())):
-        mean = f"mean best IoU {better.ious.mean():.3f}"
-        print(f"Better, {uncovered} uncovered and {mean}; for a file of settings:")
+    better = coverage.suggest(boxes, maps, *shapes, width / height)
+    uncovered, mean = int((better.ious < 0.5).sum()), float(better.ious.mean())
+    if (uncovered, -mean) < (len(missed), -float(ious.mean())):
+        print(f"Better, {uncovered} uncovered, mean best IoU {mean:.3f}; for a file of settings:")
         print(coverage.as_toml(better.sizes, better.ratios))
     else:
         print("No better anchors were found.")
 
     pixels, titles, cells = dataset[image][0], [], []
-    for fmap, sizes, ratios in zip(maps, options.sizes, options.ratios, strict=True):
-        rows, columns = fmap.shape[-2:]
-        own = ops.multibox_prior(fmap, sizes, ratios).reshape(rows, columns, -1, 4)
-        own = model.preprocess.to_pixels(own[rows // 2, columns // 2], *pixels.shape[1:])
+    for fmap, sizes, ratios in zip(maps, *shapes, strict=True):
+        high, wide = fmap.shape[-2:]
+        own = ops.multibox_prior(fmap, sizes, ratios).reshape(high, wide, -1, 4)
+        own = model.preprocess.to_pixels(own[high // 2, wide // 2], *pixels.shape[1:])
         cells.append(SimpleNamespace(boxes=own, scores=None, labels=range(len(own))))
-        titles.append(f"{columns} x {rows} cells, sizes {list(sizes)}")
+        titles.append(f"{wide} x {high} cells, sizes {list(sizes)}")
     plot.draw_grid(
         [pixels] * len(maps),
         cells,

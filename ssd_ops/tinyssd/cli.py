@@ -467,7 +467,7 @@ def anchors(
     better = coverage.suggest(boxes, maps, *shapes, width / height)
     uncovered, mean = int((better.ious < 0.5).sum()), float(better.ious.mean())
     if (uncovered, -mean) < (len(missed), -float(ious.mean())):
-        print(f"Better, {uncovered} uncovered, mean best IoU {mean:.3f}; for a file of settings:")
+        print(f"Better, {uncovered} uncovered and mean best IoU {mean:.3f}; for a settings file:")
         print(coverage.as_toml(better.sizes, better.ratios))
     else:
         print("No better anchors were found.")

@@ -469,9 +469,14 @@ def test_a_reader_that_has_gone_is_no_error_to_speak_of():
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
-        command = [sys.executable, "-m", "ssd_ops", "info"]
         result = subprocess.run(
-            command, stdout=gone, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120
+            [sys.executable, "-m", "ssd_ops", "info"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            timeout=120,
         )
     assert (result.returncode, result.stderr) == (1, "")
 

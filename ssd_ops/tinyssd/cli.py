@@ -10,6 +10,7 @@ import functools
 import inspect
 import io
 import json
+import os
 import platform
 import re
 import sys
@@ -73,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does. Python would complain of it at its end.
-        sys.stderr.close()
+        # The reader of our output has gone, as `head` does. At its end Python writes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (KeyboardInterrupt, *MISTAKES) as error:
         stopped = isinstance(error, KeyboardInterrupt)

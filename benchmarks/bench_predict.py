@@ -29,7 +29,7 @@ def trained(tmp_path_factory, request):
     g = torch.Generator().manual_seed(0)
     order = [torch.randperm(64, generator=g)[:16].tolist() for _ in range(2 if quick else 40)]
     for X, Y, _ in loader.batches(order):
-        step(X, Y, settings.lr)
+        step(X, Y)
     net = baselines.ChapterSSD().to(DEVICE)
     net.load_state_dict(model.state_dict())
     return model, net, BananaDetection(folder, "val").images[0]

@@ -43,7 +43,7 @@ def ours(model, train_set, batches, settings=OURS):
         model.to(memory_format=torch.channels_last)
     loader = Loader(train_set, model.preprocess, device=DEVICE)
     step = TrainStep(settings, model.train(), make_optimizer(settings, model))
-    rows = [step(X, Y, settings.lr) for X, Y, _ in loader.batches(batches)]
+    rows = [step(X, Y) for X, Y, _ in loader.batches(batches)]
     return [float(row[0]) / len(batch) for row, batch in zip(rows, batches, strict=True)]
 
 

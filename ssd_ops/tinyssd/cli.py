@@ -30,9 +30,10 @@ from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.data import draw_bananas
 from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.download import download_bananas
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 from ssd_ops.tinyssd.data.sets import open_set
 from ssd_ops.tinyssd.distributed import is_first
+from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure import coverage, metrics
 from ssd_ops.tinyssd.measure.evaluate import collect, measure
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, predict, predict_batch
@@ -50,7 +51,8 @@ MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, Run
 say = functools.partial(print, flush=True)  # in its place among the lines of progress bars
 # What tyro and Python say of an argument that is not valid, and what we say.
 WORDS = (
-    (r"Error parsing ([^:]+):", r"\1"),
+    (r"Error parsing (-\S+):", r"\1"),
+    (r"Error parsing \S+: ", ""),  # what the settings themselves say
     (r"invalid literal for int\(\) with base 10:", "must be a whole number, got"),
     (r"could not convert string to float:", "must be a number, got"),
     (r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"must be \1, got \2"),
@@ -268,7 +270,7 @@ def _print_dropped(name: str, dataset: Any) -> None:
 
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
-    found, gts, wrong = (measures[name] for name in ("found", "truths", "false_boxes"))
+    found, gts, wrong = (measures[name] for name in ("found", "gts", "false_boxes"))
     at = f"(IoU >= 0.5, score >= {SHOW_THRESHOLD})"
     print(f"found {found} of {gts} ground truths {at}, {wrong} false boxes")
     cls, offset = (measures[f"{prefix}{name}_error"] for name in ("class", "offset"))
@@ -347,7 +349,7 @@ def evaluate(
 
 
 def _write_json(path: Path, content: Any) -> None:
-    checkpoint.write_aside(path, (json.dumps(content, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def detect(
@@ -378,7 +380,7 @@ def detect(
     taken = {source.resolve() for source in sources}
     for source in sources:
         try:
-            image = read_picture(source)
+            image = read_image(source)
         except DataError as error:
             if source in images:
                 raise DataError(f"{source} must be an image, got {error}") from None

@@ -1,22 +1,21 @@
-"""One step of training: forward, targets, mining, loss, backward, optimizer; and its CUDA graph."""
+"""One step of training, from images to new weights; its optimizer and learning rates."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
 
 from ssd_ops import ops
 from ssd_ops.tinyssd import distributed
-from ssd_ops.tinyssd.loss import count_right, sum_offset_errors
+from ssd_ops.tinyssd.graph import Graphed
+from ssd_ops.tinyssd.loss import MultiBoxLoss, offset_errors
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.settings import Settings, pick_dtype
-
-WARM_UP = (
-    3  # steps made as they are before a graph is recorded: libraries set themselves up in them
-)
 
 
 class TrainStep:
@@ -28,28 +27,28 @@ class TrainStep:
     Args:
         settings: how.
         model: trained in place, on its own device.
-        optimizer: of the model's parameters, by `make_optimizer`.
+        optimizer: of the model's parameters, by `make_optimizer`; its rate is that of the step.
+
+    Raises:
+        ValueError: a CUDA graph where processes share a run.
 
     Example:
         >>> model, settings = TinySSD(), Settings(precision="float32")
         >>> step = TrainStep(settings, model, make_optimizer(settings, model))
         >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-        >>> sums = step(images, torch.tensor([[[0, 0.1, 0.1, 0.6, 0.6]]] * 2), lr=0.1)
-        >>> sums.shape
+        >>> step(images, torch.tensor([[[0, 0.1, 0.1, 0.6, 0.6]]] * 2)).shape
         torch.Size([3])
     """
 
-    def __init__(
-        self, settings: Settings, model: TinySSD, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def __init__(self, settings: Settings, model: TinySSD, optimizer: Optimizer) -> None:
         self.settings = settings
         self.model = model
         self.optimizer = optimizer
-        self.criterion = settings.criterion()
+        self.criterion = MultiBoxLoss(**vars(settings.loss))
         self.device = next(model.parameters()).device
         self.dtype = pick_dtype(settings.precision, self.device)
-        self.network: nn.Module = model
         self.num_anchors = 0  # of an image, once there was a step
+        self.network: nn.Module = model
         if distributed.size() > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.network = nn.parallel.DistributedDataParallel(model, device_ids=ids)
@@ -60,48 +59,40 @@ class TrainStep:
             raise ValueError(
                 "settings: cuda_graph must be false where processes share a run, got true"
             )
-        self.graphs: dict[tuple[int, ...], _Graph] = {}
+        self.graph = Graphed(self._step)
+        self.rate = torch.zeros((), device=self.device)  # where a graph finds its learning rate
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, lr: float, *, in_all: int | None = None
-    ) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, *, in_all: int | None = None) -> Tensor:
         """Make a step.
 
         Args:
             images: uint8 or float ``[B, 3, H, W]`` at the input size, not yet scaled.
             labels: ``[B, G, 5]`` rows in fractions of the input, class -1 padding.
-            lr: learning rate of this step.
             in_all: images of the batch in all processes; None, the default: these are all.
 
         Returns:
             Three float32 sums over the images, on the device: the loss, the anchors whose class is
             right, and the absolute offset errors.
         """
-        for group in self.optimizer.param_groups:
-            # A graph reads the rate from memory: written there, not replaced.
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         in_all = len(images) if in_all is None else in_all
         if not self.graphed:
-            return self._step(images, labels, in_all)
+            return self._step(images, labels, in_all=in_all)
         # In eights, so that there are few shapes to record; padding changes no target.
         labels = F.pad(labels, (0, 0, 0, -labels.shape[1] % 8), value=-1.0)
-        key = (*images.shape, *labels.shape, in_all)
-        if key not in self.graphs:
-            self.graphs[key] = _Graph(self, in_all)
-        return self.graphs[key](images, labels)
+        (group,) = self.optimizer.param_groups
+        lr, group["lr"] = group["lr"], self.rate.fill_(group["lr"])
+        try:
+            return self.graph(images, labels, in_all=in_all)
+        finally:
+            group["lr"] = lr  # a number again: a scheduler would wait to read it from the device
 
     def _step(self, images: Tensor, labels: Tensor, in_all: int) -> Tensor:
         X = self.model.preprocess(images)
-        autocast = self.dtype != torch.float32
+        half = self.dtype != torch.float32
         # Without its cache of weights, which a recorded step must not share with another.
-        with torch.autocast(
-            self.device.type, self.dtype, enabled=autocast, cache_enabled=not self.graphed
-        ):
+        with torch.autocast(self.device.type, self.dtype, half, cache_enabled=not self.graphed):
             anchors, cls_preds, bbox_preds = self.network(X)
         bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
             anchors, labels, iou_threshold=self.settings.match_iou
@@ -115,63 +106,64 @@ class TrainStep:
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # to None, so that a recorded backward writes them anew
         with torch.no_grad():
             self.num_anchors = cls_labels.shape[1]
-            right = count_right(cls_preds, cls_labels)
-            errors = sum_offset_errors(bbox_preds, bbox_labels, bbox_masks)
+            right = (cls_preds.argmax(dim=2) == cls_labels).sum()
+            errors = offset_errors(bbox_preds, bbox_labels, bbox_masks).abs().sum()
             return torch.stack((losses.sum(), right, errors))
 
 
-class _Graph:
-    """The step of one shape of batch: made as it is at first, then recorded and replayed."""
-
-    def __init__(self, step: TrainStep, in_all: int) -> None:
-        self.step = step
-        self.in_all = in_all
-        self.calls = 0
-        self.graph: Any = None
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls <= WARM_UP:
-            # On a stream of its own, as recording will be: these are real steps, and no waste.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                sums = self.step._step(images, labels, self.in_all)
-            torch.cuda.current_stream().wait_stream(stream)
-            return sums
-        if self.graph is None:
-            self.images, self.labels = images.clone(), labels.clone()
-            self.graph = torch.cuda.CUDAGraph()
-            # Recording runs nothing. Gradients are None here, so that backward writes them anew.
-            with torch.cuda.graph(self.graph):
-                self.sums = self.step._step(self.images, self.labels, self.in_all)
-        self.images.copy_(images)
-        self.labels.copy_(labels)
-        self.graph.replay()
-        # The next replay writes to the same place.
-        return self.sums.clone()
+def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
+    """The optimizer of the settings, for the parameters of a model on its device already."""
+    parameters = list(model.parameters())
+    on_gpu = parameters[0].device.type == "cuda"
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay, "fused": on_gpu}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, **options)
+    # Recorded, a step has to count the steps on the device.
+    options["capturable"] = settings.cuda_graph and on_gpu
+    return torch.optim.AdamW(parameters, settings.lr, (settings.momentum, 0.99), **options)
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the settings.
+def make_scheduler(
+    settings: Settings, optimizer: Optimizer, steps_per_epoch: int, finished: int = 0
+) -> lr_scheduler.LRScheduler:
+    """torch's scheduler of the learning rate; ``step()`` it after each step.
 
     Args:
-        settings: its `optimizer`, `momentum`, `weight_decay` and `cuda_graph`.
-        model: whose parameters it changes, on their device already.
+        settings: its `lr`, `schedule` and what belongs to that.
+        optimizer: whose rate it sets, at once and with each step.
+        steps_per_epoch: batches of the training set.
+        finished: epochs that are behind a resumed run.
+
+    Source: one-cycle, arXiv:1708.07120, with cosines for both ways; cosine, arXiv:1608.03983.
+
+    Example:
+        >>> settings = Settings(lr=1.0, epochs=2, schedule="step", lr_drops=(1,))
+        >>> make_scheduler(settings, make_optimizer(settings, TinySSD()), 10, 1).get_last_lr()
+        [0.1]
     """
-    parameters = list(model.parameters())
-    device = parameters[0].device
-    options: dict[str, Any] = {"weight_decay": settings.weight_decay}
-    options["fused"] = device.type == "cuda"
-    lr: Any = settings.lr
-    if settings.cuda_graph and device.type == "cuda":
-        # Recorded, a step has to find its learning rate and its count of steps on the device.
-        lr = torch.tensor(lr, device=device)
-        if settings.optimizer == "adamw":
-            options["capturable"] = True
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr, (settings.momentum, 0.99), **options)
-    return torch.optim.SGD(parameters, lr, settings.momentum, **options)
+    total, rise = settings.epochs * steps_per_epoch, settings.warmup_steps
+    scheduler: lr_scheduler.LRScheduler
+    if settings.schedule == "one_cycle":
+        # Where the rise takes one step exactly, torch divides by zero.
+        share = settings.warmup + 1e-6 * (settings.warmup * total == 1)
+        scheduler = lr_scheduler.OneCycleLR(
+            optimizer, settings.lr, total, pct_start=share, cycle_momentum=False
+        )
+    elif settings.schedule == "cosine":
+        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, max(total - rise, 1))
+    else:
+        drops = settings.lr_drops if settings.schedule == "step" else ()  # else constant
+        steps = [max(epoch * steps_per_epoch - rise, 0) for epoch in drops]
+        scheduler = lr_scheduler.MultiStepLR(optimizer, steps, settings.lr_drop)
+    if rise and settings.schedule != "one_cycle":
+        linear = lr_scheduler.LinearLR(optimizer, 1 / rise, total_iters=rise - 1)
+        scheduler = lr_scheduler.SequentialLR(optimizer, [linear, scheduler], [rise])
+    with warnings.catch_warnings():
+        # torch warns that the optimizer has made no step: it made these before it was stopped.
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(finished * steps_per_epoch):
+            scheduler.step()
+    return scheduler

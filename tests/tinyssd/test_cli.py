@@ -132,6 +132,12 @@ def test_options_take_lists():
     assert given.lr_drops == (3, 5)
 
 
+def test_options_reach_a_record_within():
+    assert options("--preset", "paper", "--loss.sigma", 2).loss.sigma == 2
+    assert options("--loss.normalize=positives").loss.normalize == "positives"
+    assert options().loss == Settings().loss
+
+
 def test_one_score_decides_what_is_shown_and_counted():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
@@ -176,7 +182,7 @@ def test_evaluate_prints_measures(run, bananas, capsys):
     )
     assert call("evaluate", run, bananas, "--json") == 0
     measures = json.loads(capsys.readouterr().out)
-    assert measures["truths"] == 4
+    assert measures["gts"] == 4
     assert {"found", "false_boxes", "class_error", "offset_error", "ap", "ap50"} <= set(measures)
 
 
@@ -436,6 +442,10 @@ def test_a_mistake_is_one_sentence(arguments, run, bananas, tmp_path, capsys):
         (
             ["train", "a", "--learning", "1"],
             "ssd-ops train: arguments must be those of `ssd-ops train --help`, got --learning 1",
+        ),
+        (
+            ["train", "a", "--loss.sigma", "-2"],
+            "ssd-ops train: MultiBoxLoss: sigma must be positive, got -2.0",
         ),
         (
             ["make-data", "a", "--val", "x"],

@@ -166,7 +166,7 @@ def test_a_picture_that_breaks_later_is_named(tmp_path):
 def test_sixteen_bit_grey_is_brought_to_eight(tmp_path):
     values = np.array([[0, 255, 256, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    assert pictures.read_picture(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert pictures.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from ssd_ops import ops
 from ssd_ops.tinyssd.measure.evaluate import evaluate
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.model import TinySSD
-from ssd_ops.tinyssd.predict import Prediction, predict, predict_batch
+from ssd_ops.tinyssd.predict import (
+    SCORE_THRESHOLD,
+    Prediction,
+    predict,
+    predict_batch,
+    predictions,
+)
 from ssd_ops.tinyssd.preprocess import Preprocess
 
 ANCHORS = torch.tensor(
@@ -111,18 +117,67 @@ def test_grey_and_transparent_files(small, tmp_path):
         assert predict(small, path).boxes.shape[1] == 4
 
 
-def test_predict_is_the_chapters_pipeline(small):
-    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+@pytest.mark.parametrize("nms_threshold", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_predict_is_the_chapters_pipeline(num_classes, nms_threshold):
+    """Its softmax and its `multibox_detection`, on models of random weights."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        preprocess = Preprocess(size=(64, 64), mean=(127.5,) * 3, std=(64.0,) * 3)
+        model = TinySSD(num_classes, channels=(4, 4, 8, 8, 8, 8), preprocess=preprocess).eval()
+        images = torch.randint(0, 256, (3, 3, 48, 96), dtype=torch.uint8)
+        with torch.no_grad():
+            for scale in range(model.num_scales):  # else every class has about the same score
+                getattr(model, f"cls_{scale}").weight *= 10
+            anchors, cls_preds, bbox_preds = model(preprocess(images))
+            probs = cls_preds.softmax(2).transpose(1, 2)
+        for threshold in (SCORE_THRESHOLD, 0.4):
+            rows = ops.multibox_detection(probs, bbox_preds, anchors, nms_threshold, threshold)
+            found = predict_batch(
+                model, images, nms_threshold=nms_threshold, score_threshold=threshold
+            )
+            for one, image in zip(found, rows, strict=True):
+                kept = image[image[:, 0] != -1]
+                assert len(kept) > 0 and (one.scores.diff() <= 0).all()
+                torch.testing.assert_close(one.labels, kept[:, 0].long())
+                torch.testing.assert_close(one.scores, kept[:, 1])
+                pixels = kept[:, 2:] * torch.tensor([96.0, 48.0, 96.0, 48.0])
+                torch.testing.assert_close(one.boxes, pixels)
+
+
+def test_a_score_at_the_threshold_counts():
+    """As in the chapter: of equal odds the score is 0.5, to the bit."""
+    model = Fixed([[0.5], [0.001], [0.001], [0.001]])
+    image = torch.zeros(3, 8, 8)
+    assert predict(model, image, score_threshold=0.5).scores.tolist() == [0.5]
+    above = np.nextafter(np.float32(0.5), np.float32(1)).item()
+    assert not len(predict(model, image, score_threshold=above).scores)
+    assert len(predict(model, image, score_threshold=0.0, nms_threshold=1.0).scores) == 4
+    with pytest.raises(ValueError, match="score_threshold must be"):
+        predict(model, image, score_threshold=-0.5)
+
+
+def test_an_anchor_is_found_once_with_its_best_class():
+    """Also where nothing suppresses its other classes: no IoU is above 1, none of a box without area."""
+    model = Fixed([[0.3, 0.6], [0.5, 0.2], [0.001, 0.001], [0.001, 0.001]])
+    labels, scores, _ = predict(model, torch.zeros(3, 8, 8), nms_threshold=1.0)
+    assert labels.tolist() == [1, 0]
+    torch.testing.assert_close(scores, torch.tensor([0.6, 0.5]))
+
+
+def test_predictions_are_those_of_predict_batch(small):
+    """In the pixels of each image, whatever its size."""
     small.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        anchors, cls_preds, bbox_preds = small(images.float())
-        rows = ops.multibox_detection(cls_preds.softmax(2).transpose(1, 2), bbox_preds, anchors)
-    for one, image in zip(predict_batch(small, images), rows, strict=True):
-        kept = image[image[:, 0] != -1]
-        torch.testing.assert_close(one.labels, kept[:, 0].long())
-        torch.testing.assert_close(one.scores, kept[:, 1])
-        torch.testing.assert_close(one.boxes, kept[:, 2:] * 64)
-        assert (one.scores.diff() <= 0).all()
+        outputs = small(small.preprocess(images))
+    twice = predictions(small, outputs, [(64, 64), (128, 192)])
+    for one, expected, sides in zip(
+        twice, predict_batch(small, images), ((1, 1), (3, 2)), strict=True
+    ):
+        assert torch.equal(one.labels, expected.labels) and len(one.labels) > 0
+        torch.testing.assert_close(one.boxes, expected.boxes * torch.tensor([*sides] * 2))
+    assert predictions(small, (outputs[0], outputs[1][:0], outputs[2][:0]), []) == []
 
 
 @pytest.mark.parametrize(
@@ -146,10 +201,10 @@ def test_bad_images(small, image, error, message):
         predict(small, image)
 
 
-def test_a_file_that_is_no_picture(small, tmp_path):
+def test_a_file_that_is_not_an_image(small, tmp_path):
     path = tmp_path / "words.png"
-    path.write_text("not a picture")
-    with pytest.raises(ValueError, match=r"image must be a picture that Pillow can read, got"):
+    path.write_text("not an image")
+    with pytest.raises(ValueError, match=r"image must be a file that Pillow can read, got"):
         predict(small, path)
 
 
@@ -205,7 +260,7 @@ def test_evaluate_by_hand():
     dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
     for batch_size in (1, 2, 32):
         got = evaluate(model, dataset, batch_size=batch_size)
-        assert (got.found, got.truths, got.false_boxes) == (2, 2, 4)
+        assert (got.found, got.gts, got.false_boxes) == (2, 2, 4)
         # Anchors 0 and 1 are positive where there is an object: 1 and 2 of 4 are wrong, then 2.
         assert got.class_error == pytest.approx(((1 + 1) * 2 + 2) / 12)
         # Anchor 0 is exact; for anchor 1 the x centre is off by 0.01 and the width by log.
@@ -233,7 +288,7 @@ def test_evaluate_nothing_found_and_no_object():
     nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
     numbers = asdict(nothing)
     assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
-    assert [numbers.pop(key) for key in ("found", "truths", "false_boxes")] == [0, 0, 0]
+    assert [numbers.pop(key) for key in ("found", "gts", "false_boxes")] == [0, 0, 0]
     (only,) = numbers.pop("per_class")
     assert only == {"name": "class 0", "truths": 0, "ap": None, "voc_ap": None, "voc_ap11": None}
     assert set(numbers.values()) == {None}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 
 HEADER = ["img_name", "label", "xmin", "ymin", "xmax", "ymax"]
 MAX_CLASSES = 10_000  # a larger class number is taken for a mistake
@@ -139,7 +139,7 @@ def _read_images(path: Path, first_lines: dict[str, int]) -> Tensor:
                 f"data: {path}, line {line}: img_name must be a file name, got {name!r}"
             )
         try:
-            return read_picture(folder / name)
+            return read_image(folder / name)
         except DataError as error:
             raise DataError(
                 f"data: {path}, line {line}: {folder / name} must be a readable picture, got {error}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssd_ops.tinyssd.data.bananas import Transforms, apply_transforms
-from ssd_ops.tinyssd.data.images import DataError, picture_size, pillow, read_picture, reason
+from ssd_ops.tinyssd.data.images import DataError, image_size, pillow, read_image, reason
 
 MAX_JSON = 2_000_000_000  # bytes; the instances of COCO's own training set have 450 million
 
@@ -103,7 +103,7 @@ class CocoDetection(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         name, size = self.names[index], self.sizes[index]
         try:
-            pixels = read_picture(self._places[index])
+            pixels = read_image(self._places[index])
             if pixels.shape[:2] != size:
                 raise DataError("another size than before")
         except DataError as error:
@@ -153,7 +153,7 @@ class CocoDetection(Dataset):
             raise self._wrong(where, "file_name must be a file inside the folder", repr(name))
         place = next((root / name for root in roots if (root / name).is_file()), roots[0] / name)
         try:
-            size = picture_size(place)
+            size = image_size(place)
         except DataError as error:
             raise self._wrong(where, f"{place} must be a readable picture", error) from None
         said = _get(entry, "height"), _get(entry, "width")

@@ -27,7 +27,7 @@ def pillow() -> Any:
     return Image
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture as uint8 ``[H, W, 3]``, RGB.
 
     Transparency is dropped, 16-bit grey is brought to 8, of an animation the first frame is taken,
@@ -42,18 +42,18 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         ImportError: Pillow is not installed.
 
     Example:
-        >>> read_picture("nowhere.png")
+        >>> read_image("nowhere.png")
         Traceback (most recent call last):
         ssd_ops.tinyssd.data.images.DataError: no such file
     """
     return _open(path, decode=True)
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of a picture, from the head of its file.
 
     Args:
-        path: as for `read_picture`, which raises the same.
+        path: as for `read_image`, which raises the same.
     """
     return _open(path, decode=False)
 

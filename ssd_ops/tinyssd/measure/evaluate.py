@@ -15,13 +15,10 @@ from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.predict import (
-    SCORE_THRESHOLD,
     SHOW_THRESHOLD,
     Prediction,
-    detect,
     inference,
-    own_nms_threshold,
-    to_prediction,
+    predictions,
 )
 
 
@@ -49,7 +46,7 @@ class Measures:
         offset_error: absolute offset error averaged over all 4A offsets of the images, those of
             background anchors counted as zeros, as the chapter counts it.
         found: true boxes that a detection above the score threshold matches.
-        truths: true boxes in the set.
+        gts: true boxes in the set.
         false_boxes: detections above the score threshold that match no true box, or one that a
             detection of higher score has already matched.
         ap: COCO average precision, mean over IoU 0.50 to 0.95; like all of COCO's, None also without
@@ -74,7 +71,7 @@ class Measures:
     class_error: float
     offset_error: float
     found: int
-    truths: int
+    gts: int
     false_boxes: int
     ap: float | None
     ap50: float | None
@@ -123,7 +120,6 @@ def collect(
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
-    nms = own_nms_threshold(model, nms_threshold)
     batches = torch.arange(len(loader)).split(batch_size)
     own = batches[distributed.rank() :: distributed.size()]
     sums = torch.zeros(4, dtype=torch.float64)
@@ -139,13 +135,13 @@ def collect(
             wrong = bbox_eval(bbox_preds, bbox_labels, bbox_masks)
             seen = cls_labels.numel(), bbox_labels.numel()
             sums += torch.tensor([right, wrong, *seen], dtype=torch.float64)
-            detections = detect(outputs, SCORE_THRESHOLD, nms)
-            for number, rows, labels, (height, width) in zip(
-                numbers.tolist(), detections, batch.labels.cpu(), batch.sizes.tolist(), strict=True
+            sizes = batch.sizes.tolist()
+            found = predictions(model, outputs, sizes, nms_threshold=nms_threshold)
+            for number, prediction, labels, (height, width) in zip(
+                numbers.tolist(), found, batch.labels.cpu(), sizes, strict=True
             ):
                 labels = labels[labels[:, 0] >= 0]
                 boxes = preprocess.to_pixels(labels[:, 1:], height, width)
-                prediction = to_prediction(model, rows, height, width)
                 results.append((number, prediction, torch.cat((labels[:, :1], boxes), dim=1)))
     parts = distributed.gather(results)
     everything = sorted((one for part in parts for one in part), key=lambda one: one[0])
@@ -181,16 +177,16 @@ def measure(
         >>> measure(results).found
         1
     """
-    predictions, truths, names = results.predictions, results.truths, results.class_names
+    every, truths, names = results.predictions, results.truths, results.class_names
     counts = [
         count_found(p, t, score_threshold=score_threshold, iou_threshold=iou_threshold)
-        for p, t in zip(predictions, truths, strict=True)
+        for p, t in zip(every, truths, strict=True)
     ]
     try:
-        coco, coco_of_class = metrics.coco(predictions, truths, len(names))
+        coco, coco_of_class = metrics.coco(every, truths, len(names))
     except ImportError:
         coco, coco_of_class = dict.fromkeys(metrics.COCO_NAMES), [None] * len(names)
-    curves = metrics.precision_recall(predictions, truths, len(names))
+    curves = metrics.precision_recall(every, truths, len(names))
     per_class: list[dict[str, Any]] = [
         {
             "name": name,
@@ -205,7 +201,7 @@ def measure(
         class_error=results.class_error,
         offset_error=results.offset_error,
         found=sum(found for found, _ in counts),
-        truths=sum(map(len, truths)),
+        gts=sum(map(len, truths)),
         false_boxes=sum(false for _, false in counts),
         **coco,
         voc_ap=_mean([row["voc_ap"] for row in per_class]),
@@ -247,7 +243,7 @@ def evaluate(
         >>> from ssd_ops.tinyssd.model import TinySSD
         >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
         ...                       labels=torch.tensor([[[0.0, 0.2, 0.2, 0.6, 0.6]]]))
-        >>> evaluate(TinySSD(), one).truths
+        >>> evaluate(TinySSD(), one).gts
         1
     """
     results = collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor
@@ -60,7 +60,7 @@ def draw_detections(
         scores: ``[K]``; None (the default) draws every box, without a number.
         labels: ``[K]``, 0-based classes, which choose the colour; None is class 0 for all.
         class_names: names to write before the scores; None (the default) writes none.
-        threshold: boxes whose score is below it are left out; the book draws from 0.9.
+        threshold: boxes whose score is below it are left out; 0.9 is the book's.
         path: the file to write, whose ending names the format (``.png``, ``.jpg``, ...).
 
     Raises:
@@ -114,8 +114,8 @@ def draw_grid(
             their sizes.
         titles: a line to write below each image, cut where it is too long; None writes none.
         class_names: as for `draw_detections`.
-        threshold: detections whose score is below it are left out; the default is that by which
-            `evaluate` counts too.
+        threshold: detections whose score is below it are left out; 0.5, by which found objects are
+            counted too.
         legend: what the line below the images calls the detections; None: "found", and the
             threshold.
         path: the file to write.
@@ -291,7 +291,7 @@ def _picture(image: Image) -> Any:
     image_module = pillow()
     if isinstance(image, str | os.PathLike):
         try:
-            return image_module.fromarray(read_picture(image))
+            return image_module.fromarray(read_image(image))
         except DataError as error:
             if not os.path.exists(image):
                 raise FileNotFoundError(f"plot: image must be a file, got {image}") from None

@@ -50,7 +50,8 @@ MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, Run
 say = functools.partial(print, flush=True)  # in its place among the lines of progress bars
 # What tyro and Python say of an argument that is not valid, and what we say.
 WORDS = (
-    (r"Error parsing ([^:]+):", r"\1"),
+    (r"Error parsing (-\S+):", r"\1"),
+    (r"Error parsing \S+: ", ""),  # what the settings themselves say
     (r"invalid literal for int\(\) with base 10:", "must be a whole number, got"),
     (r"could not convert string to float:", "must be a number, got"),
     (r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"must be \1, got \2"),

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import torch
 
-from ssd_ops import _ext, ops
+from ssd_ops import __version__, _ext, ops
 from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.data import draw_bananas
@@ -39,7 +39,6 @@ from ssd_ops.tinyssd.measure.evaluate import collect, measure
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, predict, predict_batch
 from ssd_ops.tinyssd.settings import DEMO_EPOCHS, PRESETS, Settings, read_settings
 from ssd_ops.tinyssd.show import charts, plot
-from ssd_ops.version import __version__
 
 try:
     import tyro

@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PINS ?= numpy==2.4.6 ninja==1.13.2 pybind11==3.1.0 setuptools==84.2.1 wheel \
-	pillow==13.0.0 matplotlib==3.11.2 tqdm==4.70.1 pooch==1.9.0 safetensors==0.8.0 faster-coco-eval==1.8.0 \
+	pillow==13.0.0 matplotlib==3.11.2 tqdm==4.70.1 pooch==1.9.0 tyro==1.0.17 safetensors==0.8.0 faster-coco-eval==1.8.0 \
 	onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 pycocotools==2.0.11 \
 	pytest==9.2.0 pytest-benchmark==5.3.1 hypothesis ruff==0.17.6 mypy==2.4.1
 EPOCHS ?=

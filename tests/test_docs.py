@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,33 @@ import torch
 import ssd_ops
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+# What a page gives as a command, in a block or between backticks, up to a comment.
+COMMANDS = [
+    (page.name, found[1].strip())
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+    for found in re.finditer(r"(?:\bssd-ops|-m ssd_ops) ([\w-][^`#&|;\n]*)", page.read_text())
+]
+
+
+def test_commands_are_found():
+    assert {"train", "evaluate", "detect"} <= {command.split()[0] for _, command in COMMANDS}
+    assert len(COMMANDS) > 12
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_parses(page, command, tmp_path, monkeypatch):
+    pytest.importorskip("tyro", reason="the command line is made by tyro")
+    from ssd_ops.tinyssd import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("epochs = 3\n")
+    name, *words = shlex.split(command)
+    assert name in cli.COMMANDS or name == "--version"
+    # A name alone is spoken of, and not called.
+    if words:
+        cli.parse(name, words)
 
 
 def why_not(package: str) -> str:

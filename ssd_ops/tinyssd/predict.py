@@ -16,6 +16,8 @@ from ssd_ops.tinyssd.data.images import DataError, read_image
 
 # The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
+# Detections below it are neither drawn nor counted as found or false, if no other score is asked for.
+SHOW_THRESHOLD = 0.5
 
 
 class Prediction(NamedTuple):

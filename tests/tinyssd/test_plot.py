@@ -93,10 +93,11 @@ def test_an_image_comes_as_path_array_or_tensor(tmp_path):
 def test_boxes_below_the_threshold_are_left_out(tmp_path):
     boxes = [[10, 30, 40, 60], [60, 30, 90, 60], [100, 30, 130, 60], [20, 70, 60, 90]]
     scores = [0.9, 0.8999, 0.97, float("nan")]
-    red = has(read(draw_detections(grey(), boxes, scores, path=tmp_path / "a.png")), RED)
+    high = draw_detections(grey(), boxes, scores, threshold=0.9, path=tmp_path / "a.png")
+    red = has(read(high), RED)
     corners = [red[box[3] - 1, box[2] - 1] for box in boxes]
     assert corners == [True, False, True, False]
-    low = draw_detections(grey(), boxes, scores, threshold=0.5, path=tmp_path / "b.png")
+    low = draw_detections(grey(), boxes, scores, path=tmp_path / "b.png")
     assert has(read(low), RED)[59, 89]
     none = draw_detections(grey(), [], [], [], path=tmp_path / "c.png")
     assert np.array_equal(read(none), grey())

@@ -14,7 +14,13 @@ from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
-from ssd_ops.tinyssd.predict import SCORE_THRESHOLD, Prediction, inference, predictions
+from ssd_ops.tinyssd.predict import (
+    SCORE_THRESHOLD,
+    SHOW_THRESHOLD,
+    Prediction,
+    inference,
+    predictions,
+)
 
 
 class Results(NamedTuple):
@@ -114,7 +120,7 @@ def collect(
 
 
 def measure(
-    results: Results, *, score_threshold: float = 0.5, iou_threshold: float = 0.5
+    results: Results, *, score_threshold: float = SHOW_THRESHOLD, iou_threshold: float = 0.5
 ) -> Measures:
     """The measures of results.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.predict import Prediction
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction
 
 # The twelve numbers of COCO's summary, in its order.
 COCO_NAMES = (
@@ -19,7 +19,11 @@ COCO_NAMES = (
 
 
 def count_found(
-    prediction: Prediction, gts: Tensor, *, score_threshold: float = 0.5, iou_threshold: float = 0.5
+    prediction: Prediction,
+    gts: Tensor,
+    *,
+    score_threshold: float = SHOW_THRESHOLD,
+    iou_threshold: float = 0.5,
 ) -> tuple[int, int]:
     """How many ground truths of an image are found, and how many detections are false.
 

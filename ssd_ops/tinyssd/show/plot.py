@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 from ssd_ops.tinyssd.files import replace_file
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -32,7 +33,7 @@ def draw_detections(
     labels: Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.9,
+    threshold: float = SHOW_THRESHOLD,
     path: str | os.PathLike[str],
 ) -> Path:
     """Write an image, at its own size, with boxes and their scores; the file's path comes back.
@@ -75,7 +76,7 @@ def draw_grid(
     tile: int | None = None,
     titles: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float = SHOW_THRESHOLD,
     legend: str | None = None,
     path: str | os.PathLike[str],
 ) -> Path:

@@ -30,6 +30,13 @@ SSD512 = (
 ANCHOR_COUNTS = {5444: TINY_SSD, 8732: SSD300, 24564: SSD512}
 
 
+def rounds(count: int) -> range:
+    """As many rounds of random cases as the profile of hypothesis wants: `count` of them for `ci`."""
+    from hypothesis import settings  # the benchmarks need no hypothesis
+
+    return range(max(1, count * settings().max_examples // 100))
+
+
 def prior_anchors(count: int) -> Tensor:
     """The anchors [1, count, 4] of a real detector: 5,444, 8,732 or 24,564 of them."""
     maps, sizes, ratios = ANCHOR_COUNTS[count]

@@ -54,7 +54,8 @@ lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change
 
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
 peers: $(VENV)/built $(PEERS)/tools ## what needs torchvision: its tests, and that the benchmarks' rivals agree
-	$(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py tests/test_house.py \
+	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of it
+	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py tests/test_house.py \
 		tests/tinyssd/test_coco.py
 	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-disable
 

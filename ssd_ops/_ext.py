@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ def _explain_missing_cuda(why: str) -> torch.library.Library:
     """Registers, for every op, a CUDA kernel that raises an error: why kernels are missing and what to do."""
     library = torch.library.Library("ssd_ops", "IMPL")
 
-    def kernel(op, *_args):
+    def kernel(op: Any, *_args: Any) -> None:
         raise RuntimeError(
             f"{op}: its tensors are on a CUDA device, and {why}. Install the CUDA toolkit and build again "
             f"with SSD_OPS_CUDA=1 {REBUILD}, or move the tensors to the CPU."

@@ -69,6 +69,13 @@ def has_fixed_shape(op: str) -> bool:
     return all(isinstance(size, int) for result in results for size in result.shape)
 
 
+def rounds(count: int) -> range:
+    """As many rounds of random cases as the profile of hypothesis wants: `count` of them for `ci`."""
+    from hypothesis import settings  # the benchmarks need no hypothesis
+
+    return range(max(1, count * settings().max_examples // 100))
+
+
 def prior_anchors(count: int) -> Tensor:
     """The anchors [1, count, 4] of a real detector: 5,444, 8,732 or 24,564 of them."""
     maps, sizes, ratios = ANCHOR_COUNTS[count]

@@ -17,7 +17,7 @@ _LOWEST = torch.finfo(torch.float32).min
 _SOFTMAX, _SIGMOID = ACTIVATION["softmax"], ACTIVATION["sigmoid"]
 
 
-def translations() -> dict[Callable, Callable]:
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The translations of the ops for the argument `custom_translation_table` of `torch.onnx.export`.
 
     Returns:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssd_ops.ops import (
@@ -24,8 +26,12 @@ except Exception as error:  # RuntimeError too, where its library does not fit t
         f"ssd_ops.integrations.torchvision: torchvision does not import ({_reason})"
     ) from None
 
+# Ground truth or detections, an image each: boxes, labels and scores.
+Targets = list[dict[str, Tensor]]
+Model = TypeVar("Model", bound=nn.Module)
 
-def accelerate(model):
+
+def accelerate(model: Model) -> Model:
     """Makes a torchvision SSD or RetinaNet use the ops of this library.
 
     The ops then do its assignment, its hard-negative mining and its post-processing.
@@ -60,17 +66,17 @@ def accelerate(model):
     )
 
 
-def _variances(coder) -> list[float]:
+def _variances(coder: Any) -> list[float]:
     return [1 / weight for weight in coder.weights]
 
 
-def _clamped(coder, offsets: Tensor) -> Tensor:
+def _clamped(coder: Any, offsets: Tensor) -> Tensor:
     """Limits the size offsets as torchvision's box coder does."""
     most = [float("inf")] * 2 + [coder.bbox_xform_clip * weight for weight in coder.weights[2:]]
     return offsets.clamp(max=offsets.new_tensor(most))
 
 
-def _match(model, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
+def _match(model: Any, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
     matched, _ = assign_anchors(
         anchors,
         boxes,
@@ -84,7 +90,7 @@ def _match(model, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Ten
 class AcceleratedSSD(SSD):
     """A torchvision SSD that uses the ops of this library; `accelerate` makes it."""
 
-    def forward(self, images, targets=None):
+    def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
         if not self.training or targets is None:
             return super().forward(images, targets)
         for index, target in enumerate(targets):
@@ -93,15 +99,17 @@ class AcceleratedSSD(SSD):
                 raise ValueError(
                     f"SSD: boxes of target {index} must be [N, 4] with x1 < x2 and y1 < y2"
                 )
-        images, targets = self.transform(images, targets)
-        features = self.backbone(images.tensors)
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
         features = [features] if isinstance(features, Tensor) else list(features.values())
         # SSD resizes all images to one size, so they share one set of anchors.
-        anchors = self.anchor_generator(images, features)[0]
+        anchors = self.anchor_generator(batch, features)[0]
         matched = _match(self, anchors, [target["boxes"] for target in targets], "argmax")
         return self._losses(targets, self.head(features), anchors, matched)
 
-    def _losses(self, targets, outputs, anchors: Tensor, matched: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, targets: Targets, outputs: dict[str, Tensor], anchors: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
         logits, offsets = outputs["cls_logits"], outputs["bbox_regression"]
         image, anchor = (matched >= 0).nonzero().unbind(1)
         counts = torch.tensor([0] + [len(target["boxes"]) for target in targets[:-1]])
@@ -122,8 +130,13 @@ class AcceleratedSSD(SSD):
             "classification": cls_loss[chosen].sum() / count,
         }
 
-    def postprocess_detections(self, head_outputs, image_anchors, image_shapes):
-        height, width = image_shapes[0]  # of all images: SSD resizes them to one size
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, Tensor],
+        image_anchors: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> Targets:
+        height, width = image_shapes[0]  # of all images: SSD resizes them to one
         size = image_anchors[0].new_tensor([width, height, width, height])
         found = detect(
             head_outputs["cls_logits"],
@@ -148,13 +161,20 @@ class AcceleratedSSD(SSD):
 class AcceleratedRetinaNet(RetinaNet):
     """A torchvision RetinaNet that uses the ops of this library; `accelerate` makes it."""
 
-    def compute_loss(self, targets, head_outputs, anchors):
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
         force = "low_quality" if self.proposal_matcher.allow_low_quality_matches else "none"
         # RetinaNet pads the batch to one size, so all images share one set of anchors.
         matched = _match(self, anchors[0], [target["boxes"] for target in targets], force)
         return self.head.compute_loss(targets, head_outputs, anchors, list(matched))
 
-    def postprocess_detections(self, head_outputs, anchors, image_shapes):
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> Targets:
         num_classes = head_outputs["cls_logits"][0].shape[-1]
         boxes, scores, labels = [], [], []
         for logits, offsets, level in zip(

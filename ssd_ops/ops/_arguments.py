@@ -45,7 +45,7 @@ def as_fraction(op: str, name: str, value: object) -> float:
 
 def as_numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:
     try:
-        return list(map(float, values))  # type: ignore[arg-type]
+        return list(map(float, values))
     except (TypeError, ValueError):
         return [as_number(op, name, value) for value in values]  # names the wrong one
 

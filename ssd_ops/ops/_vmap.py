@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+InDims = tuple[int | None, ...]
 
-def in_front(info, tensor: Tensor, dim: int | None) -> Tensor:
+
+def in_front(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
     """Moves the mapped dimension to the front, or expands a tensor that has none."""
     if dim is None:
         return tensor.expand(info.batch_size, *tensor.shape)
@@ -17,7 +21,9 @@ def register_rows(name: str) -> None:
     """Registers the rule of encode_boxes or decode_boxes: rows [..., A, 4], anchors [A, 4] or like rows."""
     op = getattr(torch.ops.ssd_ops, name)
 
-    def rule(info, in_dims, rows, anchors, *settings):
+    def rule(
+        info: Any, in_dims: InDims, rows: Tensor, anchors: Tensor, *settings: Any
+    ) -> tuple[Tensor, int]:
         rows = in_front(info, rows, in_dims[0])
         if in_dims[1] is not None:
             anchors = anchors.movedim(in_dims[1], 0)
@@ -38,7 +44,7 @@ def register_images(name: str) -> None:
     """
     op = getattr(torch.ops.ssd_ops, name)
 
-    def rule(info, in_dims, *args):
+    def rule(info: Any, in_dims: InDims, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pair = [in_front(info, t, dim) for t, dim in zip(args[:2], in_dims[:2], strict=True)]
         outer = pair[0].shape[:2]
         results = op(*(t.flatten(0, 1) for t in pair), *args[2:])

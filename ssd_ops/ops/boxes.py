@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::box_iou")
-def _(boxes1, boxes2):
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty(
         (*boxes1.shape[:-1], boxes2.shape[-2]), dtype=real_dtype(boxes1, boxes2)
     )
@@ -102,7 +103,7 @@ def encode_boxes(
 
 
 @torch.library.register_fake("ssd_ops::encode_boxes")
-def _(boxes, anchors, variances, eps):
+def _(boxes: Tensor, anchors: Tensor, variances: list[float], eps: float) -> Tensor:
     return boxes.new_empty(boxes.shape, dtype=real_dtype(boxes, anchors))
 
 
@@ -139,12 +140,12 @@ def decode_boxes(
 
 
 @torch.library.register_fake("ssd_ops::decode_boxes")
-def _(offsets, anchors, variances, clip):
+def _(offsets: Tensor, anchors: Tensor, variances: list[float], clip: bool) -> Tensor:
     return offsets.new_empty(offsets.shape, dtype=real_dtype(offsets, anchors))
 
 
 @torch.library.register_vmap("ssd_ops::box_iou")
-def _(info, in_dims, *boxes):
+def _(info: Any, in_dims: tuple[int | None, ...], *boxes: Tensor) -> tuple[Tensor, int]:
     both = [_vmap.in_front(info, b, dim) for b, dim in zip(boxes, in_dims, strict=True)]
     return torch.ops.ssd_ops.box_iou(*both), 0
 

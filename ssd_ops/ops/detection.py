@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,9 @@ def multiclass_nms(
     )
 
 
-def _fake_detections(like: Tensor, num_images: int, count: int, real: torch.dtype):
+def _fake_detections(
+    like: Tensor, num_images: int, count: int, real: torch.dtype
+) -> tuple[Tensor, ...]:
     return (
         like.new_empty((num_images, count, 4), dtype=real),
         like.new_empty((num_images, count), dtype=real),
@@ -110,7 +112,15 @@ def _fake_detections(like: Tensor, num_images: int, count: int, real: torch.dtyp
 
 
 @torch.library.register_fake("ssd_ops::multiclass_nms")
-def _(boxes, scores, score_threshold, iou_threshold, topk, max_detections, class_agnostic):
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    topk: int,
+    max_detections: int,
+    class_agnostic: bool,
+) -> tuple[Tensor, ...]:
     return _fake_detections(boxes, boxes.shape[0], max_detections, real_dtype(boxes, scores))
 
 
@@ -194,7 +204,7 @@ def multibox_detection(
 
 
 @torch.library.register_fake("ssd_ops::multibox_detection")
-def _(cls_probs, offset_preds, anchors, *_settings):
+def _(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor, *_settings: Any) -> Tensor:
     real = real_dtype(cls_probs, offset_preds, anchors)
     return cls_probs.new_empty((cls_probs.shape[0], cls_probs.shape[2], 6), dtype=real)
 
@@ -274,7 +284,17 @@ def detect(
 
 
 @torch.library.register_fake("ssd_ops::detect")
-def _(cls_scores, offset_preds, anchors, activation, score, iou, topk, max_detections, *_settings):
+def _(
+    cls_scores: Tensor,
+    offset_preds: Tensor,
+    anchors: Tensor,
+    activation: int,
+    score_threshold: float,
+    iou_threshold: float,
+    topk: int,
+    max_detections: int,
+    *_settings: Any,
+) -> tuple[Tensor, ...]:
     real = real_dtype(cls_scores, offset_preds, anchors)
     return _fake_detections(cls_scores, cls_scores.shape[0], max_detections, real)
 

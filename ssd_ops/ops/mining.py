@@ -51,5 +51,5 @@ def hard_negative_mining(
 
 
 @torch.library.register_fake("ssd_ops::hard_negative_mining")
-def _(losses, cls_labels, ratio, min_negatives):
+def _(losses: Tensor, cls_labels: Tensor, ratio: float, min_negatives: int) -> Tensor:
     return losses.new_empty(losses.shape, dtype=torch.bool)

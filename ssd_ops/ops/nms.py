@@ -44,7 +44,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::nms")
-def _(boxes, scores, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
@@ -84,7 +84,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
 
 
 @torch.library.register_fake("ssd_ops::nms_padded")
-def _(boxes, scores, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     return (
         boxes.new_empty(scores.shape, dtype=torch.int64),
         boxes.new_empty(scores.shape[:1], dtype=torch.int64),
@@ -127,7 +127,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 @torch.library.register_fake("ssd_ops::batched_nms")
-def _(boxes, scores, idxs, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,15 @@ def multibox_priors(
     return _priors(op, feature_maps, sizes, ratios, steps, offsets, clip)
 
 
-def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
+def _priors(
+    op: str,
+    feature_maps: Sequence[Tensor],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[Sequence[float]],
+    steps: Sequence[Sequence[float]] | None,
+    offsets: Sequence[float],
+    clip: bool,
+) -> Tensor:
     all_sizes = [as_positives(op, "sizes", level) for level in sizes]
     all_ratios = [as_positives(op, "ratios", level) for level in ratios]
     all_steps = [
@@ -138,7 +147,14 @@ def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::multibox_priors")
-def _(feature_maps, sizes, size_counts, ratios, ratio_counts, steps, offsets, clip):
+def _(
+    feature_maps: list[Tensor],
+    sizes: list[float],
+    size_counts: list[int],
+    ratios: list[float],
+    ratio_counts: list[int],
+    *_settings: Any,
+) -> Tensor:
     count = 0
     for feature_map, num_sizes, num_ratios in zip(
         feature_maps, size_counts, ratio_counts, strict=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,9 @@ def assign_anchors(
     )
 
 
-def _concatenate(op, anchors, gt_boxes, gt_counts) -> tuple[Tensor, Tensor]:
+def _concatenate(
+    op: str, anchors: Tensor, gt_boxes: Tensor | Sequence[Tensor], gt_counts: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Turns a list of boxes into boxes [N, 4] and gt_counts [B + 1]."""
     if isinstance(gt_boxes, str) or not isinstance(gt_boxes, Sequence):
         raise TypeError(
@@ -130,7 +133,9 @@ def _concatenate(op, anchors, gt_boxes, gt_counts) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("ssd_ops::assign_anchors")
-def _(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match):
+def _(
+    anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor, *_settings: Any
+) -> tuple[Tensor, Tensor]:
     num_images = gt_boxes.shape[0] if gt_boxes.ndim == 3 else gt_counts.shape[0] - 1
     shape = (num_images, anchors.shape[-2])
     return (
@@ -233,7 +238,9 @@ def multibox_target(
 
 
 @torch.library.register_fake("ssd_ops::multibox_target")
-def _(anchors, labels, cls_preds, *_settings):
+def _(
+    anchors: Tensor, labels: Tensor, cls_preds: Tensor | None, *_settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     num_images, num_anchors = labels.shape[0], anchors.shape[-2]
     real = real_dtype(anchors, labels, *(() if cls_preds is None else (cls_preds,)))
     return (

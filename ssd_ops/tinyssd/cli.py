@@ -283,8 +283,8 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
         width = max(5, *(len(row["name"]) for row in rows))
         print(f"{'class':{width}}     gts     ap   ap50")
         for row in rows:
-            numbers = f"{_number(row['ap'])}  {_number(row['ap50'])}"
-            print(f"{row['name']:{width}}  {row['gts']:6}  {numbers}")
+            aps = f"{_number(row['ap'])}  {_number(row['ap50'])}"
+            print(f"{row['name']:{width}}  {row['gts']:6}  {aps}")
 
 
 def _number(value: float | None) -> str:

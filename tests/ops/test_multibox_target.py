@@ -88,7 +88,7 @@ def test_equals_reference_on_small_images(dtype):
 @pytest.mark.parametrize("kind", ["grid", "copies"])
 def test_equal_overlaps(kind):
     """Anchors and ground truths of the same few boxes: ties everywhere."""
-    for _ in range(20):
+    for _ in cases.rounds(20):
         few = cases.boxes(4, kind=kind)
         anchors = few[torch.randint(0, 4, (30,))]
         box = few[torch.randint(0, 4, (16, 9))]

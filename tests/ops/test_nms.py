@@ -112,7 +112,7 @@ def test_float32_iou_is_compared_with_the_threshold_itself():
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_equals_reference(dtype):
-    for kind, repeat in itertools.product(cases.KINDS, range(4)):
+    for kind, repeat in itertools.product(cases.KINDS, cases.rounds(4)):
         for count in (1, 2, 3, 7, 15, 16, 17, 33, 64, 100):
             boxes = cases.boxes(count, kind=kind, dtype=dtype)
             scores = cases.scores(count, kind=kind, dtype=dtype)
@@ -123,7 +123,7 @@ def test_equals_reference(dtype):
 def test_equals_reference_on_small_sets(threshold):
     """Hundreds of sets for each threshold, with ties in scores and in overlaps."""
     for kind in cases.KINDS:
-        for _ in range(40):
+        for _ in cases.rounds(40):
             compare(cases.boxes(12, kind=kind), cases.scores(12, kind="ties"), threshold)
 
 

@@ -266,12 +266,13 @@ def eager_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
     levels = []
     for feature_map, size, ratio in zip(feature_maps, sizes, ratios, strict=True):
         height, width = feature_map.shape[-2:]
+        on = {"device": feature_map.device}
         pairs = [(s, ratio[0]) for s in size] + [(size[0], r) for r in ratio[1:]]
-        w = torch.tensor([s * r**0.5 * height / width / 2 for s, r in pairs])
-        h = torch.tensor([s / r**0.5 / 2 for s, r in pairs])
-        x = ((torch.arange(width) + 0.5) / width)[None, :, None]
-        y = ((torch.arange(height) + 0.5) / height)[:, None, None]
-        level = torch.empty(height, width, len(pairs), 4)
+        w = torch.tensor([s * r**0.5 * height / width / 2 for s, r in pairs], **on)
+        h = torch.tensor([s / r**0.5 / 2 for s, r in pairs], **on)
+        x = ((torch.arange(width, **on) + 0.5) / width)[None, :, None]
+        y = ((torch.arange(height, **on) + 0.5) / height)[:, None, None]
+        level = torch.empty(height, width, len(pairs), 4, **on)
         level[..., 0] = x - w
         level[..., 1] = y - h
         level[..., 2] = x + w
@@ -315,7 +316,7 @@ def eager_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     best, matched = iou.max(dim=1)
     matched.masked_fill_(best < 0.5, -1)
     row_best, row_anchor = iou.max(dim=2)
-    batch = torch.arange(images)
+    batch = torch.arange(images, device=labels.device)
     for _ in range(count):
         value, gt = row_best.max(dim=1)
         live = value >= 0
@@ -330,9 +331,9 @@ def eager_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     positive = matched >= 0
     image, anchor = positive.nonzero().unbind(1)
     gts = labels[image, matched[positive]]
-    offsets = torch.zeros(images, num_anchors, 4)
+    offsets = torch.zeros(images, num_anchors, 4, device=labels.device)
     offsets[image, anchor] = eager_encode_boxes(gts[:, 1:], anchors[anchor])
-    classes = torch.zeros(images, num_anchors, dtype=torch.int64)
+    classes = torch.zeros(images, num_anchors, dtype=torch.int64, device=labels.device)
     classes[image, anchor] = gts[:, 0].long() + 1
     masks = positive.float()[..., None].expand(-1, -1, 4).reshape(images, -1)
     return offsets.flatten(1), masks, classes
@@ -344,7 +345,7 @@ def eager_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor:
     wanted = torch.minimum(3 * selected.sum(dim=1), negative.sum(dim=1))
     most = int(wanted.max())
     hardest = losses.masked_fill(~negative, float("-inf")).topk(most, dim=1).indices
-    chosen = torch.arange(most) < wanted[:, None]
+    chosen = torch.arange(most, device=losses.device) < wanted[:, None]
     return selected.scatter(1, hardest, selected.gather(1, hardest) | chosen)
 
 
@@ -363,7 +364,7 @@ def _eager_keep(boxes: Tensor, iou_threshold: float, block: int = 512) -> Tensor
     Each block of boxes is compared with the boxes kept before, then with itself.
     """
     kept = boxes[:0]
-    keep = torch.ones(len(boxes), dtype=torch.bool)
+    keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for start in range(0, len(boxes), block):
         rows = boxes[start : start + block]
         alive = ~(eager_box_iou(rows, kept) > iou_threshold).any(dim=1)
@@ -385,8 +386,8 @@ def eager_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def loop_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """NMS class by class, as in torchvision with many boxes."""
-    keep = torch.zeros(len(boxes), dtype=torch.bool)
+    """Class by class, as torchvision does with many boxes, and each class by blocks."""
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for category in idxs.unique():
         members = (idxs == category).nonzero().flatten()
         keep[members[eager_nms(boxes[members], scores[members], iou_threshold)]] = True
@@ -400,8 +401,8 @@ def eager_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Ten
     best, matched = iou.max(dim=1)
     matched.masked_fill_(best < 0.5, -1)
     of_gt = iou.argmax(dim=2)
-    batch = torch.arange(len(gt_boxes))
-    for gt in range(gt_boxes.shape[1]):  # in order, so that a later gt replaces an earlier one
+    batch = torch.arange(len(gt_boxes), device=gt_boxes.device)
+    for gt in range(gt_boxes.shape[1]):  # in order: the later one wins
         matched[batch, of_gt[:, gt]] = gt
     return matched, best
 
@@ -411,7 +412,7 @@ def eager_multiclass_nms(boxes: Tensor, scores: Tensor):
     found = []
     for box, score in zip(boxes, scores, strict=True):
         value, row = score.T.topk(min(400, len(box)), dim=1)
-        label = torch.arange(len(value))[:, None].expand_as(row)
+        label = torch.arange(len(value), device=value.device)[:, None].expand_as(row)
         over = value > 0.05
         value, row, label = value[over], row[over], label[over]
         keep = loop_batched_nms(box[row], value, label, 0.5)[:100]
@@ -425,7 +426,7 @@ def eager_detect(cls_scores: Tensor, offset_preds: Tensor, anchors: Tensor):
     boxes = eager_decode_boxes(offset_preds, anchors).clamp_(0, 1)
     for box, score in zip(boxes, cls_scores.softmax(2)[..., 1:], strict=True):
         value, row = score.T.topk(min(400, len(box)), dim=1)
-        label = torch.arange(len(value))[:, None].expand_as(row)
+        label = torch.arange(len(value), device=value.device)[:, None].expand_as(row)
         over = value > 0.01
         value, row, label = value[over], row[over], label[over]
         keep = loop_batched_nms(box[row], value, label, 0.45)[:200]
@@ -439,8 +440,8 @@ def eager_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: T
     order = scores.argsort(dim=1, descending=True, stable=True)
     ordered = boxes.gather(1, order[..., None].expand_as(boxes))
     kept = torch.stack([_eager_keep(image, 0.5) for image in ordered])
-    # First the kept boxes by score, then the others by anchor.
-    place = torch.arange(order.shape[1])
+    # Kept ones first, by score; then the others by anchor.
+    place = torch.arange(order.shape[1], device=order.device)
     key = torch.where(kept, place, order.shape[1] + order)
     order = order.gather(1, key.argsort(dim=1))
     dropped = place >= kept.sum(dim=1, keepdim=True)

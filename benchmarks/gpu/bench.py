@@ -1,267 +1,252 @@
-"""Times of the ops and their rivals on a GPU. Prints a line of JSON with one entry for each case.
+"""Times of the ops on a GPU, each beside its rivals, in microseconds: median, 10th and 90th percentile.
 
-eager    one call from Python, until the GPU has finished (median)
-graph    one call in a CUDA graph of twenty; each writes to its own memory, so large shapes do not stay in L2
-kernels  the sum of the kernels' times (profiler), and the number of kernels
-floor    the time to read all inputs and write all results once, at the speed of a copy on this GPU
+eager        one call from Python and a wait for the GPU, as users feel it, over the same buffers
+eager, cold  the same after other data have taken the L2 cache
+graph        one of 20 calls in a CUDA graph, over the same buffers
+graph, cold  a CUDA graph of one call, its own launch included, after other data have taken the L2 cache
+kernels      the sum of the kernels' own times (profiler), and how many there are
+bytes        that have to be read and written once: arguments and results
 
-Rivals run eagerly. For some cases torch.compile of the PyTorch rival runs too. Before the clock starts, the
-results are compared with ours.
+Repetitions are bounded by time. A rival's result is compared with ours before the clock starts; "same" tells.
+
+bench.py              ours and the rivals
+bench.py --compiled   what torch.compile makes of the vectorised tensor operations
+bench.py --only nms   cases whose name has this in it
 """
 
 from __future__ import annotations
 
-import json
-import statistics
+import contextlib
+import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import baselines
-import cases
+import shapes
+import stream
 import torch
+from device import Gpu, StandIn, open_device, tensors
+from stream import Case
 
-import ssd_ops
-
-CALLS = 20
-
-
-def to_cuda(value):
-    if isinstance(value, torch.Tensor):
-        return value.cuda()
-    return [to_cuda(item) for item in value] if isinstance(value, list) else value
+CALLS = 20  # in a graph
+LONG = 5000.0  # microseconds; a call that takes longer is not put into a graph 20 times
+ENDLESS = 1e6  # microseconds; of a call that takes longer one time is enough
 
 
-def eager(function, args, seconds: float = 0.3) -> float:
-    """Microseconds of a call, until the GPU has finished."""
-    for _ in range(3):
-        function(*args)
-        torch.cuda.synchronize()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
+class Clock:
+    """Times calls on a device: each measure repeats for `seconds`, but at least three times."""
+
+    def __init__(self, device: Gpu | StandIn, seconds: float):
+        self.device, self.seconds = device, seconds
+
+    def once(self, call: Callable) -> float:
+        """Microseconds of a call and a wait."""
+        self.device.synchronize()
         start = time.perf_counter()
-        function(*args)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if times[-1] > 2:
-            break
-    return statistics.median(times) * 1e6
+        call()
+        self.device.synchronize()
+        return (time.perf_counter() - start) * 1e6
+
+    def repeat(self, measure: Callable[[], float]) -> dict:
+        times: list[float] = []
+        least = 3 if self.seconds else 1
+        end = time.perf_counter() + self.seconds
+        while len(times) < least or (time.perf_counter() < end and len(times) < 10_000):
+            times.append(measure())
+            if times[-1] > ENDLESS:
+                break
+        return summary(times)
+
+    def eager(self, call: Callable, cold: bool = False) -> dict:
+        first = self.once(call)
+        if first > ENDLESS:
+            return summary([first])
+
+        def measure():
+            if cold:
+                self.device.flush()
+            return self.once(call)
+
+        return self.repeat(measure)
+
+    def graph(self, call: Callable, cold: bool = False, count: int = CALLS) -> dict:
+        result, replay = self.device.capture(call, 1 if cold else count)
+        replay()
+
+        def measure():
+            if cold:
+                self.device.flush()
+            return self.device.elapsed(replay) / (1 if cold else count)
+
+        times = self.repeat(measure)
+        del result  # it lives in the graph's memory
+        return times
 
 
-def in_graph(function, args) -> float:
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*args)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [
-            function(*args) for _ in range(CALLS)
-        ]  # all are alive, so each has its own memory
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / CALLS)
-    del results
-    return statistics.median(times)
+def summary(times: list[float]) -> dict:
+    ordered = sorted(times)
 
+    def quantile(part: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 2)
 
-def kernels(function, args) -> tuple[float, int]:
-    """The sum of the times of the kernels of one call in microseconds, and the number of kernels."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(CALLS):
-            function(*args)
-        torch.cuda.synchronize()
-    events = [event for event in profile.events() if event.device_type.name == "CUDA"]
-    return sum(event.device_time for event in events) / CALLS, round(len(events) / CALLS)
-
-
-def copy_speed() -> float:
-    """The speed of a large copy in bytes read plus bytes written per microsecond."""
-    source = torch.empty(2**28, dtype=torch.float32, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / in_graph(lambda: target.copy_(source), ())
-
-
-def bytes_of(value) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(bytes_of, value)) if isinstance(value, list | tuple) else 0
-
-
-def nms_boxes(count: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    center = torch.rand(count, 2) * torch.tensor([1333.0, 800.0])
-    half = 16 * 16 ** torch.rand(count, 2) / 2
-    boxes = torch.cat((center - half, center + half), dim=1)
-    if kind == "clustered":
-        boxes = boxes[torch.arange(count) // 100]
-        size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        boxes = boxes + 0.06 * size * torch.randn(count, 4)
-    elif kind == "all overlapping":
-        boxes = torch.tensor([0.0, 0, 100, 100]) + 2 * torch.rand(count, 4)
-    elif kind == "chain":
-        boxes = cases.boxes(count, kind="chain") * 1000
-    order = torch.arange(count, 0, -1) if kind == "chain" else torch.randperm(count)
-    return boxes, order / count
-
-
-def retina_anchors() -> torch.Tensor:
-    """200,700 anchors of a RetinaNet for 800 x 1333 pixels: nine per cell on strides 8 to 128."""
-    maps = [(100, 167), (50, 84), (25, 42), (13, 21), (7, 11)]
-    sizes = [[0.04 * 2**level * 2 ** (i / 3) for i in range(3)] for level in range(5)]
-    levels = [
-        torch.cat(
-            [
-                ssd_ops.multibox_prior(torch.zeros(shape), [size], [1, 2, 0.5]).view(1, -1, 3, 4)
-                for size in size_of_level
-            ],
-            dim=2,
-        ).view(1, -1, 4)
-        for shape, size_of_level in zip(maps, sizes, strict=True)
-    ]
-    return torch.cat(levels, dim=1)[:, :200_700]
-
-
-def on_device(function):
-    """Wraps a rival written for the CPU, so that the tensors it creates are on the GPU."""
-    if isinstance(function, str):
-        return function
-
-    def run(*args):
-        with torch.device("cuda"):
-            return function(*args)
-
-    return run
-
-
-def all_cases():
-    """(name, our function, arguments, rivals, comparison of the results or None)."""
-    tiny = cases.prior_anchors(5444)
-    maps, sizes, ratios = cases.TINY_SSD
-    level_args = ([torch.zeros(n, n) for n in maps], sizes, ratios)
-    priors = {"d2l": baselines.d2l_multibox_priors, "eager": baselines.eager_multibox_priors}
-    yield "multibox_priors TinySSD", ssd_ops.multibox_priors, level_args, priors, None
-    targets = {"d2l": baselines.d2l_multibox_target, "eager": baselines.eager_multibox_target}
-    for name, anchors, images, gts in (
-        ("TinySSD B32 G1", tiny, 32, 1),
-        ("SSD300 B32 G8", cases.prior_anchors(8732), 32, 8),
-        ("SSD300 B32 G64", cases.prior_anchors(8732), 32, 64),
-        ("SSD512 B32 G64", cases.prior_anchors(24564), 32, 64),
-        ("RetinaNet B8 G64", retina_anchors(), 8, 64),
-    ):
-        args = anchors, cases.labels(images, gts, padding=0)
-        rivals = targets if images * gts <= 256 else {"eager": targets["eager"]}
-        yield (
-            f"multibox_target {name}",
-            ssd_ops.multibox_target,
-            args,
-            rivals,
-            baselines.same_targets,
-        )
-    losses, labels = torch.rand(32, 8732), (torch.rand(32, 8732) < 0.005).long()
-    mining = {
-        "eager": baselines.eager_hard_negative_mining,
-        "two sorts": baselines.two_sorts_hard_negative_mining,
+    return {
+        "p10": quantile(0.1),
+        "median": quantile(0.5),
+        "p90": quantile(0.9),
+        "times": len(ordered),
     }
-    yield (
-        "hard_negative_mining SSD300 B32",
-        ssd_ops.hard_negative_mining,
-        (losses, labels),
-        mining,
-        torch.equal,
-    )
-    detections = {
-        "d2l": baselines.d2l_multibox_detection,
-        "eager": baselines.eager_multibox_detection,
-    }
-    for name, anchors, images, classes in (
-        ("TinySSD B1", tiny, 1, 1),
-        ("TinySSD B32", tiny, 32, 1),
-        ("SSD300 C20 B32", cases.prior_anchors(8732), 32, 20),
-    ):
-        args = (*cases.detection(images, classes, anchors.shape[1]), anchors)
-        rivals = detections if images * classes <= 32 else {}
-        same = baselines.same_detections
-        yield f"multibox_detection {name}", ssd_ops.multibox_detection, args, rivals, same
-    images, classes, anchors = 8, 20, cases.prior_anchors(8732)
-    scores = torch.randn(images, 8732, classes + 1)
-    args = scores, 0.3 * torch.randn(images, 8732, 4), anchors[0]
-    rivals = {"torchvision": baselines.torchvision_detect, "eager": baselines.eager_detect}
-    yield "detect SSD300 C20 B8", ssd_ops.detect, args, rivals, None
-    boxes, box_scores = nms_boxes(10_000, "uniform")
-    args = boxes, box_scores, torch.randint(0, 80, (10_000,)), 0.5
-    rivals = {"torchvision": baselines.torchvision_batched_nms}
-    yield "batched_nms 10,000 of 80 classes", ssd_ops.batched_nms, args, rivals, torch.equal
-    for count in (1000, 10_000, 100_000):
-        for kind in ("uniform", "clustered", "all overlapping", "chain"):
-            args = (*nms_boxes(count, kind), 0.5)
-            rivals = {"torchvision": baselines.torchvision_nms}
-            if count == 1000:
-                rivals["eager"] = baselines.eager_nms
-            yield f"nms {count:,} {kind}", ssd_ops.nms, args, rivals, torch.equal
 
 
-# Cases in which torch.compile of the PyTorch rival is timed too. Compiling takes minutes, so they are few.
-COMPILED = {
-    "multibox_priors TinySSD",
-    "multibox_target TinySSD B32 G1",
-    "hard_negative_mining SSD300 B32",
-}
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in Python code that takes longer; a kernel that hangs is left to the driver."""
+
+    def stop(*_):
+        raise TimeoutError(f"takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def other_cases(known: set[str]):
-    """A case without rivals for each op that `all_cases` leaves out: a batch of 8, 1,000 boxes an image."""
-    for op in ssd_ops.__all__:
-        if op[0].islower() and op not in known and cases.has_fixed_shape(op):
-            yield op, getattr(ssd_ops, op), cases.inputs(op, 8, size=1000), {}, None
+def waits(device: Gpu | StandIn, call: Callable) -> bool:
+    """Whether a call makes the host wait for the device: then no graph can hold it."""
+    try:
+        with device.no_waiting():
+            call()
+    except RuntimeError:
+        return True
+    return False
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    speed = copy_speed()
-    rows = []
-    listed = list(all_cases())
-    listed += other_cases({ours.__name__ for _, ours, *_ in listed})
-    for name, ours, args, rivals, same in listed:
-        args = [to_cuda(arg) for arg in args]
-        # nms waits for the size of its result. nms_padded does the same work and can be captured.
-        capturable = ssd_ops.nms_padded if ours is ssd_ops.nms else ours
-        captured = ours is not ssd_ops.batched_nms
-        result = ours(*args)
-        kernel_time, launches = kernels(capturable, args)
-        moved = bytes_of(args) + bytes_of(result)
-        row = {
-            "case": name,
-            "eager": eager(ours, args),
-            "graph": in_graph(capturable, args) if captured else "waits",
-            "kernels": kernel_time,
-            "launches": launches,
-            "floor": moved / speed,
-            "rivals": {},
-        }
-        for rival, function in rivals.items():
+def time_ours(shape: shapes.Shape, args: tuple, clock: Clock, say: Callable) -> None:
+    """The times of ours, printed one by one."""
+    device, ours = clock.device, partial(shape.ours, *args)
+    first = clock.once(ours)
+    say(eager=clock.eager(ours) if first < ENDLESS else summary([first]))
+    if first > ENDLESS:
+        return
+    say(**{"eager, cold": clock.eager(ours, cold=True)})
+    count = CALLS if first < LONG else 1
+    if shape.captured is None:
+        say(graph="waits")
+    else:
+        captured = partial(shape.captured, *args)
+        say(graph=clock.graph(captured, count=count))
+        say(**{"graph, cold": clock.graph(captured, cold=True)})
+    kernels, launches = device.kernel_times(ours if shape.captured is None else captured, count)
+    say(kernels=round(kernels, 2), launches=round(launches, 1))
+
+
+def time_rival(rival: shapes.Rival, result, args: tuple, clock: Clock, row: dict) -> None:
+    """Fills the row of one rival; `result` is ours."""
+    clock = Clock(clock.device, clock.seconds / 2)
+    if rival.against is not None:
+        result = rival.against(*args)
+    call = partial(rival.function, *args)
+    found = []
+    first = clock.once(lambda: found.append(call()))
+    row["same"] = bool(rival.same(found.pop(), result))
+    if first > ENDLESS:
+        row["eager"] = summary([first])
+        return
+    row["eager"] = clock.eager(call)
+    row["eager, cold"] = clock.eager(call, cold=True)
+    row["graph"] = "waits" if waits(clock.device, call) else clock.graph(call)
+
+
+def benchmark(make: Callable[[], shapes.Shape], options, clock: Clock, say: Callable) -> None:
+    shape = make()
+    args = clock.device.put(shape.args)
+    with clock.device.kernels():
+        result = shape.ours(*args)
+        clock.device.synchronize()
+        say(bytes=sum(t.numel() * t.element_size() for t in tensors([list(args), result])))
+        try:
+            time_ours(shape, args, clock, say)
+        except Exception as error:
+            traceback.print_exc()
+            say(error=stream.one_line(error))
+            clock.device.synchronize()  # raises where the GPU itself is in error: the case is over
+        for name, rival in shape.rivals.items():
+            row: dict = {}
             try:
-                function = on_device(function)
-                if isinstance(function, str):
-                    row["rivals"][rival] = function
-                    continue
-                theirs = function(*args)
-                if same and not same(theirs, result):
-                    rival += " (others)"  # other ties or a last bit; the times are still comparable
-                row["rivals"][rival] = eager(function, args)
-                if rival == "eager" and name in COMPILED:
-                    row["rivals"]["compiled"] = eager(torch.compile(function, dynamic=False), args)
+                if isinstance(rival.function, str):
+                    raise RuntimeError(rival.function)
+                with time_limit(options.rival_seconds):
+                    time_rival(rival, result, args, clock, row)
             except Exception as error:
-                row["rivals"][rival] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-        rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
-    print(json.dumps(rows))
+                row["error"] = stream.one_line(error)
+            say(rivals={name: row})
+            clock.device.synchronize()
+
+
+def benchmark_compiled(make: Callable[[], shapes.Shape], clock: Clock, say: Callable) -> None:
+    """torch.compile of the vectorised form."""
+    shape = make()
+    if "eager" not in shape.rivals:
+        return
+    args = clock.device.put(shape.args)
+    torch.compiler.reset()
+    eager = shape.rivals["eager"]
+    compiled = eager._replace(function=clock.device.compiled(eager.function))
+    row: dict = {}
+    start = time.perf_counter()
+    with clock.device.kernels(), time_limit(30):
+        compiled.function(*args)
+        clock.device.synchronize()
+        row["seconds to compile"] = round(time.perf_counter() - start, 1)
+        time_rival(compiled, shape.ours(*args), args, clock, row)
+    say(rivals={"compiled": row})
+
+
+def speeds(clock: Clock, say: Callable) -> None:
+    """What the machine itself needs: a launch, and bytes a microsecond of a large copy."""
+    device = clock.device
+    one = device.put(torch.zeros(1))
+    step = partial(one.add_, 1)
+    say(eager=clock.eager(step), graph=clock.graph(step))
+    say(**{"graph, cold": clock.graph(step, cold=True)})
+    source = device.put(torch.zeros(2**28 if device.name == "cuda" else 64))
+    target = torch.empty_like(source)
+    copy = clock.graph(lambda: target.copy_(source), count=4)
+    say(**{"bytes a microsecond": 2 * source.numel() * 4 / copy["median"]})
+
+
+MACHINE = "one launch, and the speed of a copy"
+
+
+def all_cases(options, device: Gpu | StandIn) -> Iterator[Case]:
+    clock = Clock(device, options.seconds)
+    if not options.compiled:
+        yield Case(MACHINE, 20, partial(speeds, clock))
+    for name, make in shapes.all_shapes(options.tiny).items():
+        if options.only not in name:
+            continue
+        if options.compiled:
+            yield Case(name, 40, partial(benchmark_compiled, make, clock))
+        else:
+            yield Case(name, 40, partial(benchmark, make, options, clock))
+
+
+def main() -> int:
+    parser = stream.parser(__doc__)
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile's forms only")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--seconds", type=float, default=0.12, help="of each measure")
+    parser.add_argument(
+        "--rival-seconds", type=float, default=8, help="that a rival may take in all"
+    )
+    options = parser.parse_args()
+    device = open_device(options.device)
+    return stream.run(all_cases(options, device), device, options.after)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

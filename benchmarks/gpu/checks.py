@@ -1,27 +1,39 @@
-"""Checks on a GPU: CPU and CUDA give the same bits, and ops of fixed output shape never wait for the host.
+"""The device's answers are the CPU's, bit for bit; padded ops never wait for the host and can be captured.
 
-Each such op is also captured in a CUDA graph and run on two streams. The script prints one line of JSON: the
-number of batches and replays, and for each op how many results were different.
+checks.py calls          random batches of every op of the library: on the stream, replayed in a graph, on
+                         two streams at once
+checks.py large          the shapes of the benchmarks, and NMS of up to 300,000 boxes
+checks.py agreement      random batches of all ops until a deadline, with progress printed every second
+
+What is printed: stream.py. "different" counts what was not the CPU's answer.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 
+import backends
 import cases
+import shapes
+import stream
 import torch
+from device import Gpu, StandIn, open_device, tensors
+from stream import Case
 
 import ssd_ops
 
-OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
+# They return as many rows as there are, so they have to wait for their number.
+WAITING = {"nms", "batched_nms"}
 
 
-def draw(number: int) -> dict[str, tuple[partial, tuple]]:
-    """Random calls of every op of fixed output shape: name -> (function with its options, arguments)."""
+def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
+    """A call of every op, of random kinds, sizes, dtypes and options: the function and its arguments."""
     torch.manual_seed(number)
 
     def choose(*options):
@@ -54,6 +66,8 @@ def draw(number: int) -> dict[str, tuple[partial, tuple]]:
         "assign_anchors": (boxes, labels[..., 1:]),
         "multibox_target": (boxes, labels, logits.mT),
         "hard_negative_mining": (scores, torch.randint(-1, 2, (images, anchors))),
+        "nms": (rows[0], scores[0], threshold),
+        "batched_nms": (rows[0], scores[0], torch.randint(0, 3, (anchors,)), threshold),
         "nms_padded": (rows, scores, threshold),
         "multiclass_nms": (rows, scores[..., None].repeat(1, 1, classes)),
         "multibox_detection": (probs, offsets, boxes, threshold),
@@ -85,136 +99,165 @@ def draw(number: int) -> dict[str, tuple[partial, tuple]]:
             "class_agnostic": choose(True, False),
         },
     }
-    for name in OPS:  # an op that has no richer case above
-        if name not in calls and cases.has_fixed_shape(name):
-            calls[name] = cases.inputs(name, images, dtype, anchors)
     return {
         name: (partial(getattr(ssd_ops, name), **options.get(name, {})), args)
         for name, args in calls.items()
     }
 
 
-def to_cuda(value):
-    if isinstance(value, torch.Tensor):
-        return value.cuda()
-    return [to_cuda(item) for item in value] if isinstance(value, list) else value
+def call_of(op: str, number: int) -> tuple[Callable, tuple]:
+    """The call of one op in a draw; LookupError for an op that `draw` does not know."""
+    calls = draw(number)
+    if op not in calls:
+        raise LookupError(f"there is no call of {op}: add one to draw() in checks.py")
+    return calls[op]
 
 
-def results_of(value) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else list(value)
+def every_op() -> list[str]:
+    """The names of all ops that the library registers."""
+    return sorted(schema.name.removeprefix("ssd_ops::") for schema in backends.schemas())
 
 
 def same(got, expected) -> bool:
-    pairs = zip(results_of(got), results_of(expected), strict=True)
-    return all(
-        torch.equal(a.cpu().nan_to_num(), b.nan_to_num())
+    """Whether all tensors have the same shapes, dtypes and bits; NaN is NaN."""
+    got, expected = tensors(got), tensors(expected)
+    return len(got) == len(expected) and all(
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(a.cpu().nan_to_num(), b.nan_to_num())
         and torch.equal(a.cpu().isnan(), b.isnan())
-        for a, b in pairs
+        for a, b in zip(got, expected, strict=True)
     )
 
 
-def compare(batches: int) -> Counter:
-    wrong: Counter = Counter()
-    for number in range(batches):
-        for name, (op, args) in draw(number).items():
-            expected = op(*args)
-            on_gpu = [to_cuda(arg) for arg in args]
-            torch.cuda.set_sync_debug_mode("error")
-            got = op(*on_gpu)
-            torch.cuda.set_sync_debug_mode("default")
-            wrong[name] += not same(got, expected)
-        if number % 4 == 0:  # the ops that wait for the host
-            boxes, scores, threshold = draw(number)["nms_padded"][1]
-            args, idxs = (boxes[0], scores[0]), torch.randint(0, 3, scores[0].shape)
-            got = ssd_ops.nms(*map(to_cuda, args), threshold)
-            wrong["nms"] += not same(got, ssd_ops.nms(*args, threshold))
-            got = ssd_ops.batched_nms(*map(to_cuda, (*args, idxs)), threshold)
-            wrong["batched_nms"] += not same(got, ssd_ops.batched_nms(*args, idxs, threshold))
+def agrees(op: str, call: Callable, args: tuple, device: Gpu | StandIn) -> bool:
+    """Whether one call gives the CPU's answer; a padded op that waits for the device is an error."""
+    expected = call(*args)
+    moved = device.put(args)
+    with device.kernels(), nullcontext() if op in WAITING else device.no_waiting():
+        got = call(*moved)
+    return same(got, expected)
+
+
+def replays_agree(call: Callable, args: tuple, count: int, device: Gpu | StandIn) -> int:
+    """How many replays of one graph, each on other numbers in the same memory, give others than the CPU."""
+    fresh = [
+        [arg.roll(number, dims=min(1, arg.dim() - 1)) for arg in tensors(args)]
+        for number in range(count)
+    ]
+    static = device.put(args)
+    with device.kernels():
+        result, replay = device.capture(lambda: call(*static))
+    wrong = 0
+    for values in fresh:
+        for place, value in zip(tensors(static), values, strict=True):
+            place.copy_(value)
+        with device.kernels():
+            replay()
+        expected = call(*refilled(args, values))
+        wrong += not same(result, expected)
     return wrong
 
 
-def replay(replays: int) -> Counter:
-    """Captures each op once, then replays it with new values in the same memory."""
-    wrong: Counter = Counter()
-    for name, (op, args) in draw(1).items():
-        static = [to_cuda(arg) for arg in args]
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            op(*static)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = op(*static)
-        for number in range(replays):
-            fresh = [
-                arg.roll(number, dims=min(1, arg.ndim - 1))
-                if isinstance(arg, torch.Tensor)
-                else arg
-                for arg in args
-            ]
-            for place, value in zip(static, fresh, strict=True):
-                if isinstance(place, torch.Tensor):
-                    place.copy_(value)
-            graph.replay()
-            if number % 20 == 0 or number == replays - 1:
-                wrong[f"{name} in a graph"] += not same(out, op(*fresh))
-        torch.cuda.synchronize()
-    return wrong
+def refilled(args: tuple, values: list[torch.Tensor]) -> tuple:
+    """`args` with these tensors in place of its own, in order."""
+    left = iter(values)
+
+    def fill(value):
+        if isinstance(value, torch.Tensor):
+            return next(left)
+        return (
+            type(value)(fill(item) for item in value) if isinstance(value, list | tuple) else value
+        )
+
+    return fill(args)
 
 
-def two_streams(rounds: int) -> Counter:
-    """Runs the same ops on two streams at the same time."""
-    wrong: Counter = Counter()
-    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
-    for number in range(rounds):
-        for name, (op, args) in draw(number).items():
-            on_gpu = [to_cuda(arg) for arg in args]
-            torch.cuda.synchronize()
-            results = []
-            for stream in streams:
-                with torch.cuda.stream(stream):
-                    results.append(op(*on_gpu))
-            torch.cuda.synchronize()
-            expected = op(*args)
-            wrong[f"{name} on two streams"] += not all(same(got, expected) for got in results)
-    return wrong
+def calls(options, device: Gpu | StandIn) -> Iterator[Case]:
+    def run(op, say):
+        different: Counter = Counter()
+        for number in range(options.draws):
+            call, args = call_of(op, number)
+            different["calls"] += not agrees(op, call, args, device)
+        if options.replays and op not in WAITING:
+            call, args = call_of(op, 1)
+            different["replays"] = replays_agree(call, args, options.replays, device)
+            moved, expected = device.put(args), call(*args)
+            with device.kernels():
+                results = device.at_once(partial(call, *moved), 2)
+            different["on two streams"] = sum(not same(result, expected) for result in results)
+        say(draws=options.draws, replays=options.replays, different=dict(+different))
+
+    for op in every_op():
+        yield Case(op, 15, partial(run, op))
 
 
-def large() -> Counter:
-    """Real shapes. Some of them use other kernels than the small ones."""
-    wrong: Counter = Counter()
-    for count in (5444, 8732, 24564):
-        anchors, labels = cases.prior_anchors(count), cases.labels(4, 64)
-        probs, offsets = cases.detection(4, 3, count)
-        for name, args in (
-            ("multibox_target", (anchors, labels)),
-            ("multibox_detection", (probs, offsets, anchors)),
-            ("hard_negative_mining", (probs[:, 0], torch.randint(-1, 2, (4, count)))),
-            ("assign_anchors", (anchors, labels[..., 1:])),
-            ("detect", (probs.mT.contiguous(), offsets, anchors)),
-        ):
-            op = getattr(ssd_ops, name)
-            wrong[f"{name}, large"] += not same(op(*map(to_cuda, args)), op(*args))
+def large(options, device: Gpu | StandIn) -> Iterator[Case]:
+    def run(make, say):
+        shape = make()
+        start = time.perf_counter()
+        expected = shape.ours(*shape.args)
+        cpu = time.perf_counter() - start
+        moved = device.put(shape.args)
+        with device.kernels():
+            got = shape.ours(*moved)
+        say(cpu_seconds=round(cpu, 3), different={} if same(got, expected) else {"calls": 1})
+
+    for name, make in shapes.all_shapes(options.tiny).items():
+        yield Case(name, 12, partial(run, make))
     for count in (1000, 10_000, 100_000, 300_000):
-        for kind in ("uniform", "small", "copies", "chain"):
-            boxes, scores = cases.boxes(count, kind=kind), torch.rand(count)
-            got = ssd_ops.nms(boxes.cuda(), scores.cuda(), 0.5)
-            wrong["nms, large"] += not same(got, ssd_ops.nms(boxes, scores, 0.5))
-    return wrong
+        for kind in ("uniform", "small", "copies", "grid", "chain", "pile"):
+            if (count, kind) == (300_000, "uniform"):
+                continue  # the CPU takes ten seconds
+            make = partial(shapes.nms_of_kind, 12 if options.tiny else count, kind)
+            yield Case(f"nms {count:,} {kind}, unit square", 12, partial(run, make))
+
+
+def agreement(options, device: Gpu | StandIn) -> Iterator[Case]:
+    end = time.monotonic() + options.seconds
+
+    def run(say):
+        row: dict = {"batches": 0, "op": "", "different": {}, "first different": []}
+        finished = threading.Event()
+
+        def progress():
+            # From a thread of its own, so that a kernel that hangs leaves behind what was being called.
+            while not finished.wait(1.0):
+                say(**row)
+
+        thread = threading.Thread(target=progress, daemon=True)
+        thread.start()
+        ops = every_op()
+        try:
+            while time.monotonic() < end:
+                batch = options.first + row["batches"]
+                drawn = draw(batch)
+                for op in ops:
+                    row["op"] = op
+                    if not agrees(op, *drawn[op], device):
+                        # New ones: the other thread may be printing the old.
+                        row["different"] = {**row["different"], op: row["different"].get(op, 0) + 1}
+                        row["first different"] = [*row["first different"], f"{op} of {batch}"][:10]
+                row["batches"] += 1
+        finally:
+            finished.set()
+            thread.join()
+            say(**row)
+
+    yield Case("agreement", options.seconds + 15, run)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, default=10_000)
-    parser.add_argument("--replays", type=int, default=1000)
+    parser = stream.parser(__doc__)
+    parser.add_argument("what", choices=("calls", "large", "agreement"))
+    parser.add_argument("--draws", type=int, default=8, help="batches of each op in `calls`")
+    parser.add_argument("--replays", type=int, default=20, help="of each graph in `calls`; 0: none")
+    parser.add_argument("--seconds", type=float, default=30, help="how long `agreement` goes on")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of its batches")
     options = parser.parse_args()
-    wrong = compare(options.batches)
-    if options.replays:
-        wrong += replay(options.replays) + two_streams(50) + large()
-    torch.cuda.synchronize()
-    bad = {name: count for name, count in wrong.items() if count}
-    print(json.dumps({"batches": options.batches, "replays": options.replays, "different": bad}))
-    return int(bool(bad))
+    device = open_device(options.device)
+    lists = {"calls": calls, "large": large, "agreement": agreement}
+    return stream.run(lists[options.what](options, device), device, options.after)
 
 
 if __name__ == "__main__":

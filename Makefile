@@ -1,62 +1,111 @@
-# make demo [EPOCHS=20]  from a fresh clone to a trained detector and pictures of what it finds
-# make test              the whole test suite
-# make bench             our ops beside their rivals, as a table of medians
-# make sanitize          the op tests, CUDA kernels emulated, under AddressSanitizer, UBSan and ThreadSanitizer
-# make gpu [OUT=folder]  everything that needs a GPU: tests, checks and times, with the Python that has torch
-# make wheel             a wheel for this Python, in dist/
-#
-# Each sets up what it needs in .venv and builds what has changed. Another torch, another Python:
+# `make` alone prints the targets. Each sets up what it needs in .venv and builds what has changed. Another
+# torch, another Python:
 #   make test TORCH=torch==2.11.0 VENV=.venv-2.11 PYTHON=python3.12
+# All other pins stand in pyproject.toml, [dependency-groups].
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 TORCH ?= torch==2.13.0
-PINS ?= numpy==2.4.6 ninja==1.13.2 pybind11==3.1.0 setuptools==84.2.1 wheel \
-	pillow==13.0.0 matplotlib==3.11.2 tqdm==4.70.1 safetensors==0.8.0 faster-coco-eval==1.8.0 \
-	onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 pycocotools==2.0.11 \
-	pytest==9.2.0 pytest-benchmark==5.3.1 hypothesis ruff==0.17.6 mypy==2.4.1
+# torchvision fits one torch alone.
+PEERS_TORCH := torch==2.11.0 torchvision==0.26.0
+PIP_PIN := pip==26.3
 EPOCHS ?=
+# Worker processes of the tests, each with one thread.
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := -m pip --disable-pip-version-check -q
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+IN_PEERS := PYTHONPATH=$(CURDIR) $(PEERS)/bin/python
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test bench sanitize gpu wheel clean
+# Of what the compiler says, a line a file; if it fails, its last lines.
+define show_progress
+2>&1 | tee build/$(1).log | sed -un 's,^\(\[[0-9/]*\]\).* -c [^ ]*/\(csrc/[^ ]*\).*,  \1 \2,p' \
+	|| { tail -n 40 build/$(1).log >&2; exit 1; }
+endef
 
-demo: $(VENV)/built
-	$(BIN)/python -m ssd_ops demo --out demo $(if $(EPOCHS),--epochs $(EPOCHS))
+.PHONY: help demo test test-all lint peers bench docs sanitize gpu wheel clean
 
-test: $(VENV)/built
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -rs tests
+help: ## print these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/built ## from a fresh clone to a trained detector and images of what it finds [EPOCHS=20]
+	@$(BIN)/python -m ssd_ops demo --out demo $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: lint ## lint, and the tests but the slow ones: what a developer runs
+	$(PYTEST) -m "not slow" tests
+
+test-all: lint ## every test, with more random cases, and that the benchmarks' rivals agree
+	HYPOTHESIS_PROFILE=ci $(PYTEST) tests
 	$(BIN)/python -m pytest -q -rs benchmarks --benchmark-disable
 
-bench: $(VENV)/built
-	$(BIN)/python -m pytest -q -rs benchmarks --benchmark-columns=median,iqr,rounds \
-		--benchmark-group-by=group --benchmark-json=benchmarks/latest.json
-	$(BIN)/python benchmarks/table.py benchmarks/latest.json
+lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests/emulation -regex '.*\.\(h\|cpp\|cu\|cuh\)' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy
 
-sanitize: $(VENV)/built
+# The library of .venv, as it is: built once, it serves every torch from 2.11 on.
+peers: $(VENV)/built $(PEERS)/tools ## what needs torchvision: its tests, and that the benchmarks' rivals agree
+	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of it
+	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py tests/test_house.py \
+		tests/tinyssd/test_coco.py
+	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-disable
+
+bench: $(VENV)/built $(PEERS)/tools ## our ops beside their rivals, as a table of medians
+	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-columns=median,iqr,rounds \
+		--benchmark-group-by=group --benchmark-json=benchmarks/latest.json
+	$(IN_PEERS) benchmarks/table.py benchmarks/latest.json
+
+docs: $(VENV)/built ## the site of the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
+
+sanitize: $(VENV)/built ## the op tests, CUDA kernels emulated, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tests/sanitize.py
 
 # Neither the network nor .venv: a machine with a GPU has a torch of its own.
-gpu:
+gpu: ## all that needs a GPU: tests, checks and times, with the Python that has torch [OUT=folder]
 	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),gpu-results)
 
-wheel: $(VENV)/built
-	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+wheel: $(VENV)/tools ## an sdist and, made from it, a wheel for this Python, in dist/
+	@rm -rf dist && mkdir -p build
+	@echo "Building the sdist, and from it the wheel (with nvcc for every GPU, which takes long) ..."
+	@$(BIN)/python -m build --no-isolation $(call show_progress,wheel)
+	@ls dist/*
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info ssd_ops/*.so
+clean: ## delete all that these targets make
+	rm -rf $(VENV) $(PEERS) build dist site demo *.egg-info ssd_ops/*.so benchmarks/latest.json
 
-$(VENV)/torch: Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'make: Python 3.11 or newer is needed; name yours with PYTHON=...' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(TORCH) $(PINS)
-	touch $@
+# $(call make_venv,folder,torch,group): an environment with them.
+define make_venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo 'make: Python 3.11 or newer is needed; name yours with PYTHON=...' >&2; exit 1; }
+@echo "Making $(1) ..."
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python $(PIP) install $(PIP_PIN)
+@echo "Installing $(2) into $(1) (1 of 2: a download of 200 MB for a CPU, of several GB for a GPU) ..."
+@$(1)/bin/python $(PIP) install $(2)
+@echo "Installing the tools that the targets use into $(1) (2 of 2: a download of 150 MB) ..."
+@$(1)/bin/python $(PIP) install --group $(3)
+@touch $(1)/tools
+endef
 
-$(VENV)/built: $(VENV)/torch $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps -e .
-	touch $@
+$(VENV)/tools: Makefile pyproject.toml
+	$(call make_venv,$(VENV),$(TORCH),dev)
+
+$(PEERS)/tools: Makefile pyproject.toml
+	$(call make_venv,$(PEERS),$(PEERS_TORCH),peers)
+
+$(VENV)/built: $(VENV)/tools $(SOURCES)
+	@mkdir -p build
+	@echo "Building ssd_ops (two to five minutes the first time; a line for each file) ..."
+	@$(BIN)/python setup.py build_ext $(call show_progress,built)
+	@$(BIN)/python $(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@

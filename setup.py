@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+OBJECTS = ROOT / "build" / f"objects-{sys.implementation.cache_tag}"
 TARGET = (2, 11)  # the oldest torch that the binary runs on
 NO_TORCH = (
     "ssd_ops: building needs torch {}.{} or newer, and {}. Install torch first, then run "
@@ -236,12 +238,21 @@ def _extensions(torch) -> list[Extension]:
     return extensions
 
 
+class Sdist(sdist):
+    """With the sources to compile; without tests, of which setuptools would take some."""
+
+    def make_distribution(self):
+        self.filelist.graft("csrc")
+        self.filelist.prune("tests")
+        super().make_distribution()
+
+
 def main() -> None:
     # Building an sdist, or asking for metadata, compiles nothing and needs no torch.
     if not {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install", "build"} & set(
         sys.argv
     ):
-        setup()
+        setup(cmdclass={"sdist": Sdist})
         return
     torch = _import_torch()
     _check_compiler()
@@ -249,12 +260,13 @@ def main() -> None:
 
     class Build(BuildExtension):
         def build_extension(self, ext):
-            # The objects of box_iou.cpp and box_iou.cu are both called box_iou.o.
-            common, self.build_temp = self.build_temp, os.path.join(self.build_temp, ext.name)
+            # One folder for all kinds of builds, so that only what has changed is compiled again. The
+            # objects of box_iou.cpp and box_iou.cu are both called box_iou.o.
+            common, self.build_temp = self.build_temp, str(OBJECTS / ext.name)
             super().build_extension(ext)
             self.build_temp = common
 
-    setup(ext_modules=_extensions(torch), cmdclass={"build_ext": Build})
+    setup(ext_modules=_extensions(torch), cmdclass={"build_ext": Build, "sdist": Sdist})
 
 
 main()

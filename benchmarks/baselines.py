@@ -1,8 +1,9 @@
-"""What the ops are held against: each the fastest form of its kind that we know.
+"""The rivals of the ops, each in the fastest form of its kind that we know.
 
-`d2l`: the algorithms of "Dive into Deep Learning" (section 14.4), image by image, with a Python
-loop over ground truths or over kept boxes. `eager`: the best that whole-batch tensor operations give.
-`torchvision`: its own operators, matchers and post-processing, where it is installed.
+- `d2l`: the algorithms of "Dive into Deep Learning" (section 14.4). They work image by image, with a Python
+  loop over ground truths or over kept boxes.
+- `eager`: the same results with PyTorch operations on the whole batch.
+- `torchvision`: its own operators, matchers and post-processing, if it is installed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ try:
     _assert_has_ops()
 except (
     Exception
-) as error:  # it raises RuntimeError, not ImportError, where its library does not fit
+) as error:  # RuntimeError, not ImportError, if its library does not fit the installed torch
     _reason = str(error).strip().splitlines() or [type(error).__name__]
     _missing = f"torchvision does not import ({_reason[0]})"
     torchvision_nms = torchvision_batched_nms = torchvision_box_iou = _missing
@@ -41,13 +42,13 @@ else:
     torchvision_batched_nms = _torchvision.batched_nms
 
     def torchvision_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Its IoU and `SSDMatcher`, image by image."""
+        """torchvision's IoU and `SSDMatcher`, image by image."""
         ious = [_torchvision.box_iou(boxes, anchors) for boxes in gt_boxes]
         matcher = _matching.SSDMatcher(0.5)
         return torch.stack(list(map(matcher, ious))), torch.stack([iou.amax(0) for iou in ious])
 
     def torchvision_detect(cls_scores: Tensor, offset_preds: Tensor, anchors: Tensor):
-        """The post-processing of its SSD with the settings of SSD300, as lists of images."""
+        """The post-processing of torchvision's SSD with the settings of SSD300, as a list of images."""
         settings = SimpleNamespace(
             box_coder=_matching.BoxCoder((10.0, 10.0, 5.0, 5.0)),
             score_thresh=0.01,
@@ -64,7 +65,7 @@ else:
         )
 
 
-# The book's way.
+# The book's algorithms.
 
 
 def _to_center(boxes: Tensor) -> Tensor:
@@ -184,9 +185,9 @@ def d2l_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: Ten
 
 
 class ChapterSSD(nn.Module):
-    """The chapter's network: anchors made scale by scale in every forward, float32, NCHW.
+    """The chapter's network in float32 and NCHW. It makes the anchors of each scale in every forward pass.
 
-    Its state dict is that of `ssd_ops.tinyssd.model.TinySSD` with one class.
+    Its state dict fits `ssd_ops.tinyssd.model.TinySSD` with one class.
     """
 
     sizes = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
@@ -214,14 +215,14 @@ class ChapterSSD(nn.Module):
 
 
 def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="cpu") -> list[float]:
-    """The chapter's loop over these batches, with its settings; the loss of each step.
+    """The chapter's training loop with its settings. Returns the loss of each step.
 
     Args:
-        net: trained in place.
-        images: uint8 ``[N, 3, H, W]``; the chapter keeps them so, and makes floats of a batch.
+        net: The network. It is trained in place.
+        images: uint8 ``[N, 3, H, W]``. As in the chapter, a batch is converted to float when it is used.
         labels: ``[N, G, 5]``.
-        batches: image numbers of each step.
-        device: where the net is.
+        batches: For each step the numbers of its images.
+        device: The device of `net`.
     """
     trainer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=5e-4)
     cls_loss = nn.CrossEntropyLoss(reduction="none")
@@ -249,7 +250,7 @@ def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="c
 
 
 def d2l_predict(net: nn.Module, image: Tensor, device="cpu") -> Tensor:
-    """The chapter's prediction for a uint8 image: rows (class, score, box), fractions."""
+    """The chapter's prediction for a uint8 image: rows (class, score, box in fractions of the image)."""
     net.eval()
     anchors, cls_preds, bbox_preds = net(image[None].float().to(device))
     cls_probs = torch.softmax(cls_preds, dim=2).permute(0, 2, 1)
@@ -258,7 +259,7 @@ def d2l_predict(net: nn.Module, image: Tensor, device="cpu") -> Tensor:
     return output[0, kept]
 
 
-# Whole batches of tensor operations.
+# PyTorch operations on the whole batch.
 
 
 def eager_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
@@ -281,7 +282,7 @@ def eager_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
 
 
 def eager_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """[..., N, 4] x [..., M, 4], one coordinate at a time: fewer and smaller passes."""
+    """[..., N, 4] x [..., M, 4] -> [..., N, M]. One coordinate at a time needs less memory traffic."""
     a, b = boxes1[..., :, None, :].unbind(-1), boxes2[..., None, :, :].unbind(-1)
     area1, area2 = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
     inter = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).clamp_(min=0)
@@ -306,11 +307,11 @@ def eager_decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
 
 
 def eager_multibox_target(anchors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All images at once; a round looks again only where a ground truth lost its best anchor."""
+    """All images at once. A round searches again only for a gt that lost its best anchor."""
     anchors = anchors[0]
     images, count, num_anchors = len(labels), labels.shape[1], len(anchors)
     valid = labels[..., 0] >= 0
-    iou = eager_box_iou(labels[..., 1:], anchors)  # [B, G, A]: a ground truth's row lies together
+    iou = eager_box_iou(labels[..., 1:], anchors)  # [B, G, A]: the row of a gt is contiguous
     iou.masked_fill_(~valid[..., None], -1)
     best, matched = iou.max(dim=1)
     matched.masked_fill_(best < 0.5, -1)
@@ -349,7 +350,7 @@ def eager_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor:
 
 
 def two_sorts_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor:
-    """Ranks by sorting twice, as SSD implementations in PyTorch commonly do."""
+    """Ranks the losses with two sorts, as many SSD implementations in PyTorch do."""
     selected = cls_labels > 0
     negative_loss = losses.masked_fill(cls_labels != 0, float("-inf"))
     rank = negative_loss.sort(dim=1, descending=True).indices.sort(dim=1).indices
@@ -358,7 +359,10 @@ def two_sorts_hard_negative_mining(losses: Tensor, cls_labels: Tensor) -> Tensor
 
 
 def _eager_keep(boxes: Tensor, iou_threshold: float, block: int = 512) -> Tensor:
-    """Which boxes, sorted by score, greedy NMS keeps: a block against the kept, then itself."""
+    """Mask of the boxes, sorted by score, that greedy NMS keeps.
+
+    Each block of boxes is compared with the boxes kept before, then with itself.
+    """
     kept = boxes[:0]
     keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for start in range(0, len(boxes), block):
@@ -366,7 +370,7 @@ def _eager_keep(boxes: Tensor, iou_threshold: float, block: int = 512) -> Tensor
         alive = ~(eager_box_iou(rows, kept) > iou_threshold).any(dim=1)
         over = (eager_box_iou(rows, rows) > iou_threshold).triu_(1) & alive[:, None]
         now = alive
-        while True:  # a fixed point after as many rounds as the longest chain
+        while True:  # reaches a fixed point after at most as many rounds as the longest chain
             then = alive & ~(over & now[:, None]).any(dim=0)
             if torch.equal(then, now):
                 break
@@ -392,7 +396,7 @@ def loop_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold:
 
 
 def eager_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """All images at once, each ground truth forced on its best anchor."""
+    """All images at once. Each gt is forced on its best anchor."""
     iou = eager_box_iou(gt_boxes, anchors)  # [B, G, A]
     best, matched = iou.max(dim=1)
     matched.masked_fill_(best < 0.5, -1)
@@ -404,7 +408,7 @@ def eager_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Ten
 
 
 def eager_multiclass_nms(boxes: Tensor, scores: Tensor):
-    """Top 400 of each class, then `loop_batched_nms` of each image and its best 100."""
+    """The top 400 of each class, `loop_batched_nms` for each image, then its best 100."""
     found = []
     for box, score in zip(boxes, scores, strict=True):
         value, row = score.T.topk(min(400, len(box)), dim=1)
@@ -417,7 +421,7 @@ def eager_multiclass_nms(boxes: Tensor, scores: Tensor):
 
 
 def eager_detect(cls_scores: Tensor, offset_preds: Tensor, anchors: Tensor):
-    """Softmax and decoding of everything; then as `eager_multiclass_nms`, with SSD300's settings."""
+    """Softmax and decoding of all anchors, then as `eager_multiclass_nms` with the settings of SSD300."""
     found = []
     boxes = eager_decode_boxes(offset_preds, anchors).clamp_(0, 1)
     for box, score in zip(boxes, cls_scores.softmax(2)[..., 1:], strict=True):
@@ -449,7 +453,7 @@ def eager_multibox_detection(cls_probs: Tensor, offset_preds: Tensor, anchors: T
     return torch.cat((labels[..., None].float(), scores[..., None], boxes), dim=2)
 
 
-# Whether two implementations agree. Ours has exp and log of its own: values are close, not equal.
+# Comparisons of two implementations. Ours has its own exp and log, so values are close, not equal.
 
 
 def close(actual: Tensor, expected: Tensor) -> bool:
@@ -462,22 +466,25 @@ def same_targets(actual, expected) -> bool:
 
 
 def same_detections(actual: Tensor, expected: Tensor) -> bool:
-    """Equal rows, but for one image in ten: one bit of exp may move a box across the threshold."""
+    """Equal rows in nine of ten images: one bit of exp can move a box across the threshold."""
     far = (actual - expected).abs().amax(dim=(1, 2)) > 1e-4
     return int(far.sum()) <= len(far) // 10
 
 
 def same_matches(actual, expected) -> bool:
-    """Equal matches; the IoU of a forced anchor is its best one in torchvision, its own in ours."""
+    """Equal matches. The IoU is not compared: for a forced anchor torchvision returns its highest IoU."""
     return torch.equal(actual[0], expected[0])
 
 
 def same_found(actual, expected) -> bool:
-    """Detections against a list of images with labels from 1: as many, close in score, and, but for one in
-    a hundred, of the same label and box. One bit of exp may move a box across the threshold."""
+    """Our `Detections` and a rival's list of images (labels from 1) agree.
+
+    Scores are close. One detection in a hundred may be missing and one in fifty may have another label or
+    box, because one bit of exp can move a box across the threshold.
+    """
     if isinstance(actual, list):
         actual, expected = expected, actual
-    if isinstance(expected, tuple):  # ours beside ours
+    if isinstance(expected, tuple):  # ours compared with itself
         return all(map(torch.equal, actual, expected))
     for image, other in enumerate(expected):
         count = int(actual.counts[image])

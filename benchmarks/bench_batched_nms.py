@@ -14,7 +14,7 @@ IMPLEMENTATIONS = {
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("count, classes", [(1000, 20), (10_000, 80)])
 def bench_batched_nms(timed, count, classes, impl):
-    """Uniform boxes of 16 to 256 pixels, log-uniform, in a picture of 1333 x 800."""
+    """Uniform boxes of 16 to 256 pixels, log-uniform, in an image of 1333 x 800."""
     center = torch.rand(count, 2) * torch.tensor([1333.0, 800.0])
     half = 16 * 16 ** torch.rand(count, 2) / 2
     # No two scores are equal: torchvision's last sort is not stable.

@@ -13,7 +13,7 @@ IMPLEMENTATIONS = {
 
 
 def heads(images: int, classes: int, trained: bool):
-    """What SSD300's heads give: noise, or, with 8 objects an image, the classes of anchors near one."""
+    """Outputs like those of SSD300: noise, or high scores for anchors near one of 8 gts an image."""
     anchors = cases.prior_anchors(8732)[0]
     offsets = 0.3 * torch.randn(images, 8732, 4)
     if not trained:

@@ -17,7 +17,7 @@ IMPLEMENTATIONS = {
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("images, classes, anchors", [(1, 1, 5444), (32, 1, 5444), (1, 20, 8732)])
 def bench_multibox_detection(timed, images, classes, anchors, impl):
-    """Heads that were never trained: every anchor has a score, few boxes overlap alike."""
+    """Outputs of a network that was never trained: all anchors have similar scores, few boxes overlap."""
     args = (*cases.detection(images, classes, anchors), cases.prior_anchors(anchors))
     case = f"multibox_detection B{images} {classes} class{'es' * (classes > 1)} A{anchors:,}"
     timed(case, impl, IMPLEMENTATIONS, args, baselines.same_detections)

@@ -20,7 +20,7 @@ IMPLEMENTATIONS = {
     "images, gts, anchors", [(32, 1, 5444), (32, 8, 5444), (8, 64, 5444), (32, 8, 8732)]
 )
 def bench_multibox_target(timed, images, gts, anchors, impl):
-    # Without padding: the book's function is wrong on it.
+    # Without padding, because the book's function gives wrong answers for it.
     args = cases.prior_anchors(anchors), cases.labels(images, gts, padding=0)
     case = f"multibox_target B{images} G{gts} A{anchors:,}"
     timed(case, impl, IMPLEMENTATIONS, args, baselines.same_targets)
@@ -43,7 +43,7 @@ def bench_multibox_target_mxnet(timed, images, gts, anchors, impl):
 @pytest.mark.parametrize("semantics", ["mxnet", "torchvision"])
 @pytest.mark.parametrize("mining", [False, True], ids=["all negatives", "mining"])
 def bench_multibox_target_semantics(timed, semantics, mining):
-    """Alone, for what mining and another semantics cost."""
+    """Without a rival: the cost of mining and of the other semantics."""
     images, gts, anchors = 32, 8, 8732
     options = {"semantics": semantics, "negative_mining_ratio": 3.0 if mining else None}
 

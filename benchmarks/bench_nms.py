@@ -16,7 +16,7 @@ IMPLEMENTATIONS = {
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("count", [1000, 10_000, 20_000])
 def bench_nms(timed, count, impl):
-    """Uniform boxes of 16 to 256 pixels, log-uniform, in a picture of 1333 x 800."""
+    """Uniform boxes of 16 to 256 pixels, log-uniform, in an image of 1333 x 800."""
     center = torch.rand(count, 2) * torch.tensor([1333.0, 800.0])
     half = 16 * 16 ** torch.rand(count, 2) / 2
     if count > {"d2l": 1000, "eager": 10_000}.get(impl, count):
@@ -28,7 +28,7 @@ def bench_nms(timed, count, impl):
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def bench_nms_clusters(timed, impl):
-    """8,732 boxes round 88 objects, as a trained detector gives them."""
+    """8,732 boxes in clusters around 88 ground truths, like the output of a trained detector."""
     boxes = cases.boxes(88).repeat_interleave(100, dim=0)[:8732]
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     args = boxes + 0.06 * size * torch.randn(8732, 4), torch.randperm(8732) / 8732, 0.45
@@ -36,7 +36,7 @@ def bench_nms_clusters(timed, impl):
 
 
 def padded(nms):
-    """The padded form of a batch by an `nms` of one image, image by image."""
+    """`nms_padded` made from an `nms` of one image."""
 
     def run(boxes, scores, threshold):
         indices = torch.full(scores.shape, -1)
@@ -59,7 +59,7 @@ PADDED = {
 
 @pytest.mark.parametrize("impl", PADDED)
 def bench_nms_padded(timed, impl):
-    """A batch of eight pictures with 1,000 boxes each."""
+    """A batch of eight images with 1,000 boxes each."""
     scores = torch.stack([torch.randperm(1000) for _ in range(8)]) / 1000
     args = cases.boxes(8, 1000), scores, 0.5
     timed("nms_padded B8 1,000 boxes", impl, PADDED, args, lambda a, b: all(map(torch.equal, a, b)))

@@ -1,4 +1,4 @@
-"""`pytest benchmarks` times every op beside its rivals. Nothing here fails because of a time.
+"""`pytest benchmarks` times every op and its rivals. No benchmark fails because it is slow.
 
 pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-json=out.json
 python benchmarks/table.py out.json
@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # cas
 
 def pytest_addoption(parser):
     parser.addoption("--threads", type=int, default=2, help="threads of torch (default: 2)")
-    parser.addoption("--steps", type=int, default=6, help="of bench_training (default: 6)")
+    parser.addoption(
+        "--steps", type=int, default=6, help="training steps of bench_training (default: 6)"
+    )
 
 
 def pytest_configure(config):
@@ -39,7 +41,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 @pytest.fixture(autouse=True)
 def _threads_and_seed(request):
-    """Every implementation of a case gets the same threads and the same numbers."""
+    """All implementations of a case run with the same number of threads and the same random numbers."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.config.getoption("--threads"))
     torch.manual_seed(0)
@@ -49,7 +51,7 @@ def _threads_and_seed(request):
 
 @pytest.fixture
 def full_precision():
-    """`with full_precision():` convolutions on a GPU are those of float32, by which results compare."""
+    """`with full_precision():` turns TF32 convolutions off on a GPU, so that results can be compared."""
 
     @contextlib.contextmanager
     def run():
@@ -65,10 +67,11 @@ def full_precision():
 
 @pytest.fixture
 def timed(benchmark):
-    """timed(case, impl, implementations, args, same): times one of the implementations of an op.
+    """timed(case, impl, implementations, args, same): times one implementation of an op.
 
-    `implementations` maps names to functions, ours is "ssd_ops"; in place of a rival that cannot
-    run here stands the text why. Its result must be ours, by `same`, before the clock starts.
+    `implementations` maps names to functions. Ours is "ssd_ops". If a rival cannot run here, its value is
+    the reason as a string, and the case is skipped. Before the clock starts, `same` compares the result
+    with ours.
     """
 
     def run(case, impl, implementations, args, same):
@@ -78,10 +81,12 @@ def timed(benchmark):
         benchmark.group = case
         benchmark.extra_info["impl"] = impl
         with torch.no_grad():
-            assert same(function(*args), implementations["ssd_ops"](*args)), f"{impl} gives others"
+            assert same(function(*args), implementations["ssd_ops"](*args)), (
+                f"{impl} gives another result"
+            )
             if benchmark.enabled:
                 benchmark(function, *args)
             else:
-                benchmark(lambda: None)  # `--benchmark-disable`: the check was all
+                benchmark(lambda: None)  # `--benchmark-disable`: only the comparison runs
 
     return run

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of less than nine minutes and without a network:
+# All checks that need a GPU, in one command. It takes less than nine minutes and needs no network:
 #
 #   benchmarks/gpu_suite.sh OUT_DIR        (or: make gpu)
 #

@@ -1,9 +1,12 @@
-"""MXNet 1.9.1 as a rival, in a process of its own: it needs an older NumPy than torch does.
+"""MXNet 1.9.1 as a rival. It runs in another process, because it needs an older NumPy than torch does.
 
-SSD_OPS_MXNET=/its/bin/python pytest benchmarks -k mxnet    (there: pip install mxnet==1.9.1 numpy==1.23.5)
+Make a Python environment with `pip install mxnet==1.9.1 numpy==1.23.5`, then:
 
-Run by that Python, this file is the process: it loads arrays, runs an op until its results are there, and
-writes them to files, as a line of JSON on its input says. What is timed is one such line and its answer.
+SSD_OPS_MXNET=/path/to/its/python pytest benchmarks -k mxnet
+
+That Python runs this file as a server. Each line of JSON on its standard input is a command: load arrays from
+files, run an op and wait for its results, or write the results to files. The benchmark times one "run"
+command and its answer.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ VARIABLE = "SSD_OPS_MXNET"
 
 
 class Rival:
-    """An op of MXNet as a function of tensors; its result is a function too, which fetches them."""
+    """An op of MXNet as a function of tensors. It returns a function that fetches the results."""
 
     def __init__(self, op: str, python: str) -> None:
         self.op, self.python = op, python
@@ -64,7 +67,9 @@ class Rival:
         return str(Path(self.folder.name) / name)
 
     def _ask(self, what: dict) -> int:
-        with contextlib.suppress(BrokenPipeError):  # of a process that has ended; see below
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # if the process has ended, the error below says so
             print(json.dumps(what), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -74,13 +79,13 @@ class Rival:
 
 
 def rival(op: str) -> Rival | str:
-    """An op, or why there is none."""
+    """The op, or the reason why it cannot run."""
     python = os.environ.get(VARIABLE)
-    return Rival(op, python) if python else f"{VARIABLE} names no Python that has MXNet"
+    return Rival(op, python) if python else f"{VARIABLE} does not name a Python with MXNet"
 
 
 def fetched(same):
-    """A comparison of results, of which those of a `Rival` are fetched first."""
+    """Makes a comparison that first fetches the results of a `Rival`."""
 
     def compare(*results) -> bool:
         return same(*(result() if callable(result) else result for result in results))
@@ -92,7 +97,7 @@ def serve() -> None:
     import mxnet as mx
 
     def target(anchors, labels):
-        # Class predictions are read where negatives are mined alone.
+        # MXNet reads the class predictions only to mine negatives.
         preds = mx.nd.zeros((labels.shape[0], 2, anchors.shape[1]))
         return mx.nd.contrib.MultiBoxTarget(anchors, labels, preds)
 

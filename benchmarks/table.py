@@ -1,7 +1,7 @@
 """Markdown table of a benchmark run: `python benchmarks/table.py out.json`.
 
-Medians, and in brackets how many times longer a rival takes than we do; what a case says of its
-result, such as accuracy, stands behind them.
+Each cell is a median time. In brackets: how many times our time that is. A note of the benchmark, such as the
+accuracy, follows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def where(run: dict) -> str:
         f"{processor} ({machine.get('simd', '?')}), {machine.get('threads', '?')} threads, "
         f"torch {machine.get('torch', '?')}, Python {machine.get('python_version', '?')}, "
         f"commit {str(commit.get('id', '?'))[:10]}{changed}, {run.get('datetime', '?')[:10]}. "
-        "Medians; in brackets: times ours."
+        "Medians; in brackets: how many times our time."
     )
 
 

@@ -1,4 +1,4 @@
-"""Loads the compiled library, which registers the ops; says what to do where that cannot be."""
+"""Loads the compiled library, which registers the ops. If it does not load, the error says what to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -21,12 +22,12 @@ def _load() -> ModuleType:
             "ssd_ops: the compiled library is missing beside the Python files. Build it with "
             f"{REBUILD}; if you are in the source folder of a non-editable install, leave it."
         )
-    # Registering the same ops twice aborts the process, with no Python error to catch.
+    # Registering the same ops twice aborts the process without a Python error.
     if hasattr(torch.ops.ssd_ops, "nms"):
         loaded = sorted(path for path in torch.ops.loaded_libraries if "ssd_ops" in path)
         raise ImportError(
             f"ssd_ops: another copy of the library is loaded already ({', '.join(loaded) or _mapped()}), "
-            f"so {spec.origin} cannot be. Uninstall one of the two and start Python anew."
+            f"so {spec.origin} cannot be loaded. Uninstall one of the two and restart Python."
         )
     try:
         return importlib.import_module("ssd_ops._C")
@@ -38,7 +39,7 @@ def _load() -> ModuleType:
 
 
 def _mapped() -> str:
-    """The file of the copy that this process has mapped, as far as the system tells."""
+    """The library file that this process has mapped, if /proc shows it."""
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split()[-1] for line in maps if "ssd_ops" in line and ".so" in line}
@@ -48,12 +49,12 @@ def _mapped() -> str:
 
 
 def op_names() -> list[str]:
-    """The ops of the library, such as "ssd_ops::nms"."""
+    """The full names of all ops of the library, for example "ssd_ops::nms"."""
     return [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ssd_ops::")]
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:
-    """The library of the CUDA kernels, or nothing and why."""
+    """The library of the CUDA kernels and "", or None and the reason why it is not there."""
     if torch.version.cuda is None:
         return None, "torch is built without CUDA"
     spec = importlib.util.find_spec("ssd_ops._C_cuda")
@@ -66,10 +67,10 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
 
 
 def _explain_missing_cuda(why: str) -> torch.library.Library:
-    """Gives every op a CUDA kernel that says why there is none, and what to do."""
+    """Registers, for every op, a CUDA kernel that raises an error: why kernels are missing and what to do."""
     library = torch.library.Library("ssd_ops", "IMPL")
 
-    def kernel(op, *_args):
+    def kernel(op: Any, *_args: Any) -> None:
         raise RuntimeError(
             f"{op}: its tensors are on a CUDA device, and {why}. Install the CUDA toolkit and build again "
             f"with SSD_OPS_CUDA=1 {REBUILD}, or move the tensors to the CPU."
@@ -82,9 +83,9 @@ def _explain_missing_cuda(why: str) -> torch.library.Library:
 
 
 def _leave_out_gradients() -> torch.library.Library:
-    """Passes every op through at the Autograd key, so that its outputs have no gradient, silently.
+    """Registers a fallthrough at the Autograd key for every op: its outputs never require a gradient.
 
-    Without a registration torch would mark them as requiring one, and only warn when backward finds none.
+    Without it torch would mark the outputs as requiring a gradient, and warn only during backward.
     """
     library = torch.library.Library("ssd_ops", "IMPL")
     for name in op_names():
@@ -92,7 +93,7 @@ def _leave_out_gradients() -> torch.library.Library:
     return library
 
 
-# A library of torch is undone when it is no longer referred to.
+# The registrations of a torch.library.Library end when the object is deleted, so it is kept in a global.
 _C = _load()
 _C_cuda, _why_no_cuda = _load_cuda()
 if _C_cuda is None and torch.version.cuda is not None:
@@ -101,7 +102,11 @@ _autograd = _leave_out_gradients()
 
 
 def build_info() -> dict[str, object]:
-    """Versions and compilers of the loaded libraries, and what there is of CUDA.
+    """Versions and compilers of the loaded libraries, and whether the CUDA kernels are loaded.
+
+    Returns:
+        A dict of strings. Its entry ``cuda`` names the compiler and the architectures, or is "no: " and
+        the reason.
 
     Example:
         >>> build_info()["torch_target"]
@@ -117,5 +122,5 @@ def build_info() -> dict[str, object]:
 
 
 def library_path() -> str:
-    """The file of the loaded library."""
+    """The path of the loaded CPU library."""
     return str(_C.__file__)

@@ -1,7 +1,7 @@
-"""The public ops in plain, slow, readable PyTorch: the definition of right.
+"""The public ops in plain, slow, readable PyTorch: the definition of the right answer.
 
-Every kernel is tested against these functions. They take valid arguments, check nothing, and use
-whatever memory is convenient. Read them to learn what an op computes; call `ssd_ops` to compute it.
+Every kernel is tested against these functions. They expect valid arguments, check nothing, and use as
+much memory as is convenient. Read them to learn what an op computes. To compute it, call `ssd_ops`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
-D2L_EPS = 1e-6  # the book adds it inside the logarithm of `offset_boxes`
-MXNET_MIN_IOU = 1e-6  # MXNet forces no match that overlaps less
+D2L_EPS = 1e-6  # the book's `offset_boxes` adds it inside the logarithm
+MXNET_MIN_IOU = 1e-6  # MXNet forces only matches with an IoU above it
 
 
 def _real(*tensors: Tensor) -> torch.dtype:
@@ -23,19 +23,19 @@ def _real(*tensors: Tensor) -> torch.dtype:
 
 
 def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.5), clip=False):
-    """Anchors of all levels, [1, A, 4] xyxy in fractions of the image; see `ssd_ops.multibox_priors`."""
+    """Anchors of all levels, [1, A, 4] xyxy in fractions of the image: `ssd_ops.multibox_priors`."""
     real = _real(*feature_maps)
     levels = []
     for level, feature_map in enumerate(feature_maps):
         height, width = feature_map.shape[-2:]
         step_y, step_x = (1 / height, 1 / width) if steps is None else steps[level]
         size = torch.tensor(sizes[level], dtype=real)
-        # math.sqrt rounds correctly, as the kernels do; torch's vectorised sqrt is an ulp off at times.
+        # math.sqrt rounds correctly, as the kernels do. torch's vectorised sqrt is sometimes off by one ulp.
         ratio = torch.tensor(ratios[level], dtype=real)
         root = torch.tensor([math.sqrt(r) for r in ratio.tolist()], dtype=real)
         # Every size with the first ratio, then the first size with every other ratio.
         w = torch.cat((size * root[0], size[0] * root[1:])) * height / width
-        # The reciprocal is what torch makes of the book's `sizes[0] / torch.sqrt(ratio)`.
+        # torch computes the book's `sizes[0] / torch.sqrt(ratio)` with the reciprocal.
         h = torch.cat((size / root[0], size[0] * (1 / root[1:])))
         y = (torch.arange(height, dtype=real) + offsets[0]) * step_y
         x = (torch.arange(width, dtype=real) + offsets[1]) * step_x
@@ -56,12 +56,12 @@ def multibox_prior(feature_map, sizes, ratios, *, steps=None, offsets=(0.5, 0.5)
 
 
 def _exp(x: Tensor) -> Tensor:
-    """torch's exp. The kernels have one of their own, an ulp away at times; tests put it here."""
+    """torch's exp. The kernels have their own, which can differ by one ulp; tests put it here."""
     return torch.exp(x)
 
 
 def _round(threshold: float, real: torch.dtype) -> float:
-    """The number of a dtype that is nearest: what comparing with a tensor does to a number."""
+    """The nearest number of a dtype: what a comparison with a tensor does to a Python number."""
     return torch.tensor(threshold, dtype=real).item()
 
 
@@ -75,7 +75,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     area2 = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     inter = w * h
     iou = inter / ((area1 + area2) - inter)
-    # A NaN corner makes w, h or iou NaN; an infinite one can make the union NaN: both compare false.
+    # A NaN corner makes w, h or iou NaN, an infinite one can make the union NaN. NaN compares as false.
     return torch.where((w > 0) & (h > 0) & (inter > 0) & (iou >= 0), iou, torch.zeros_like(iou))
 
 
@@ -95,7 +95,7 @@ def encode_boxes(boxes, anchors, *, variances=VARIANCES, eps=0.0):
 
 
 def decode_boxes(offsets, anchors, *, variances=VARIANCES, clip=False):
-    """Boxes that `offsets` to `anchors` stand for; see `ssd_ops.decode_boxes`."""
+    """The boxes that `offsets` to `anchors` encode; see `ssd_ops.decode_boxes`."""
     real = _real(offsets, anchors)
     offsets = offsets.to(real)
     anchor_xy, anchor_wh = _centers(anchors.to(real))
@@ -111,11 +111,11 @@ def _has_extent(boxes: Tensor) -> Tensor:
 
 
 def _greedy_match(iou: Tensor, usable: Tensor, least: float) -> list[tuple[int, int]]:
-    """Pairs (anchor, gt): always the free one with the highest IoU, as long as that is over `least`."""
+    """Pairs (anchor, gt): again and again the free pair with the highest IoU, while that is above `least`."""
     free = torch.where(usable[:, None], iou, torch.full_like(iou, -1))
     pairs: list[tuple[int, int]] = []
     while True:
-        # The flat argmax: the lowest anchor on ties, then the lowest ground truth.
+        # On ties argmax of the flattened matrix takes the lowest anchor, then the lowest gt.
         anchor, gt = divmod(int(free.argmax()), iou.shape[1])
         if not free[anchor, gt] > least:
             return pairs
@@ -133,7 +133,7 @@ def assign_anchors(
     background_threshold=None,
     force_match="bipartite",
 ):
-    """The ground truth of each anchor, and their IoU; see `ssd_ops.assign_anchors`."""
+    """The gt of each anchor, and the IoU of the two; see `ssd_ops.assign_anchors`."""
     if not isinstance(gt_boxes, Tensor):
         images = list(gt_boxes)
     elif gt_boxes.ndim == 2:
@@ -155,7 +155,7 @@ def assign_anchors(
     matched_idxs = torch.full((len(images), len(anchors)), -1, dtype=torch.int64)
     matched_ious = torch.zeros((len(images), len(anchors)), dtype=real)
     for image, boxes in enumerate(images):
-        rows = _has_extent(boxes.to(real)).nonzero().flatten()  # those that can match
+        rows = _has_extent(boxes.to(real)).nonzero().flatten()  # the gts that can match
         if len(rows) and len(anchors):
             gt, iou = _assign(anchors, boxes[rows].to(real), high, low, force_match)
             matched_idxs[image] = torch.where(gt >= 0, rows[gt.clamp(min=0)], gt)
@@ -164,10 +164,10 @@ def assign_anchors(
 
 
 def _assign(anchors, gt_boxes, high: float, low: float, force_match: str) -> tuple[Tensor, Tensor]:
-    """For one image: the ground truth of each anchor, -1 or -2, and the IoU with it or the best one."""
+    """For one image: the gt of each anchor (or -1, -2), and the IoU with it, or else the highest IoU."""
     usable = _has_extent(anchors)
     iou = torch.where(usable[:, None], box_iou(anchors, gt_boxes), 0)
-    best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)  # the first ground truth on ties
+    best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)  # the first gt on ties
     matched = torch.where(best_iou >= high, best, torch.where(best_iou < low, -1, -2))
     matched[~usable] = -1
     if force_match == "bipartite":
@@ -184,7 +184,7 @@ def _assign(anchors, gt_boxes, high: float, low: float, force_match: str) -> tup
 
 
 def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> Tensor:
-    """The ground truth of each anchor, or -1: forced matches, and above the threshold what they left."""
+    """The gt of each anchor, or -1: forced matches first, then anchors with an IoU above the threshold."""
     usable = _has_extent(anchors)
     iou = torch.where(usable[:, None], box_iou(anchors, gt_boxes), 0)
     best_iou, best = iou.max(dim=1).values, iou.argmax(dim=1)
@@ -196,19 +196,19 @@ def _match_mxnet(anchors, gt_boxes, iou_threshold: float) -> Tensor:
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
-    """torch's softmax, with the sum over the classes taken in their order."""
+    """torch's softmax, with the sum over the classes in the order of the classes."""
     powers = _exp(logits - logits.amax(dim=dim, keepdim=True))
     total = sum(power for power in powers.unbind(dim))
     return powers / total.unsqueeze(dim)  # type: ignore[union-attr]
 
 
 def _mine(matched, best_iou, background, ratio, threshold: float, least: int) -> Tensor:
-    """The negatives of one image to train on: those least taken for background."""
+    """The negatives of one image to train on: those with the lowest probability of background."""
     candidates = ((matched < 0) & (best_iou < threshold)).nonzero().flatten()
     positives = int((matched >= 0).sum())
     by_ratio = float(torch.tensor(float(positives)) * torch.tensor(ratio, dtype=torch.float32))
     wanted = max(math.floor(min(by_ratio, float(len(matched)))), least)
-    # torch sorts NaN as the greatest; the stable sort leaves equal ones in the order of the anchors.
+    # torch sorts NaN as the greatest number. The stable sort keeps equal ones in the order of the anchors.
     order = (-background[candidates]).sort(descending=True, stable=True).indices
     return candidates[order[:wanted]]
 
@@ -283,24 +283,24 @@ def hard_negative_mining(losses, cls_labels, *, ratio=3.0, min_negatives=0):
     for image in range(len(losses)):
         negatives = (cls_labels[image] == 0).nonzero().flatten()
         wanted = max(int(ratio * int(selected[image].sum())), min_negatives)
-        # torch sorts NaN as the greatest, and so do we: a NaN loss must show, not hide.
+        # torch sorts NaN as the greatest number. So a NaN loss is selected, and the user sees it.
         order = losses[image][negatives].sort(descending=True, stable=True).indices
         selected[image, negatives[order[:wanted]]] = True
     return selected
 
 
 def _greedy_nms(boxes: Tensor, order: list[int], iou_threshold: float) -> list[int]:
-    """The indices of `order` that no earlier kept box overlaps by more than the threshold."""
+    """The indices of `order` whose IoU with every box kept before is at most the threshold."""
     kept: list[int] = []
     for index in order:
-        # In float64, so that a float32 IoU is compared with the very threshold that was asked for.
+        # In float64, so that a float32 IoU is compared with the exact threshold.
         if not kept or box_iou(boxes[index, None], boxes[kept]).double().max() <= iou_threshold:
             kept.append(index)
     return kept
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes, by score; see `ssd_ops.nms`."""
+    """Indices of the kept boxes, highest score first; see `ssd_ops.nms`."""
     order = scores.to(_real(scores)).sort(descending=True, stable=True).indices.tolist()
     order = [index for index in order if not scores[index].isnan()]
     kept = _greedy_nms(boxes, order, iou_threshold)
@@ -308,7 +308,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Kept indices, then -1, and their number, for one image or a batch; see `ssd_ops.nms_padded`."""
+    """Kept indices, padded with -1, and their number; see `ssd_ops.nms_padded`."""
     if boxes.ndim == 2:
         indices, counts = nms_padded(boxes[None], scores[None], iou_threshold)
         return indices[0], counts[0]
@@ -322,7 +322,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes of every class, by score; see `ssd_ops.batched_nms`."""
+    """Indices of the kept boxes of all classes, highest score first; see `ssd_ops.batched_nms`."""
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for category in idxs.unique():
         members = (idxs == category).nonzero().flatten()
@@ -351,7 +351,9 @@ def multiclass_nms(
     indices = torch.full((num_images, max_detections), -1, device=device)
     counts = torch.zeros(num_images, dtype=torch.int64, device=device)
     for image in range(num_images):
-        chosen: list[tuple[int, int]] = []  # (class, box), class by class, each by score and box
+        chosen: list[
+            tuple[int, int]
+        ] = []  # (class, box), ordered by class, then by score, then by box
         for category in range(scores.shape[2]):
             of_class = scores[image, :, category]
             order = of_class.sort(descending=True, stable=True).indices
@@ -389,7 +391,7 @@ def detect(
     clip=True,
     class_agnostic=False,
 ):
-    """The best boxes of each image from the heads of a detector, padded; see `ssd_ops.detect`."""
+    """The best boxes of each image from the outputs of a detector, padded; see `ssd_ops.detect`."""
     real = _real(cls_scores, offset_preds, anchors)
     logits, anchors = cls_scores.to(real), anchors.reshape(-1, 4).to(real)
     if activation == "softmax":

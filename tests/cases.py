@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import ssd_ops
 from ssd_ops import reference
@@ -28,6 +37,43 @@ SSD512 = (
     [[1, 2, 0.5], *[[1, 2, 0.5, 3, 1 / 3]] * 4, [1, 2, 0.5], [1, 2, 0.5]],
 )
 ANCHOR_COUNTS = {5444: TINY_SSD, 8732: SSD300, 24564: SSD512}
+
+OP_TESTS = Path(__file__).resolve().parent / "ops"
+sys.path.append(str(OP_TESTS))  # `inputs` imports from there
+
+
+def inputs(op: str, images: int = 3, dtype: torch.dtype = torch.float32, size: int = 20) -> tuple:
+    """Arguments of a public op, from the function `<op>_inputs` in a module of tests/ops.
+
+    The general tests and the checks on a GPU call every op with them: a batch of `images`, each with
+    `size` boxes or anchors.
+    """
+    return _function_of_inputs(op)(images, size, dtype)
+
+
+@functools.cache
+def _function_of_inputs(op: str) -> Callable[[int, int, torch.dtype], tuple]:
+    name = f"{op}_inputs"
+    for path in sorted(OP_TESTS.glob("test_*.py")):
+        if f"def {name}(" in path.read_text():
+            return getattr(importlib.import_module(path.stem), name)
+    raise LookupError(f"{op}: define {name}(images, size, dtype) in tests/ops/test_{op}.py")
+
+
+@functools.cache
+def has_fixed_shape(op: str) -> bool:
+    """Whether the shapes of the results follow from those of the arguments, as the fake kernel says."""
+    args = inputs(op)
+    with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True) as mode:
+        results = tree_leaves(getattr(ssd_ops, op)(*tree_map_only(Tensor, mode.from_tensor, args)))
+    return all(isinstance(size, int) for result in results for size in result.shape)
+
+
+def rounds(count: int) -> range:
+    """As many rounds of random cases as the profile of hypothesis wants: `count` of them for `ci`."""
+    from hypothesis import settings  # the benchmarks need no hypothesis
+
+    return range(max(1, count * settings().max_examples // 100))
 
 
 def prior_anchors(count: int) -> Tensor:

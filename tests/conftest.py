@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
 import backends
@@ -13,21 +14,51 @@ from hypothesis import HealthCheck, settings
 
 import ssd_ops  # noqa: F401  (registers the ops)
 
-# A machine that is shared is slow at times, which is no failure; and a failure must come back.
-settings.register_profile(
-    "ssd_ops",
-    deadline=None,
-    derandomize=True,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# A machine that is shared is slow at times, which is no failure; and a failure must come back. `cases.rounds`
+# sizes the loops of random cases by the same profile.
+for _name, _examples in (("dev", 20), ("ci", 100)):
+    settings.register_profile(
+        _name,
+        deadline=None,
+        derandomize=True,
+        max_examples=_examples,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+LEFT_OUT = pytest.StashKey[Counter]()  # slow tests of a file that were not selected
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "not_emulated(why): a test that runs for minutes emulated")
+    config.addinivalue_line("markers", "slow: takes many seconds; left to `make test-all`")
+    config.stash[LEFT_OUT] = Counter()
 
 
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ssd_ops"))
+def pytest_deselected(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.config.stash[LEFT_OUT][item.nodeid.partition("::")[0]] += 1
+
+
+def pytest_sessionfinish(session):
+    if hasattr(
+        session.config, "workeroutput"
+    ):  # a worker of pytest-xdist, whose output nobody sees
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Every worker has left out the same tests."""
+    node.config.stash[LEFT_OUT] |= Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if left_out := config.stash[LEFT_OUT]:
+        terminalreporter.write_line(f"{left_out.total()} slow tests are left to `make test-all`:")
+        for file, count in sorted(left_out.items()):
+            terminalreporter.write_line(f"  {count:3} in {file}")
 
 
 def _param(name: str):

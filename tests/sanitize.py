@@ -52,7 +52,7 @@ def _copy_with_sanitized_cpu_kernels(copy: Path, checks: str) -> None:
         shutil.copytree(
             ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
         )
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     env = {
         **os.environ,

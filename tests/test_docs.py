@@ -1,9 +1,10 @@
-"""The pages of docs: their code runs, the table of semantics is true, and the picture is what they say."""
+"""The pages of docs: their code runs, the table of semantics is true, and its figure can be drawn."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,35 @@ import ssd_ops
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
+# What a page gives as a command, in a block or between backticks, up to a comment.
+COMMANDS = [
+    (page.name, found[1].strip())
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+    for found in re.finditer(r"(?:\bssd-ops|-m ssd_ops) ([\w-][^`#&|;\n]*)", page.read_text())
+]
+
+
+def test_commands_are_found():
+    assert {"train", "evaluate", "detect"} <= {command.split()[0] for _, command in COMMANDS}
+    assert len(COMMANDS) > 12
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_parses(page, command, tmp_path, monkeypatch):
+    pytest.importorskip("tyro", reason="the command line is made by tyro")
+    from ssd_ops.tinyssd import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("epochs = 3\n")
+    name, *words = shlex.split(command)
+    assert name in cli.COMMANDS or name == "--version"
+    # A name alone is spoken of, and not called.
+    if words:
+        cli.parse(name, words)
+
+
 def why_not(package: str) -> str:
-    """Why a block that needs a package cannot run, or nothing."""
+    """Why a block that needs a package cannot run, or an empty string."""
     try:
         importlib.import_module(
             "torchvision.models.detection" if package == "torchvision" else package
@@ -26,12 +54,13 @@ def why_not(package: str) -> str:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"```python ?(\w*)\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    text = (DOCS / page).read_text()
+    return re.findall(r"```python\n(?:# needs (\w+)\n)?(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("package", ["", "torchvision", "onnxscript"])
 def test_the_code_of_detectors_runs(package):
-    """In order, since blocks build on those before; those of other packages are left to their own test."""
+    """In order, because blocks use names of earlier ones. A block of another package has its own test."""
     if package and why_not(package):
         pytest.skip(why_not(package))
     names: dict[str, object] = {}
@@ -50,7 +79,7 @@ def table() -> dict[str, list[str]]:
 
 
 def target(anchors, labels, **options):
-    """What each semantics makes of the two: {name: (offsets, class labels)}."""
+    """The targets by each semantics: {name: (offsets, class labels)}."""
     found = {}
     for name in ("d2l", "mxnet", "torchvision"):
         offsets, _, classes = ssd_ops.multibox_target(
@@ -71,56 +100,56 @@ def test_table_threshold():
     found = target([WHOLE, HALF], [[3.0, *WHOLE]])
     words = {0: "no", 4: "yes"}
     row(
-        "an IoU of exactly the threshold is a match",
+        "an IoU equal to the threshold is a match",
         {name: words[classes[1]] for name, (_, classes) in found.items()},
     )
 
 
-# Objects 1 and 2 overlap anchor 0 best, 1 more than 2; object 2 comes later.
+# Anchor 0 is the best of both gts. Its IoU with the first gt is higher.
 BETWEEN = [[0.05, 0.3, 0.35, 0.7], [0.33, 0.3, 0.63, 0.7], [0.68, 0.3, 0.98, 0.7]]
-OBJECTS = [[0.0, 0.07, 0.26, 0.37, 0.72], [1.0, 0.19, 0.24, 0.48, 0.74]]
+GTS = [[0.0, 0.07, 0.26, 0.37, 0.72], [1.0, 0.19, 0.24, 0.48, 0.74]]
 
 
-def test_table_two_objects():
-    iou = ssd_ops.box_iou(torch.tensor(BETWEEN), torch.tensor(OBJECTS)[:, 1:])
+def test_table_two_gts():
+    iou = ssd_ops.box_iou(torch.tensor(BETWEEN), torch.tensor(GTS)[:, 1:])
     assert iou[0, 0] > iou[0, 1] > iou[1, 1] > iou[1, 0] and iou[2].eq(0).all()
     words = {
-        (1, 2, 0): "the better one has it, the other takes its next",
-        (2, 0, 0): "the later one has it",
+        (1, 2, 0): "the gt with the higher IoU gets it, the other gets its next best",
+        (2, 0, 0): "the later gt gets it",
     }
     answers = {
         name: words[tuple(classes)]
-        for name, (_, classes) in target(BETWEEN, OBJECTS, iou_threshold=0.9).items()
+        for name, (_, classes) in target(BETWEEN, GTS, iou_threshold=0.9).items()
     }
     if answers["mxnet"] == answers["d2l"]:
         answers["mxnet"] = "the same"
-    row("two objects want one anchor", answers)
+    row("two gts have the same best anchor", answers)
 
 
 def test_table_no_overlap():
     labels = [[0.0, *WHOLE], [1.0, 2.0, 2.0, 3.0, 3.0]]
     found = target([WHOLE, HALF], labels, iou_threshold=0.9)
     words = {
-        (1, 2): "takes the first that is free",
-        (1, 0): "takes none",
-        (2, 0): "takes the first anchor",
+        (1, 2): "gets the first free anchor",
+        (1, 0): "gets no anchor",
+        (2, 0): "gets the first anchor",
     }
     row(
-        "an object that overlaps no anchor",
+        "a gt that overlaps no anchor",
         {name: words[tuple(classes)] for name, (_, classes) in found.items()},
     )
 
 
-def test_table_no_objects_and_offsets():
+def test_table_no_gts_and_offsets():
     words = {0: "is background", -1: "is ignored"}
     found = target([WHOLE], [[-1.0] * 5])
     row(
-        "an image without objects",
+        "an image without gts",
         {name: words[classes[0]] for name, (_, classes) in found.items()},
     )
     found = target([WHOLE], [[0.0, *WHOLE]])
     row(
-        "offsets of an object of the anchor's own size",
+        "size offsets of a gt with the size of its anchor",
         {name: f"{offsets[2]:.0e}".replace("0e+00", "0").replace("e-0", "e-")
          for name, (offsets, _) in found.items()},
     )  # fmt: skip
@@ -147,26 +176,26 @@ def test_table_detection():
     words = {2: "no", 1: "yes"}
     one_class = found([[0.9, 0.8]], 0.5)
     row(
-        "NMS drops a box at an IoU of exactly the threshold",
+        "NMS drops a box if its IoU equals the threshold",
         {name: words[count] for name, count in one_class.items()},
     )
     words = {2: "keeps", 1: "drops"}
     two_classes = found([[0.9, 0.0], [0.0, 0.8]], 0.3)
     row(
-        "NMS of boxes of different classes",
+        "NMS of overlapping boxes of different classes",
         {name: words[count] for name, count in two_classes.items()},
     )
-    # By the book every anchor has a row of its own, the second one of score 0 as background.
-    words = {1: "its best", 2: "all over the threshold"}
+    # With d2l every anchor has a row; the second one has score 0 and is background.
+    words = {1: "the best one", 2: "all above the threshold"}
     two_of_one = found([[0.9, 0.0], [0.8, 0.0]], 0.5)
     row(
-        "classes that an anchor can be found as",
+        "classes that one anchor can be detected as",
         {name: words[count] for name, count in two_of_one.items()},
     )
 
 
 def draw(path: Path) -> None:
-    """The case of `test_table_two_objects`, once for each rule."""
+    """The case of `test_table_two_gts`, once for each semantics."""
     plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
     from matplotlib.patches import Rectangle
 
@@ -174,9 +203,9 @@ def draw(path: Path) -> None:
         x1, y1, x2, y2 = box
         return Rectangle((x1, y1), x2 - x1, y2 - y1, **style)
 
-    colors, names = ("tab:orange", "tab:blue"), ("first object", "second object")
+    colors, names = ("tab:orange", "tab:blue"), ("first gt", "second gt")
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-    found = target(BETWEEN, OBJECTS, iou_threshold=0.9)
+    found = target(BETWEEN, GTS, iou_threshold=0.9)
     for axis, (name, (_, classes)) in zip(axes, found.items(), strict=True):
         for anchor, got in zip(BETWEEN, classes, strict=True):
             fill = colors[got - 1] if got else "lightgray"
@@ -184,7 +213,7 @@ def draw(path: Path) -> None:
             axis.add_patch(rectangle(anchor, facecolor="none", edgecolor="black", linewidth=1))
             text = names[got - 1].replace(" ", "\n") if got else "background"
             axis.text((anchor[0] + anchor[2]) / 2, 0.79, text, ha="center", va="center", fontsize=8)
-        for (_, *box), color in zip(OBJECTS, colors, strict=True):
+        for (_, *box), color in zip(GTS, colors, strict=True):
             axis.add_patch(
                 rectangle(box, facecolor="none", edgecolor=color, linewidth=2, linestyle="--")
             )
@@ -193,8 +222,8 @@ def draw(path: Path) -> None:
     plt.close(figure)
 
 
-def test_the_picture_of_semantics_is_made(tmp_path):
-    """`python tests/test_docs.py` writes the one that the page shows."""
+def test_the_figure_of_semantics_is_drawn(tmp_path):
+    """`python tests/test_docs.py` writes the figure that the page shows."""
     draw(tmp_path / "semantics.png")
     assert (tmp_path / "semantics.png").stat().st_size > 5000
     assert (DOCS / "semantics.png").exists()

@@ -58,6 +58,7 @@ SHARED = (SELECT, "low = space.bins[2 * thread],", "low = space.bins[2 * thread 
 OUTPUT = (MINING, "selected[first + i] = label > 0;", "selected[first + i + 1] = label > 0;")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fault", "report"),
     [

@@ -18,6 +18,7 @@ import ssd_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, CSRC = ROOT / "ssd_ops", ROOT / "csrc"
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 PUBLIC = [name for name in ssd_ops.__all__ if name[0].islower()]
 
 
@@ -42,8 +43,12 @@ ARROWS = {
     "tinyssd": {"ops"},
     "tinyssd.cli": {"", "_ext", "ops", "tinyssd"},
 }
-# A room of csrc -> the rooms it may include files of, besides its own and common.
-ROOMS = {"detection": {"nms"}}
+# A room of csrc -> the files of other rooms that it may include, besides those of common: the core of NMS.
+ROOMS = {
+    "detection": {
+        f"nms/{name}" for name in ("greedy.h", "greedy.cuh", "greedy.cu.h", "grouped.h", "prune.h")
+    }
+}
 
 
 def imports_of(module: str) -> set[str]:
@@ -159,18 +164,81 @@ def test_reference_calls_no_kernel():
     assert "torch.ops" not in (PACKAGE / "reference.py").read_text()
 
 
+def ending(path: Path) -> str:
+    return path.name[path.name.index(".") :]
+
+
+def csrc_files(*endings: str) -> list[Path]:
+    paths = sorted(path for path in CSRC.rglob("*") if path.is_file())
+    return [path for path in paths if not endings or ending(path) in endings]
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text())
+
+
+def all_includes(path: Path) -> set[str]:
+    """What a file of csrc includes, directly or through other files of csrc."""
+    found: set[str] = set()
+    queue = [path]
+    while queue:
+        new = set(includes(queue.pop())) - found
+        found |= new
+        queue += [CSRC / name for name in new if (CSRC / name).is_file()]
+    return found
+
+
 def test_includes_stay_in_their_room():
-    for path in sorted(CSRC.rglob("*")):
-        if path.suffix not in {".h", ".cpp", ".cu", ".cuh"}:
-            continue
+    for path in csrc_files():
         room = path.relative_to(CSRC).parts[0]
         for include in re.findall(r'#include "([^"]+)"', path.read_text()):
             assert (CSRC / include).is_file(), (
                 f"{path.name} includes {include} by another path than csrc's"
             )
             target = include.split("/")[0]
-            allowed = {room, "common"} | ROOMS.get(room, set())
-            assert target in allowed, f"{room}/{path.name} must not include {include}"
+            allowed = target in {room, "common"} or include in ROOMS.get(room, set())
+            assert allowed, f"{room}/{path.name} must not include {include}"
+
+
+@pytest.mark.parametrize("path", csrc_files(), ids=lambda path: str(path.relative_to(CSRC)))
+def test_a_file_of_csrc_is_what_its_ending_says(path):
+    """`.h`: contract and host core. `.cpp`: schema and CPU kernel. `.cuh`: CUDA kernels. `.cu`: checks,
+    launch, registration. `.cu.h`: what several `.cu` files share of that.
+    """
+    text, included = path.read_text(), all_includes(path)
+    cuda = {name for name in included if re.search(r"\.cuh$|\.cu\.h$|^cuda_|^cub/", name)}
+    torch_headers = {name for name in included if name.startswith("torch/")}
+    assert ending(path) in {".h", ".cpp", ".cuh", ".cu", ".cu.h"}
+    if ending(path) in {".h", ".cpp"}:
+        assert not cuda, f"a file without CUDA includes {cuda}"
+    if ending(path) == ".cuh":
+        assert not torch_headers, f"kernels need no torch, {path.name} includes {torch_headers}"
+    for word, place in (
+        ("__global__", ".cuh"),
+        ("STABLE_TORCH_LIBRARY_FRAGMENT", ".cpp"),
+        ("SSD_CUDA_IMPL(m) {", ".cu"),
+    ):
+        assert word not in text or ending(path) == place, f"{word} stands in {place} files"
+    if ending(path) in {".cpp", ".cu"} and path.stem != "module":
+        assert path.stem in schemas(), f"{path.name} is not of an op"
+        assert f"{path.stem}.h" in {Path(name).name for name in included}, "the contract"
+
+
+def test_no_name_of_csrc_is_used_twice():
+    headers = [path.name for path in csrc_files(".h", ".cuh", ".cu.h")]
+    types = [
+        name
+        for path in csrc_files()
+        for name in re.findall(
+            r"^(?:struct|class|enum class) (?:alignas\(.*\) )?(\w+)(?= [{:])",
+            path.read_text(),
+            re.M,
+        )
+    ]
+    for names in (headers, types):
+        assert len(names) > 20
+        twice = {name for name in names if names.count(name) > 1}
+        assert not twice, f"defined twice: {', '.join(sorted(twice))}"
 
 
 def test_only_the_stable_interface_of_torch_is_included():
@@ -190,11 +258,6 @@ def test_only_the_stable_interface_of_torch_is_included():
 def test_box_math_needs_no_torch():
     for name in ("box.h", "math.h", "host_device.h"):
         assert "torch/" not in (CSRC / "common" / name).read_text(), name
-
-
-def test_cpp_never_includes_cuda():
-    for path in CSRC.rglob("*.cpp"):
-        assert not re.search(r"#include.*(\.cuh|cuda_runtime)", path.read_text()), path
 
 
 def test_the_library_needs_only_stable_symbols():
@@ -238,20 +301,47 @@ def test_python_lines_end_and_stay_short():
             assert "\t" not in text, path
 
 
-def test_every_op_has_room_reference_test_and_benchmark():
+def files_of_an_op() -> list[tuple[str, list[str]]]:
+    """The table of CONTRIBUTING.md: patterns of paths, and what a file of that path must contain."""
+    rows = re.findall(r"^\| `([^`|]+)` \| (`[^|]+`) \|", GUIDE, flags=re.MULTILINE)
+    return [(path, re.findall(r"`([^`]+)`", texts)) for path, texts in rows]
+
+
+def missing(op: str, pattern: str, texts: list[str]) -> list[str]:
+    """What no file of the pattern contains. The room of an op is the folder of its contract."""
+    rooms = [path.parent.name for path in CSRC.glob(f"*/{op}.h")]
+    pattern = pattern.replace("<op>", op).replace("<room>", rooms[0] if rooms else "*")
+    found = [path.read_text() for path in ROOT.glob(pattern)]
+    wanted = [text.replace("<op>", op) for text in texts]
+    return [f"{pattern} has no {text}" for text in wanted if not any(text in f for f in found)]
+
+
+def test_every_op_has_the_files_of_the_guide():
     assert schemas(), "no schema found"
-    tests = "\n".join(p.read_text() for p in (ROOT / "tests" / "ops").glob("test_*.py"))
-    benchmarks = "\n".join(p.read_text() for p in (ROOT / "benchmarks").glob("bench_*.py"))
+    assert len(files_of_an_op()) == 9, "the table of CONTRIBUTING.md is not read"
     for op in schemas():
-        assert list(CSRC.glob(f"*/{op}.h")), f"{op} has no contract in csrc"
-        assert list(CSRC.glob(f"*/{op}.cpp")), f"{op} has no CPU kernel in a file of its name"
-        assert f"check_{op}" in "".join(p.read_text() for p in CSRC.glob(f"*/{op}.cpp"))
-        assert f"def {op}(" in (PACKAGE / "reference.py").read_text(), f"{op} has no reference"
+        wrong = [line for row in files_of_an_op() for line in missing(op, *row)]
+        assert not wrong, wrong
         assert op in PUBLIC, f"{op} is not exported"
-        assert f"ssd_ops.{op}" in tests, f"{op} has no test"
-        assert f"ssd_ops.{op}" in benchmarks, f"{op} has no benchmark"
         registered = torch._C._dispatch_has_kernel_for_dispatch_key
         assert registered(f"ssd_ops::{op}", "Meta"), f"{op} has no fake kernel"
+
+
+def test_a_missing_part_of_an_op_is_found():
+    assert missing("nms", "csrc/<room>/<op>.h", ["check_<op>("]) == []
+    assert missing("nms", "csrc/<room>/<op>.h", ["no such text"])
+    assert missing("no_such_op", "csrc/<room>/<op>.h", ["check_<op>("])
+
+
+def test_the_excerpts_of_the_guide_are_in_their_files():
+    excerpts = re.findall(
+        r'^```\w+ title="(\S+)"\n(.*?)^```', GUIDE, flags=re.MULTILINE | re.DOTALL
+    )
+    assert len(excerpts) > 5
+    for name, code in excerpts:
+        text = (ROOT / name).read_text()
+        for line in code.splitlines():
+            assert line.strip() == "..." or line in text, f"{name} has no line {line!r}"
 
 
 def test_schemas_hold_no_strings():

@@ -1,12 +1,16 @@
-"""The build: its messages where it cannot be done, and a wheel made as a stranger's pip makes it."""
+"""The build: its messages where it cannot be done, what the packages hold, and that they install and run."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,9 +46,34 @@ def checkout(tmp_path):
     for name in ("csrc", "ssd_ops"):
         ignore = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "src")
+    (tmp_path / "src" / "tests").mkdir()
+    (tmp_path / "src" / "tests" / "test_nothing.py").touch()
     return tmp_path / "src"
+
+
+@pytest.fixture
+def sdist(checkout):
+    """The source distribution; making it needs no torch."""
+    made = run([sys.executable, "setup.py", "-q", "sdist"], cwd=checkout)
+    assert made.returncode == 0, made.stderr
+    assert "warning" not in made.stderr.lower(), made.stderr
+    (archive,) = (checkout / "dist").iterdir()
+    return archive
+
+
+def files_below(folder: Path, *suffixes: str) -> set[str]:
+    """Paths relative to the checkout of the files that a package has to hold."""
+    return {
+        str(path.relative_to(folder.parent))
+        for path in folder.rglob("*")
+        if path.suffix in suffixes
+    }
+
+
+SOURCES = files_below(ROOT / "csrc", ".h", ".cpp", ".cuh", ".cu")
+MODULES = files_below(ROOT / "ssd_ops", ".py", ".typed")
 
 
 def test_without_torch_the_build_says_what_to_do(checkout, tmp_path):
@@ -67,39 +96,83 @@ def test_without_a_compiler_the_build_says_what_to_do(checkout):
     assert last[0].startswith("ssd_ops: building needs a C++17 compiler, and `no-such-compiler`")
 
 
-def test_plain_pip_install_finds_the_installed_torch(checkout, tmp_path):
-    """`pip install .` builds in an environment without torch, and must not fetch another one."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    # Without CUDA kernels: a wheel would have them for every GPU, which takes minutes.
-    env = {**os.environ, "SSD_OPS_CUDA": "0"}
-    result = run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(checkout)], env=env)
-    if result.returncode and "No matching distribution found" in result.stderr + result.stdout:
-        pytest.skip(
-            "pip reaches no packages here, and an isolated build needs setuptools from them"
-        )
-    assert result.returncode == 0, result.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 5_000_000
+def test_the_sdist_holds_what_the_build_reads(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert SOURCES and MODULES
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} | SOURCES | MODULES <= names
+    assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
 
-    # A new environment that sees this one's torch, and nothing of this checkout.
+
+@pytest.mark.slow
+def test_the_sdist_installs_in_an_empty_environment_and_runs(sdist, tmp_path):
+    """As a stranger's pip does it: in isolation, without nvcc, and with no other torch than the one there."""
+    # An environment of torch alone: what this one's torch needs, and nothing of this checkout.
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     site = Path(run([python, "-c", "import site; print(site.getsitepackages()[0])"]).stdout.strip())
     (site / "torch_of_the_tests.pth").write_text(str(Path(torch.__file__).parent.parent))
-    installed = run([python, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)])
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    # Without nvcc: a wheel would have kernels for every GPU, which takes many minutes.
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SSD_OPS_CUDA")}
+    env["CUDA_HOME"] = str(tmp_path / "none")
+    wheels = tmp_path / "wheels"
+    made = run(
+        [*pip, "wheel", "-v", "--no-cache-dir", "--no-deps", "-w", wheels, sdist],
+        cwd=tmp_path,
+        env=env,
+    )
+    if made.returncode and "No matching distribution found" in made.stderr + made.stdout:
+        pytest.skip(
+            "pip reaches no packages here, and an isolated build needs setuptools from them"
+        )
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert (
+        "ssd_ops: building without CUDA kernels: there is no bin/nvcc" in made.stdout + made.stderr
+    )
+    (wheel,) = wheels.glob("*.whl")
+    assert wheel.stat().st_size < 5_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    libraries = {name for name in names if name.endswith(".so")}
+    assert [name.partition(".")[0] for name in libraries] == ["ssd_ops/_C"]
+    assert names == MODULES | libraries
+
+    installed = run([*pip, "install", "--no-deps", "--force-reinstall", wheel])
     assert installed.returncode == 0, installed.stderr
     code = (
         "import torch, ssd_ops; from ssd_ops import _ext; print(_ext.library_path());"
         "print(ssd_ops.nms(torch.tensor([[0., 0, 1, 1]] * 2), torch.ones(2), 0.5).tolist())"
     )
-    elsewhere = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    result = run([python, "-c", code], cwd=tmp_path, env=elsewhere)
+    result = run([python, "-c", code], cwd=tmp_path, env=env)
     assert result.returncode == 0, result.stderr
     path, answer = result.stdout.splitlines()
     assert Path(path).is_relative_to(site)
     assert answer == "[0]"
-    assert run([python, "-m", "pip", "uninstall", "-y", "ssd_ops"]).returncode == 0
+    assert run([*pip, "uninstall", "-y", "ssd_ops"]).returncode == 0
     assert not (site / "ssd_ops").exists()
+
+
+def test_an_editable_install_is_seen_by_mypy(tmp_path):
+    """From another folder, with the type of every public name; a wrong call is found."""
+    pytest.importorskip("mypy")
+    # Of several, since setuptools leaves metadata in the checkout too.
+    found = importlib.metadata.distributions(name="ssd_ops")
+    facts = [json.loads(one.read_text("direct_url.json") or "{}") for one in found]
+    if not any(fact.get("dir_info", {}).get("editable") for fact in facts):
+        pytest.skip("ssd_ops is not installed in editable mode here")
+    lines = [f"reveal_type(ssd_ops.{name})" for name in ssd_ops.__all__]
+    (tmp_path / "call.py").write_text("\n".join(["import ssd_ops", *lines, "ssd_ops.nms(3)"]))
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    cache = ROOT / "build" / "mypy"  # reading torch takes long the first time
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, "call.py"]
+    done = run(mypy, cwd=tmp_path, env=env)
+    *revealed, wrong, wrong_too, summary = done.stdout.splitlines()
+    assert len(revealed) == len(ssd_ops.__all__), done.stdout
+    assert not [line for line in revealed if "Revealed type is" not in line or "Any" in line]
+    assert 'Missing positional arguments "scores", "iou_threshold"' in wrong
+    assert 'incompatible type "int"; expected "Tensor"' in wrong_too
+    assert summary.startswith("Found 2 errors")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +223,10 @@ def test_a_wrong_list_of_architectures_ends_the_build_with_a_sentence(checkout):
     )
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.skipif(
+    shutil.which("nvcc") is None or os.environ.get("SSD_OPS_CUDA") == "0",
+    reason="built without nvcc",
+)
 def test_the_cuda_kernels_are_built_where_nvcc_is():
     (library,) = (ROOT / "ssd_ops").glob("_C_cuda*.so")
     for op in _ext.op_names():
@@ -159,6 +235,10 @@ def test_the_cuda_kernels_are_built_where_nvcc_is():
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+@pytest.mark.skipif(
+    shutil.which("nvcc") is None or os.environ.get("SSD_OPS_CUDA") == "0",
+    reason="built without nvcc",
+)
 def test_a_cuda_torch_gets_the_cuda_kernels():
     assert _ext.build_info()["cuda"].startswith("nvcc")
     for op in _ext.op_names():

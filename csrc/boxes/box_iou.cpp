@@ -8,7 +8,10 @@ namespace {
 constexpr int64_t kGrain = 16384;  // pairs per task
 
 template <typename T>
-SSD_HOST_DEVICE void iou_row_lanes(Box<T> a, const T* boxes, int64_t count, T* out) {
+SSD_HOST_DEVICE void iou_row_lanes(Box<T> a,
+                                   const T* boxes,  // [count, 4]
+                                   int64_t count,
+                                   T* out) {  // [count]
   const T area_a = area(a);
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> b = load_box(boxes + 4 * i);
@@ -20,17 +23,15 @@ SSD_SIMD(void, iou_row, (Box<float> a, const float* boxes, int64_t count, float*
 SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out),
          (a, boxes, count, out))
 
-Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
+Tensor box_iou_cpu(const Tensor& boxes1,    // [..., N, 4]
+                   const Tensor& boxes2) {  // [..., M, 4]
   check_box_iou(boxes1, boxes2);
-  const int64_t rank = boxes1.dim(), n = boxes1.size(rank - 2), m = boxes2.size(rank - 2);
-  std::vector<int64_t> shape(boxes1.sizes().begin(), boxes1.sizes().end());
-  shape[rank - 1] = m;
-  Tensor out = boxes1;
-  dispatch_real(
+  const int64_t n = boxes1.size(boxes1.dim() - 2), m = boxes2.size(boxes2.dim() - 2);
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        out = torch::stable::new_empty(boxes1, shape, kScalarType<T>);
-        if (out.numel() == 0) return;
+        Tensor out = new_ious<T>(boxes1, boxes2);
+        if (out.numel() == 0) return out;
         const Reader<T> read1(boxes1), read2(boxes2);
         T* ious = data<T>(out);
         torch::stable::parallel_for(0, boxes1.numel() / 4, kGrain / m + 1, [&](int64_t begin, int64_t end) {
@@ -45,9 +46,9 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
             iou_row(load_box(read1.read(4 * i, 4, buffer1)), rows2, m, ious + i * m);
           }
         });
+        return out;
       },
       boxes1, boxes2);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

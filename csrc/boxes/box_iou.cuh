@@ -11,8 +11,10 @@ constexpr int kIouRows = 8;
 
 template <typename T>
 __global__ void __launch_bounds__(kIouColumns)
-    box_iou_kernel(Input boxes1, Input boxes2, int64_t n, int64_t m, int64_t row_tiles, int64_t column_tiles,
-                   T* ious) {
+    box_iou_kernel(Input boxes1,  // [groups, n, 4]
+                   Input boxes2,  // [groups, m, 4]
+                   int64_t n, int64_t m, int64_t row_tiles, int64_t column_tiles,
+                   T* ious) {  // [groups, n, m]
   const int64_t column_tile = blockIdx.x % column_tiles, rest = blockIdx.x / column_tiles;
   const int64_t first_row = rest % row_tiles * kIouRows, group = rest / row_tiles;
   const int64_t column = column_tile * kIouColumns + threadIdx.x;

@@ -9,7 +9,8 @@
 
 namespace ssd_ops {
 
-inline void check_box_iou(const Tensor& boxes1, const Tensor& boxes2) {
+inline void check_box_iou(const Tensor& boxes1,    // [..., N, 4]
+                          const Tensor& boxes2) {  // [..., M, 4]
   constexpr const char* op = "box_iou";
   const int64_t rank = boxes1.dim();
   check_shape(rank >= 2 && boxes1.size(rank - 1) == 4, op, "boxes1", "[..., N, 4]", boxes1);
@@ -22,6 +23,15 @@ inline void check_box_iou(const Tensor& boxes1, const Tensor& boxes2) {
   check_floating(op, "boxes1", boxes1);
   check_floating(op, "boxes2", boxes2);
   check_same_device(op, "boxes2", boxes2, "boxes1", boxes1);
+}
+
+// The result [..., N, M], not yet written.
+template <typename T>
+Tensor new_ious(const Tensor& boxes1,    // [..., N, 4]
+                const Tensor& boxes2) {  // [..., M, 4]
+  std::vector<int64_t> shape(boxes1.sizes().begin(), boxes1.sizes().end());
+  shape.back() = boxes2.size(boxes2.dim() - 2);
+  return new_real<T>(boxes1, shape);
 }
 
 }  // namespace ssd_ops

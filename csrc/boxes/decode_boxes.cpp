@@ -5,22 +5,21 @@
 namespace ssd_ops {
 namespace {
 
-Tensor decode_boxes_cpu(const Tensor& offsets, const Tensor& anchors, std::vector<double> variances,
-                        bool clip) {
+Tensor decode_boxes_cpu(const Tensor& offsets,  // [..., A, 4]
+                        const Tensor& anchors,  // [A, 4]
+                        std::vector<double> variances, bool clip) {
   check_decode_boxes(offsets, anchors, variances);
-  Tensor out = offsets;
-  dispatch_real(
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const Variances<T> v = to_variances<T>(variances);
-        out = transform_cpu<T>(offsets, anchors, [&](const T* rows, const T* to, int64_t count, T* results) {
+        return transform_cpu<T>(offsets, anchors, [&](const T* rows, const T* to, int64_t count, T* results) {
           decode_block(rows, to, count, v, results);
           if (!clip) return;
           for (int64_t i = 0; i < 4 * count; ++i) results[i] = clip_unit(results[i]);
         });
       },
       offsets, anchors);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

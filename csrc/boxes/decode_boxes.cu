@@ -1,21 +1,20 @@
 #include "boxes/decode_boxes.h"
-#include "boxes/transform_launch.cuh"
+#include "boxes/transform.cu.h"
 
 namespace ssd_ops {
 namespace {
 
-Tensor decode_boxes_cuda(const Tensor& offsets, const Tensor& anchors, std::vector<double> variances,
-                         bool clip) {
+Tensor decode_boxes_cuda(const Tensor& offsets,  // [..., A, 4]
+                         const Tensor& anchors,  // [A, 4]
+                         std::vector<double> variances, bool clip) {
   check_decode_boxes(offsets, anchors, variances);
-  Tensor out = offsets;
-  dispatch_real(
+  const Launcher launcher("decode_boxes", offsets);
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        out =
-            transform_cuda<T>("decode_boxes", offsets, anchors, Decode<T>{to_variances<T>(variances), clip});
+        return launch_transform<T>(launcher, offsets, anchors, Decode<T>{to_variances<T>(variances), clip});
       },
       offsets, anchors);
-  return out;
 }
 
 SSD_CUDA_IMPL(m) {

@@ -8,7 +8,8 @@
 
 namespace ssd_ops {
 
-inline void check_decode_boxes(const Tensor& offsets, const Tensor& anchors,
+inline void check_decode_boxes(const Tensor& offsets,  // [..., A, 4]
+                               const Tensor& anchors,  // [A, 4]
                                const std::vector<double>& variances) {
   check_transform("decode_boxes", "offsets", offsets, anchors, variances);
 }

@@ -6,8 +6,10 @@ namespace ssd_ops {
 namespace {
 
 template <typename T>
-SSD_HOST_DEVICE void encode_block_lanes(const T* boxes, const T* anchors, int64_t count, Variances<T> v,
-                                        T eps, T* out) {
+SSD_HOST_DEVICE void encode_block_lanes(const T* boxes,    // [count, 4]
+                                        const T* anchors,  // [count, 4]
+                                        int64_t count, Variances<T> v, T eps,
+                                        T* out) {  // [count, 4]
   for (int64_t i = 0; i < count; ++i) {
     const Offset<T> offset = encode(load_box(boxes + 4 * i), load_box(anchors + 4 * i), v, eps);
     out[4 * i] = offset.x;
@@ -25,20 +27,19 @@ SSD_SIMD(void, encode_block,
           double* out),
          (boxes, anchors, count, v, eps, out))
 
-Tensor encode_boxes_cpu(const Tensor& boxes, const Tensor& anchors, std::vector<double> variances,
-                        double eps) {
+Tensor encode_boxes_cpu(const Tensor& boxes,    // [..., A, 4]
+                        const Tensor& anchors,  // [A, 4]
+                        std::vector<double> variances, double eps) {
   check_encode_boxes(boxes, anchors, variances, eps);
-  Tensor out = boxes;
-  dispatch_real(
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const Variances<T> v = to_variances<T>(variances);
-        out = transform_cpu<T>(boxes, anchors, [&](const T* rows, const T* to, int64_t count, T* results) {
+        return transform_cpu<T>(boxes, anchors, [&](const T* rows, const T* to, int64_t count, T* results) {
           encode_block(rows, to, count, v, static_cast<T>(eps), results);
         });
       },
       boxes, anchors);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

@@ -1,21 +1,21 @@
 #include "boxes/encode_boxes.h"
-#include "boxes/transform_launch.cuh"
+#include "boxes/transform.cu.h"
 
 namespace ssd_ops {
 namespace {
 
-Tensor encode_boxes_cuda(const Tensor& boxes, const Tensor& anchors, std::vector<double> variances,
-                         double eps) {
+Tensor encode_boxes_cuda(const Tensor& boxes,    // [..., A, 4]
+                         const Tensor& anchors,  // [A, 4]
+                         std::vector<double> variances, double eps) {
   check_encode_boxes(boxes, anchors, variances, eps);
-  Tensor out = boxes;
-  dispatch_real(
+  const Launcher launcher("encode_boxes", boxes);
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        out = transform_cuda<T>("encode_boxes", boxes, anchors,
-                                Encode<T>{to_variances<T>(variances), static_cast<T>(eps)});
+        return launch_transform<T>(launcher, boxes, anchors,
+                                   Encode<T>{to_variances<T>(variances), static_cast<T>(eps)});
       },
       boxes, anchors);
-  return out;
 }
 
 SSD_CUDA_IMPL(m) {

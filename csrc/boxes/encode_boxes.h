@@ -10,10 +10,11 @@
 
 namespace ssd_ops {
 
-inline void check_encode_boxes(const Tensor& boxes, const Tensor& anchors,
+inline void check_encode_boxes(const Tensor& boxes,    // [..., A, 4]
+                               const Tensor& anchors,  // [A, 4]
                                const std::vector<double>& variances, double eps) {
   check_transform("encode_boxes", "boxes", boxes, anchors, variances);
-  if (!(eps >= 0 && std::isfinite(eps))) fail("encode_boxes", "eps must be 0 or more and finite, got ", eps);
+  check_not_negative("encode_boxes", "eps", eps);
 }
 
 }  // namespace ssd_ops

@@ -32,7 +32,10 @@ struct Decode {
 // Row i of `rows` goes with row i % repeat of `anchors`.
 template <typename T, typename Convert>
 __global__ void __launch_bounds__(kTransformThreads)
-    transform_kernel(Input rows, Input anchors, int64_t total, int64_t repeat, Convert convert, T* out) {
+    transform_kernel(Input rows,     // [total, 4]
+                     Input anchors,  // [repeat, 4]
+                     int64_t total, int64_t repeat, Convert convert,
+                     T* out) {  // [total, 4]
   const int64_t i = global_index();
   if (i < total) store_row(out, i, convert(load_row<T>(rows, i), load_row<T>(anchors, i % repeat)));
 }

@@ -5,8 +5,10 @@
 
 namespace ssd_ops {
 
-// `rows` (boxes or offsets) [..., A, 4] and anchors [A, 4] or [1, A, 4], or of the shape of `rows`.
-inline void check_transform(const char* op, const char* argument, const Tensor& rows, const Tensor& anchors,
+inline void check_transform(const char* op,
+                            const char* argument,   // the name of `rows`: boxes or offsets
+                            const Tensor& rows,     // [..., A, 4]
+                            const Tensor& anchors,  // [A, 4] or [1, A, 4], or the shape of `rows`
                             const std::vector<double>& variances) {
   check_shape(rows.dim() >= 1 && rows.size(rows.dim() - 1) == 4, op, argument, "[..., 4]", rows);
   check_shape(anchors.dim() >= 1 && anchors.size(anchors.dim() - 1) == 4, op, "anchors", "[..., 4]", anchors);
@@ -25,13 +27,13 @@ inline void check_transform(const char* op, const char* argument, const Tensor& 
   check_variances(op, variances);
 }
 
-#ifndef __CUDACC__
 // out row = convert(row, anchor), a block of rows at a time; convert(rows, anchors, count, out).
 template <typename T, typename Convert>
-Tensor transform_cpu(const Tensor& rows, const Tensor& anchors, const Convert& convert) {
+Tensor transform_cpu(const Tensor& rows,     // [..., A, 4]
+                     const Tensor& anchors,  // [A, 4]
+                     const Convert& convert) {
   constexpr int64_t kGrain = 2048;  // rows per task
-  const std::vector<int64_t> shape(rows.sizes().begin(), rows.sizes().end());
-  Tensor out = torch::stable::new_empty(rows, shape, kScalarType<T>);
+  Tensor out = new_real_like<T>(rows);
   const int64_t total = rows.numel() / 4, repeat = anchors.numel() / 4;
   if (total == 0) return out;
   const Reader<T> read_rows(rows), read_anchors(anchors);
@@ -47,6 +49,5 @@ Tensor transform_cpu(const Tensor& rows, const Tensor& anchors, const Convert& c
   });
   return out;
 }
-#endif
 
 }  // namespace ssd_ops

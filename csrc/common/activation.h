@@ -1,4 +1,4 @@
-// Class scores from logits, once, for host and device. No torch header.
+// Class scores from logits, for host and device. No torch header.
 //
 // The order of operations is part of the contract: sums run over the classes in their order.
 #pragma once
@@ -10,16 +10,15 @@
 
 namespace ssd_ops {
 
-constexpr int64_t kActivationNone = 0;
-constexpr int64_t kActivationSoftmax = 1;
-constexpr int64_t kActivationSigmoid = 2;
+// The numbers stand in the schema of detect.
+enum class Activation : int64_t { kNone, kSoftmax, kSigmoid };
 
 template <typename T>
 SSD_HOST_DEVICE T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-// Softmax of `count` logits, at(c) each: class c has the probability exp(logit_c - greatest) / sum.
+// Softmax of `count` logits, at(c) that of class c: its probability is exp(logit_c - greatest) / sum.
 // A NaN logit, or an infinite one, makes every probability NaN.
 template <typename T>
 struct Softmax {

@@ -15,8 +15,8 @@ struct SelectSpace {  // shared memory
   unsigned chosen, before;
 };
 
-// Adds one to a bin. Keys may well be nearly equal (losses at the start of training): a warp whose lanes all
-// have the same bin adds once.
+// Adds one to a bin, where `counts`. Keys are often nearly equal (losses at the start of training): a warp
+// whose lanes all have the same bin adds once.
 __device__ __forceinline__ void count_in_bin(unsigned* bins, bool counts, unsigned bin) {
   const unsigned mask = __ballot_sync(kAllLanes, counts);
   if (mask == 0) return;
@@ -29,10 +29,10 @@ __device__ __forceinline__ void count_in_bin(unsigned* bins, bool counts, unsign
   }
 }
 
-// Of the items 0..count-1, `num_candidates` of them candidates, the `wanted` with the smallest keys, equal
-// keys by index: at most as many as there are. candidate(i, key) says whether i is one, and its key;
-// choose(i, place) gets each chosen one, places ascending with i. Every thread of a block of kSelectThreads
-// has to call it.
+// Chooses the `wanted` candidates with the smallest keys; of equal keys, those with the lowest index. Of the
+// items 0..count-1, `num_candidates` are candidates, and `wanted` is not more. candidate(i, key) says whether
+// item i is one, and gives its key; choose(i, place) gets each one chosen, with places that ascend with i.
+// Every thread of a block of kSelectThreads has to call it.
 //
 // The key of the last one wanted is found digit by digit, from the top: a histogram of the digit over the
 // candidates that share the digits so far, then the bin in which the wanted one lies.

@@ -6,9 +6,10 @@
 namespace ssd_ops {
 
 // Bitonic sort, ascending. Every comparison puts the smaller key in front (each merge begins with mirrored
-// pairs), so what is missing to a power of two needs no memory: it would stay at the end. Pairs within 64
-// keys belong to one warp, which needs no barrier of the block for them.
-__device__ inline void block_sort(uint64_t* keys, int count) {
+// pairs), so the keys that are missing to a power of two need no memory: they would stay at the end. Pairs
+// within 64 keys belong to one warp, which needs no barrier of the block for them.
+__device__ inline void block_sort(uint64_t* keys,  // [count], in shared memory
+                                  int count) {
   constexpr int kChunk = 2 * kWarp;
   const int lane = lane_index(), warp = warp_index();
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;

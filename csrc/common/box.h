@@ -1,8 +1,10 @@
-// Every box formula of the library, once, for host and device. No torch header.
+// Every box formula of the library, for host and device. No torch header.
 //
 // Boxes are xyxy corners. T is float or double; half-precision inputs are converted to float first.
-// The order of operations is part of the contract (DESIGN: "Arithmetic"): change it, and answers change.
+// The order of operations is part of the contract: a change of it changes answers.
 #pragma once
+
+#include <limits>
 
 #include "common/host_device.h"
 #include "common/math.h"
@@ -49,6 +51,13 @@ SSD_HOST_DEVICE void store_box(Box<T> b, T* p) {
   p[3] = b.y2;
 }
 
+// A box that overlaps nothing: it ends before it begins.
+template <typename T>
+SSD_HOST_DEVICE Box<T> nowhere() {
+  constexpr T kMax = std::numeric_limits<T>::max();
+  return {kMax, kMax, -kMax, -kMax};
+}
+
 template <typename T>
 SSD_HOST_DEVICE T area(Box<T> b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
@@ -72,8 +81,8 @@ SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
   return min_of(a.x2, b.x2) - max_of(a.x1, b.x1) > 0 && min_of(a.y2, b.y2) - max_of(a.y1, b.y1) > 0;
 }
 
-// Area that two boxes share. Here and below, one selection after the other, not &&, leaves loops over
-// many boxes without branches.
+// Area that two boxes share. Here and below, one selection after the other instead of &&, so that loops over
+// many boxes have no branches.
 template <typename T>
 SSD_HOST_DEVICE T intersection(Box<T> a, Box<T> b) {
   const T zero{};

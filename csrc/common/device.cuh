@@ -29,8 +29,8 @@ struct BFloat16Bits {
   uint16_t bits;
 };
 
-// A contiguous tensor of any floating dtype. Its numbers are converted in registers as they are read;
-// the branch on the dtype is the same for all threads.
+// A contiguous tensor of any floating dtype. Its numbers are converted in registers as they are read; all
+// threads take the same branch of the dtype.
 struct Input {
   const void* data;
   Dtype dtype;
@@ -94,7 +94,7 @@ __device__ __forceinline__ Box<T> load_row(const Input& in, int64_t row) {
   });
 }
 
-// Of scratch or output memory, which begins at a multiple of 16 bytes.
+// Row of scratch or output memory [.., 4], which begins at a multiple of 16 bytes.
 template <typename T>
 __device__ __forceinline__ Box<T> load_row(const T* rows, int64_t row) {
   const Four<T> f = reinterpret_cast<const Four<T>*>(rows)[row];
@@ -104,13 +104,6 @@ __device__ __forceinline__ Box<T> load_row(const T* rows, int64_t row) {
 template <typename T>
 __device__ __forceinline__ void store_row(T* rows, int64_t row, Box<T> box) {
   reinterpret_cast<Four<T>*>(rows)[row] = {{box.x1, box.y1, box.x2, box.y2}};
-}
-
-// A box that overlaps nothing.
-template <typename T>
-__device__ __forceinline__ Box<T> nowhere() {
-  constexpr T kMax = std::numeric_limits<T>::max();
-  return {kMax, kMax, -kMax, -kMax};
 }
 
 __device__ __forceinline__ int lane_index() {

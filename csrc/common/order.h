@@ -18,15 +18,9 @@ SSD_HOST_DEVICE typename FloatTraits<T>::Bits descending_key(T value) {
   return bits & kSign ? bits : ~(bits | kSign);
 }
 
-// Of a loss; smaller is harder. 0 for NaN, which no number has: the key of +infinity is 2^23 - 1 or more.
-template <typename T>
-SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
-  return loss == loss ? descending_key(loss) : 0;
-}
-
 #ifndef __CUDACC__
-// Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits ride along, and equal
-// keys keep their order. Digits that are the same everywhere cost no pass.
+// Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits stay with them, and equal
+// keys keep their order. A digit that is the same in all keys costs no pass.
 inline void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>& spare, int key_bits) {
   constexpr int kDigit = 11;
   constexpr size_t kBins = size_t{1} << kDigit;
@@ -48,7 +42,8 @@ inline void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>
 
 // The indices of `scores`, highest score first, equal scores by index. NaN scores are left out.
 template <typename T>
-void sort_descending(const T* scores, int64_t count, std::vector<int64_t>& order) {
+void sort_descending(const T* scores,  // [count]
+                     int64_t count, std::vector<int64_t>& order) {
   constexpr int64_t kRadixFrom = 256;  // below, the passes over the bins cost more than comparing
   order.clear();
   if (sizeof(T) == 4 && count >= kRadixFrom && count <= int64_t{1} << 32) {
@@ -67,7 +62,7 @@ void sort_descending(const T* scores, int64_t count, std::vector<int64_t>& order
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
 }
 
-// Calls choose(i) for the `wanted` smallest keys, of equal ones the first: at most as many as there are.
+// Calls choose(i) for the `wanted` smallest keys, of which there are as many; of equal keys, for the first.
 // `spare` is room to work in.
 template <typename Key, typename Choose>
 void choose_smallest(const std::vector<Key>& keys, int64_t wanted, std::vector<Key>& spare,

@@ -5,8 +5,10 @@
 
 namespace ssd_ops {
 
-constexpr int64_t kSemanticsD2l = 0;          // "Dive into Deep Learning", the default
-constexpr int64_t kSemanticsMxnet = 1;        // MXNet 1.9 on the CPU
-constexpr int64_t kSemanticsTorchvision = 2;  // torchvision's SSD
+enum class Semantics : int64_t {
+  kD2l,          // "Dive into Deep Learning", the default
+  kMxnet,        // MXNet 1.9 on the CPU
+  kTorchvision,  // torchvision's SSD
+};
 
 }  // namespace ssd_ops

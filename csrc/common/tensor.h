@@ -11,8 +11,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -78,17 +80,42 @@ inline void check_positive(const char* op, const char* argument, double value) {
   if (!(value > 0 && std::isfinite(value))) fail(op, argument, " must be positive and finite, got ", value);
 }
 
+inline void check_not_negative(const char* op, const char* argument, double value) {
+  if (!(value >= 0 && std::isfinite(value))) fail(op, argument, " must be 0 or more and finite, got ", value);
+}
+
+inline void check_not_negative(const char* op, const char* argument, int64_t value) {
+  if (value < 0) fail(op, argument, " must be 0 or more, got ", value);
+}
+
+// Whether a number of a schema stands for a value of an enum, of which `last` is the last.
+template <typename Enum>
+bool is_value_of(int64_t number, Enum last) {
+  return number >= 0 && number <= static_cast<int64_t>(last);
+}
+
+// The number of highest scores that go on to NMS.
+inline void check_topk(const char* op, int64_t topk) {
+  if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);
+}
+
 inline void check_variances(const char* op, const std::vector<double>& variances) {
   if (variances.size() != 4) fail(op, "variances must be 4 numbers, got ", variances.size());
   for (const double v : variances) check_positive(op, "variances", v);
 }
 
-// The anchors argument: [A, 4] or [1, A, 4].
-inline void check_anchors(const char* op, const Tensor& anchors) {
+inline void check_anchors(const char* op,
+                          const Tensor& anchors) {  // [A, 4] or [1, A, 4]
   check_shape((anchors.dim() == 2 || (anchors.dim() == 3 && anchors.size(0) == 1)) &&
                   anchors.size(anchors.dim() - 1) == 4,
               op, "anchors", "[A, 4] or [1, A, 4]", anchors);
   check_floating(op, "anchors", anchors);
+}
+
+// As many anchors as another argument, `like`, has.
+inline void check_anchor_count(const char* op, const Tensor& anchors, int64_t count, const char* like) {
+  if (anchors.numel() != 4 * count)
+    fail(op, "anchors must be [", count, ", 4], as many as ", like, " has, got ", shape_text(anchors));
 }
 
 template <typename T>
@@ -96,27 +123,56 @@ Variances<T> to_variances(const std::vector<double>& v) {
   return {static_cast<T>(v[0]), static_cast<T>(v[1]), static_cast<T>(v[2]), static_cast<T>(v[3])};
 }
 
-// Calls body(T()) with the type of the arithmetic: double if any tensor is float64, float otherwise.
+inline bool is_double(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double;
+}
+inline bool is_double(const std::optional<Tensor>& t) {
+  return t && is_double(*t);
+}
+inline bool is_double(const std::vector<Tensor>& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return is_double(t); });
+}
+
+// body(T()) for the type T of the arithmetic: double if any tensor is float64, float otherwise.
 template <typename Body, typename... Tensors>
-void dispatch_real(const Body& body, const Tensors&... tensors) {
-  if (((tensors.scalar_type() == ScalarType::Double) || ...)) {
-    body(double());
-  } else {
-    body(float());
-  }
+auto dispatch_real(const Body& body, const Tensors&... tensors) {
+  if ((is_double(tensors) || ...)) return body(double());
+  return body(float());
+}
+
+// body(T(), S()): a type for the boxes and one for the scores. NMS sorts scores in their own precision, since
+// float64 boxes do not make float32 scores any finer.
+template <typename Body>
+auto dispatch_boxes_and_scores(const Body& body, const Tensor& boxes, const Tensor& scores) {
+  return dispatch_real(
+      [&](auto box) { return dispatch_real([&](auto score) { return body(box, score); }, scores); }, boxes);
 }
 
 template <typename T>
 constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
+// A tensor of T on the device of `like`.
 template <typename T>
-Tensor new_real(const Tensor& like, std::initializer_list<int64_t> shape) {
+Tensor new_real(const Tensor& like, const std::vector<int64_t>& shape) {
   return torch::stable::new_empty(like, shape, kScalarType<T>);
+}
+
+template <typename T>
+Tensor new_real_like(const Tensor& t) {
+  return new_real<T>(t, {t.sizes().begin(), t.sizes().end()});
+}
+
+inline Tensor new_integers(const Tensor& like, const std::vector<int64_t>& shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Long);
 }
 
 template <typename T>
 T* data(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+template <typename T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
 }
 
 // A contiguous floating tensor read as T. Where the dtype is T already, the rows are read in place;

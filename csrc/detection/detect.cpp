@@ -1,19 +1,16 @@
 #include "detection/detect.h"
 
-#include <tuple>
-
 #include "common/simd.h"
-#include "nms/selection.h"
+#include "detection/selection.h"
 
 namespace ssd_ops {
 namespace {
 
-using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// Softmax over the classes of kTile anchors at once: tile [num_rows, kTile]. The same operations, in the
-// same order, as softmax_of and probability have for each.
+// Softmax over the classes of kTile anchors at once. The same operations, in the same order, as softmax_of
+// and probability have for each.
 template <typename T>
-SSD_HOST_DEVICE void softmax_tile_lanes(T* __restrict tile, int64_t num_rows) {
+SSD_HOST_DEVICE void softmax_tile_lanes(T* __restrict tile,  // [num_rows, kTile]
+                                        int64_t num_rows) {
   T greatest[kTile], sum[kTile];
   for (int64_t i = 0; i < kTile; ++i) {
     greatest[i] = tile[i];
@@ -37,7 +34,8 @@ SSD_SIMD(void, softmax_tile, (double* tile, int64_t num_rows), (tile, num_rows))
 
 // Sigmoid of a row of the tile, unless no logit of it is over `least`.
 template <typename T>
-SSD_HOST_DEVICE void sigmoid_row_lanes(T* __restrict row, T least) {
+SSD_HOST_DEVICE void sigmoid_row_lanes(T* __restrict row,  // [kTile]
+                                       T least) {
   typename FloatTraits<T>::Signed any = 0;
   for (int64_t i = 0; i < kTile; ++i) any |= row[i] > least ? 1 : 0;
   for (int64_t i = 0; i < kTile; ++i) row[i] = any ? sigmoid(row[i]) : T(0);
@@ -47,7 +45,7 @@ SSD_SIMD(void, sigmoid_row, (float* row, float least), (row, least))
 SSD_SIMD(void, sigmoid_row, (double* row, double least), (row, least))
 
 struct Settings {
-  int64_t activation;
+  Activation activation;
   std::vector<double> variances;
   bool clip;
 };
@@ -60,10 +58,12 @@ T least_logit(double threshold) {
 }
 
 template <typename T>
-Five run(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors, SelectionRules<T> rules,
-         const Settings& settings) {
+Detections run(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
+               const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
+               const Tensor& anchors,       // [A, 4] or [1, A, 4]
+               SelectionRules<T> rules, const Settings& settings) {
   const int64_t num_images = cls_scores.size(0), num_anchors = cls_scores.size(1), width = cls_scores.size(2);
-  const int64_t background = settings.activation == kActivationSoftmax ? 1 : 0;  // rows before the classes
+  const int64_t background = settings.activation == Activation::kSoftmax ? 1 : 0;  // rows before the classes
   const Variances<T> variances = to_variances<T>(settings.variances);
   const T least = least_logit<T>(static_cast<double>(rules.score_threshold));
   DetectionTensors<T> out(cls_scores, num_images, rules.max_detections);
@@ -78,10 +78,10 @@ Five run(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anc
         const int64_t count = std::min(kTile, num_anchors - first);
         const int64_t start = (image * num_anchors + first) * width;
         to_tile(read_scores.read(start, count * width, score_buffer), count, width, tile.data());
-        if (settings.activation == kActivationSoftmax) softmax_tile(tile.data(), width);
+        if (settings.activation == Activation::kSoftmax) softmax_tile(tile.data(), width);
         for (int64_t c = background; c < width; ++c) {
           T* row = &tile[c * kTile];
-          if (settings.activation == kActivationSigmoid) sigmoid_row(row, least);
+          if (settings.activation == Activation::kSigmoid) sigmoid_row(row, least);
           selection.add(c - background, first, row);
         }
       }
@@ -94,25 +94,23 @@ Five run(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anc
       selection.finish(box_at, out.rows(image));
     }
   });
-  return {out.boxes, out.scores, out.labels, out.indices, out.counts};
+  return out.tensors();
 }
 
-Five detect_cpu(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors,
-                int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
-                int64_t max_detections, std::vector<double> variances, bool clip, bool class_agnostic) {
+Detections detect_cpu(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
+                      const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
+                      const Tensor& anchors,       // [A, 4] or [1, A, 4]
+                      int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
+                      int64_t max_detections, std::vector<double> variances, bool clip, bool class_agnostic) {
   check_detect(cls_scores, offset_preds, anchors, activation, score_threshold, iou_threshold, topk,
                max_detections, variances);
-  Five out{cls_scores, cls_scores, cls_scores, cls_scores, cls_scores};
-  dispatch_real(
+  return dispatch_real(
       [&](auto zero) {
-        using T = decltype(zero);
-        out = run<T>(cls_scores, offset_preds, anchors,
-                     {static_cast<T>(score_threshold), round_down<T>(iou_threshold), topk, max_detections,
-                      class_agnostic},
-                     {activation, variances, clip});
+        return run<decltype(zero)>(cls_scores, offset_preds, anchors,
+                                   {score_threshold, iou_threshold, topk, max_detections, class_agnostic},
+                                   {static_cast<Activation>(activation), variances, clip});
       },
       cls_scores, offset_preds, anchors);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

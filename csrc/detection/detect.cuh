@@ -1,12 +1,12 @@
-// The scores and the boxes of detect, for nms/selection.cuh.
+// The scores and the boxes of detect, for selection.cuh.
 #pragma once
 
 #include "common/activation.h"
-#include "nms/selection.cuh"
+#include "common/device.cuh"
 
 namespace ssd_ops {
 
-template <typename T, int64_t kActivation>
+template <typename T, Activation kActivation>
 struct HeadScores {
   Input cls_scores;  // [B, A, width]
   int64_t count, width;
@@ -15,10 +15,10 @@ struct HeadScores {
     const Input in = cls_scores;
     const int64_t first = (image * count + anchor) * width;
     const auto logit = [in, first](int64_t c) { return load<T>(in, first + c); };
-    if constexpr (kActivation == kActivationSoftmax) {
+    if constexpr (kActivation == Activation::kSoftmax) {
       const Softmax<T> softmax = softmax_of<T>(logit, width);
       return [logit, softmax](int64_t c) { return probability(softmax, logit(c + 1)); };
-    } else if constexpr (kActivation == kActivationSigmoid) {
+    } else if constexpr (kActivation == Activation::kSigmoid) {
       return [logit](int64_t c) { return sigmoid(logit(c)); };
     } else {
       return logit;

@@ -5,32 +5,33 @@
 //   -> boxes [B, K, 4] and scores [B, K] of the arithmetic's dtype, labels [B, K], indices [B, K] (the
 //      anchor) and counts [B] int64, with K = max_detections
 //
-// multiclass_nms (nms/multiclass_nms.h) of the activated scores (common/activation.h) and the decoded
+// multiclass_nms (detection/multiclass_nms.h) of the activated scores (common/activation.h) and the decoded
 // boxes (common/box.h, `decode`; with clip cut to 0..1), in the arithmetic's dtype. Only candidates are
 // decoded. With softmax, class 0 of the result is the second of cls_scores, and an anchor with a NaN
 // logit is left out.
 #pragma once
 
 #include "common/activation.h"
-#include "nms/multiclass_nms.h"
+#include "detection/multiclass_nms.h"
 
 namespace ssd_ops {
 
-inline void check_detect(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors,
+inline void check_detect(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
+                         const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
+                         const Tensor& anchors,       // [A, 4] or [1, A, 4]
                          int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
                          int64_t max_detections, const std::vector<double>& variances) {
   constexpr const char* op = "detect";
-  if (activation < kActivationNone || activation > kActivationSigmoid)
+  if (!is_value_of(activation, Activation::kSigmoid))
     fail(op, "activation must be 0 (none), 1 (softmax) or 2 (sigmoid), got ", activation);
-  if (activation == kActivationSoftmax)
+  if (static_cast<Activation>(activation) == Activation::kSoftmax)
     check_shape(cls_scores.dim() == 3 && cls_scores.size(2) >= 2, op, "cls_scores",
                 "[B, A, C+1] with C at least 1", cls_scores);
   else
     check_shape(cls_scores.dim() == 3, op, "cls_scores", "[B, A, C]", cls_scores);
   check_anchors(op, anchors);
   const int64_t num_images = cls_scores.size(0), num_anchors = cls_scores.size(1);
-  if (anchors.numel() != 4 * num_anchors)
-    fail(op, "anchors must be [", num_anchors, ", 4], as many as cls_scores has, got ", shape_text(anchors));
+  check_anchor_count(op, anchors, num_anchors, "cls_scores");
   const bool rows =
       offset_preds.dim() == 3 && offset_preds.size(1) == num_anchors && offset_preds.size(2) == 4;
   const bool flat = offset_preds.dim() == 2 && offset_preds.size(1) == 4 * num_anchors;

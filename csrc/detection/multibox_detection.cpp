@@ -8,10 +8,12 @@
 namespace ssd_ops {
 namespace {
 
-// The best probability of each anchor over the rows of `probs` [C, A] and its class; NaN is `if_nan`.
+// The best probability of each anchor over the classes, and its class; a NaN counts as `if_nan`.
 template <typename T>
-SSD_HOST_DEVICE void best_class_lanes(const T* __restrict probs, int64_t num_classes, int64_t num_anchors,
-                                      T if_nan, T* __restrict scores, int32_t* __restrict classes) {
+SSD_HOST_DEVICE void best_class_lanes(const T* __restrict probs,  // [C, A]
+                                      int64_t num_classes, int64_t num_anchors, T if_nan,
+                                      T* __restrict scores,           // [A]
+                                      int32_t* __restrict classes) {  // [A]
   for (int64_t c = 0; c < num_classes; ++c, probs += num_anchors) {
     for (int64_t i = 0; i < num_anchors; ++i) {
       const T prob = probs[i] == probs[i] ? probs[i] : if_nan;
@@ -36,13 +38,16 @@ struct DetectionRules {
   T nms_threshold, pos_threshold;
   Variances<T> variances;
   bool clip, class_agnostic;
-  int64_t topk, semantics;
+  int64_t topk;
+  Semantics semantics;
 };
 
 template <typename T>
-class ImageDetector {
+class ImageDetection {
  public:
-  ImageDetector(int64_t num_classes, int64_t num_anchors, const T* anchors, DetectionRules<T> rules)
+  ImageDetection(int64_t num_classes, int64_t num_anchors,
+                 const T* anchors,  // [A, 4]
+                 DetectionRules<T> rules)
       : rules_(rules),
         num_classes_(num_classes),
         num_anchors_(num_anchors),
@@ -51,9 +56,10 @@ class ImageDetector {
         classes_(static_cast<size_t>(num_anchors)),
         boxes_(static_cast<size_t>(4 * num_anchors)) {}
 
-  // probs [C, A] without the background, offsets [A, 4] -> rows [A, 6].
-  void detect(const T* probs, const T* offsets, T* rows) {
-    const bool d2l = rules_.semantics == kSemanticsD2l;
+  void run(const T* probs,    // [C, A], without the background
+           const T* offsets,  // [A, 4]
+           T* rows) {         // [A, 6]
+    const bool d2l = rules_.semantics == Semantics::kD2l;
     best_class(probs, num_classes_, num_anchors_, d2l ? T(0) : T(-1), scores_.data(), classes_.data());
     decode_block(offsets, anchors_, num_anchors_, rules_.variances, boxes_.data());
     if (rules_.clip)
@@ -113,13 +119,13 @@ class ImageDetector {
       for (const int64_t position : kept_) is_kept_[position] = 1;
       for (size_t i = 0; i < in_nms; ++i) rows = write(order_[i], is_kept_[i], scores_[order_[i]], rows);
     }
-    // With no NMS all are labelled; past the topk none, and MXNet has not sorted them.
+    // Without NMS all of them have their class. Past the topk all have -1, and MXNet has not sorted them.
     for (size_t i = in_nms; i < count; ++i)
       rows = write(survivors_[i], rules_.nms_threshold == 0, scores_[survivors_[i]], rows);
     while (rows != end) *rows++ = T(-1);
   }
 
-  // kept_ = the positions in order_ that NMS keeps.
+  // Makes kept_ the positions in order_ that NMS keeps.
   void suppress(T threshold) {
     const auto box_at = [&](int64_t i) { return load_box(&boxes_[4 * i]); };
     if (rules_.class_agnostic)
@@ -140,18 +146,19 @@ class ImageDetector {
   GroupedNms<T> grouped_;
 };
 
-Tensor multibox_detection_cpu(const Tensor& cls_probs, const Tensor& offset_preds, const Tensor& anchors,
+Tensor multibox_detection_cpu(const Tensor& cls_probs,     // [B, C+1, A]
+                              const Tensor& offset_preds,  // [B, 4A]
+                              const Tensor& anchors,       // [A, 4] or [1, A, 4]
                               double nms_threshold, double pos_threshold, std::vector<double> variances,
                               bool clip, bool class_agnostic, int64_t topk, int64_t semantics) {
   check_multibox_detection(cls_probs, offset_preds, anchors, nms_threshold, pos_threshold, variances, topk,
                            semantics);
   const int64_t num_images = cls_probs.size(0), num_rows = cls_probs.size(1), num_anchors = cls_probs.size(2);
-  Tensor out = cls_probs;
-  dispatch_real(
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        out = new_real<T>(cls_probs, {num_images, num_anchors, 6});
-        if (out.numel() == 0) return;
+        Tensor out = new_real<T>(cls_probs, {num_images, num_anchors, 6});
+        if (out.numel() == 0) return out;
         const Reader<T> read_probs(cls_probs), read_offsets(offset_preds), read_anchors(anchors);
         std::vector<T> anchor_buffer;
         const T* anchor_rows = read_anchors.read(0, 4 * num_anchors, anchor_buffer);
@@ -161,21 +168,21 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs, const Tensor& offset_pred
                                       clip,
                                       class_agnostic,
                                       topk,
-                                      semantics};
+                                      static_cast<Semantics>(semantics)};
         T* rows = data<T>(out);
         torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
-          ImageDetector<T> detector(num_rows - 1, num_anchors, anchor_rows, rules);
+          ImageDetection<T> detection(num_rows - 1, num_anchors, anchor_rows, rules);
           std::vector<T> prob_buffer, offset_buffer;
           for (int64_t image = begin; image < end; ++image) {
-            detector.detect(read_probs.read((image * num_rows + 1) * num_anchors,
-                                            (num_rows - 1) * num_anchors, prob_buffer),
-                            read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),
-                            rows + image * num_anchors * 6);
+            detection.run(read_probs.read((image * num_rows + 1) * num_anchors, (num_rows - 1) * num_anchors,
+                                          prob_buffer),
+                          read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),
+                          rows + image * num_anchors * 6);
           }
         });
+        return out;
       },
       cls_probs, offset_preds, anchors);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

@@ -10,7 +10,7 @@ namespace ssd_ops {
 constexpr int kDetectionThreads = 256;
 constexpr int kRowThreads = 1024;
 
-// What the first kernel leaves for the others. The score is NaN where the anchor does not take part.
+// The best class of each anchor, from the first kernel. The score is NaN where the anchor does not take part.
 template <typename T>
 struct BestClasses {
   int64_t num_anchors;
@@ -38,12 +38,15 @@ struct DetectionSource : BestClasses<T> {
   static constexpr bool kGrouped = kByClass;
 };
 
-// d2l: a NaN probability counts as 0. mxnet: as -1, and who is not above -1 or below pos_threshold is out.
+// d2l: a NaN probability counts as 0. mxnet: as -1, and an anchor takes part only with a score that is above
+// -1 and not below pos_threshold.
 template <typename T>
 __global__ void __launch_bounds__(kDetectionThreads)
-    best_class_kernel(Input cls_probs, Input offset_preds, Input anchors, int64_t num_images,
-                      int64_t num_classes, Variances<T> variances, bool clip, bool mxnet, T pos_threshold,
-                      BestClasses<T> out) {
+    best_class_kernel(Input cls_probs,     // [B, C+1, A]
+                      Input offset_preds,  // [B, A, 4]
+                      Input anchors,       // [A, 4]
+                      int64_t num_images, int64_t num_classes, Variances<T> variances, bool clip, bool mxnet,
+                      T pos_threshold, BestClasses<T> out) {
   const int64_t at = global_index(), num_anchors = out.num_anchors;
   if (at >= num_images * num_anchors) return;
   const int64_t image = at / num_anchors, i = at % num_anchors;
@@ -58,10 +61,10 @@ __global__ void __launch_bounds__(kDetectionThreads)
       best_class = static_cast<int32_t>(c);
     }
   }
-  const bool out_of_it = mxnet && !(best > T(-1) && !(best < pos_threshold));
+  const bool left_out = mxnet && !(best > T(-1) && !(best < pos_threshold));
   const Box<T> o = load_row<T>(offset_preds, at);
   const Box<T> box = decode({o.x1, o.y1, o.x2, o.y2}, load_row<T>(anchors, i), variances);
-  out.scores[at] = out_of_it ? std::numeric_limits<T>::quiet_NaN() : best;
+  out.scores[at] = left_out ? std::numeric_limits<T>::quiet_NaN() : best;
   out.classes[at] = best_class;
   store_row(out.boxes, at, clip ? clip_unit(box) : box);
 }
@@ -103,7 +106,8 @@ struct Marks {
 // by anchor, with class -1; then rows of -1. Without NMS all survivors by anchor. One block an image.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
-    mxnet_rows_kernel(BestClasses<T> best, Marks marks, bool with_nms, int64_t topk, T* rows) {
+    mxnet_rows_kernel(BestClasses<T> best, Marks marks, bool with_nms, int64_t topk,
+                      T* rows) {  // [B, A, 6]
   __shared__ int sums[kRowThreads / kWarp];
   const int64_t image = blockIdx.x, count = best.num_anchors, first = image * count;
   const auto survives = [&](int64_t i) { return i < count && best.score(image, i) == best.score(image, i); };

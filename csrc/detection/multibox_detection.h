@@ -25,16 +25,17 @@
 
 namespace ssd_ops {
 
-inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offset_preds,
-                                     const Tensor& anchors, double nms_threshold, double pos_threshold,
+inline void check_multibox_detection(const Tensor& cls_probs,     // [B, C+1, A]
+                                     const Tensor& offset_preds,  // [B, 4A]
+                                     const Tensor& anchors,       // [A, 4] or [1, A, 4]
+                                     double nms_threshold, double pos_threshold,
                                      const std::vector<double>& variances, int64_t topk, int64_t semantics) {
   constexpr const char* op = "multibox_detection";
   check_shape(cls_probs.dim() == 3 && cls_probs.size(1) >= 2, op, "cls_probs",
               "[B, C+1, A] with C at least 1", cls_probs);
   check_anchors(op, anchors);
   const int64_t num_images = cls_probs.size(0), num_anchors = cls_probs.size(2);
-  if (anchors.numel() != 4 * num_anchors)
-    fail(op, "anchors must be [", num_anchors, ", 4], as many as cls_probs has, got ", shape_text(anchors));
+  check_anchor_count(op, anchors, num_anchors, "cls_probs");
   if (offset_preds.dim() != 2 || offset_preds.size(0) != num_images ||
       offset_preds.size(1) != 4 * num_anchors)
     fail(op, "offset_preds must be [", num_images, ", ", 4 * num_anchors, "], got ",
@@ -46,8 +47,8 @@ inline void check_multibox_detection(const Tensor& cls_probs, const Tensor& offs
   check_fraction(op, "nms_threshold", nms_threshold);
   check_fraction(op, "pos_threshold", pos_threshold);
   check_variances(op, variances);
-  if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);
-  if (semantics != kSemanticsD2l && semantics != kSemanticsMxnet)
+  check_topk(op, topk);
+  if (!is_value_of(semantics, Semantics::kMxnet))
     fail(op, "semantics must be 0 (d2l) or 1 (mxnet), got ", semantics);
 }
 

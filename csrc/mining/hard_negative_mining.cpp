@@ -1,15 +1,17 @@
 #include "mining/hard_negative_mining.h"
 
-#include "mining/selection.h"
+#include "common/mining.h"
 
 namespace ssd_ops {
 namespace {
 
 template <typename T>
-class Miner {
+class ImageMining {
  public:
-  void select(const T* losses, const int64_t* cls_labels, int64_t count, double ratio, int64_t min_negatives,
-              bool* selected) {
+  void select(const T* losses,            // [count]
+              const int64_t* cls_labels,  // [count]
+              int64_t count, double ratio, int64_t min_negatives,
+              bool* selected) {  // [count]
     int64_t positives = 0;
     keys_.clear();
     negatives_.clear();
@@ -21,7 +23,7 @@ class Miner {
       negatives_.push_back(i);
     }
     const int64_t negatives = static_cast<int64_t>(keys_.size());
-    const int64_t wanted = negatives_wanted(positives, negatives, ratio, min_negatives);
+    const int64_t wanted = negatives_wanted<double>(positives, negatives, ratio, min_negatives);
     choose_smallest(keys_, wanted, spare_, [&](size_t i) { selected[negatives_[i]] = true; });
   }
 
@@ -30,14 +32,15 @@ class Miner {
   std::vector<int64_t> negatives_;
 };
 
-Tensor hard_negative_mining_cpu(const Tensor& losses, const Tensor& cls_labels, double ratio,
-                                int64_t min_negatives) {
+Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
+                                const Tensor& cls_labels,  // [B, A] int64
+                                double ratio, int64_t min_negatives) {
   check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
   const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
   Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
   if (out.numel() == 0) return out;
   const Tensor labels = torch::stable::contiguous(cls_labels);
-  const int64_t* label_data = static_cast<const int64_t*>(labels.const_data_ptr());
+  const int64_t* label_data = const_data<int64_t>(labels);
   bool* selected = data<bool>(out);
   dispatch_real(
       [&](auto zero) {
@@ -45,11 +48,11 @@ Tensor hard_negative_mining_cpu(const Tensor& losses, const Tensor& cls_labels, 
         const Reader<T> reader(losses);
         torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
           std::vector<T> buffer;
-          Miner<T> miner;
+          ImageMining<T> mining;
           for (int64_t image = begin; image < end; ++image) {
             const int64_t first = image * num_anchors;
-            miner.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
-                         min_negatives, selected + first);
+            mining.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
+                          min_negatives, selected + first);
           }
         });
       },

@@ -1,27 +1,27 @@
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
 #include "mining/hard_negative_mining.cuh"
 #include "mining/hard_negative_mining.h"
 
 namespace ssd_ops {
 namespace {
 
-Tensor hard_negative_mining_cuda(const Tensor& losses, const Tensor& cls_labels, double ratio,
-                                 int64_t min_negatives) {
+Tensor hard_negative_mining_cuda(const Tensor& losses,      // [B, A]
+                                 const Tensor& cls_labels,  // [B, A] int64
+                                 double ratio, int64_t min_negatives) {
   check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
   const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
   const Launcher launcher("hard_negative_mining", losses);
   Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
   if (out.numel() == 0) return out;
   if (num_anchors > std::numeric_limits<int32_t>::max())
-    fail("hard_negative_mining", "losses must have fewer than 2^31 anchors on a GPU, got ", num_anchors);
+    launcher.fail("losses must have fewer than 2^31 anchors on a GPU, got ", num_anchors);
   const Tensor labels = torch::stable::contiguous(cls_labels);
   const DeviceInput loss_input(losses);
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         launcher.run(&hard_negative_mining_kernel<T>, num_images, kSelectThreads, loss_input,
-                     static_cast<const int64_t*>(labels.const_data_ptr()), num_anchors, ratio, min_negatives,
-                     data<bool>(out));
+                     const_data<int64_t>(labels), num_anchors, ratio, min_negatives, data<bool>(out));
       },
       losses);
   return out;

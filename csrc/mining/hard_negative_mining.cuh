@@ -2,15 +2,16 @@
 #pragma once
 
 #include "common/block_select.cuh"
-#include "common/order.h"
-#include "mining/selection.h"
+#include "common/mining.h"
 
 namespace ssd_ops {
 
 template <typename T>
 __global__ void __launch_bounds__(kSelectThreads)
-    hard_negative_mining_kernel(Input losses, const int64_t* cls_labels, int64_t count, double ratio,
-                                int64_t min_negatives, bool* selected) {
+    hard_negative_mining_kernel(Input losses,               // [B, count]
+                                const int64_t* cls_labels,  // [B, count]
+                                int64_t count, double ratio, int64_t min_negatives,
+                                bool* selected) {  // [B, count]
   using Key = typename FloatTraits<T>::Bits;
   __shared__ SelectSpace space;
   __shared__ unsigned num_positives, num_negatives;
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   __syncthreads();
   block_select<Key>(
-      count, num_negatives, negatives_wanted(num_positives, num_negatives, ratio, min_negatives),
+      count, num_negatives, negatives_wanted<double>(num_positives, num_negatives, ratio, min_negatives),
       [&](int64_t i, Key& key) {
         if (cls_labels[first + i] != 0) return false;
         key = loss_key(load<T>(losses, first + i));

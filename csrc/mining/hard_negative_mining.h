@@ -11,8 +11,9 @@
 
 namespace ssd_ops {
 
-inline void check_hard_negative_mining(const Tensor& losses, const Tensor& cls_labels, double ratio,
-                                       int64_t min_negatives) {
+inline void check_hard_negative_mining(const Tensor& losses,      // [B, A]
+                                       const Tensor& cls_labels,  // [B, A] int64
+                                       double ratio, int64_t min_negatives) {
   constexpr const char* op = "hard_negative_mining";
   check_shape(losses.dim() == 2, op, "losses", "[B, A]", losses);
   check_shape(
@@ -21,8 +22,8 @@ inline void check_hard_negative_mining(const Tensor& losses, const Tensor& cls_l
   check_floating(op, "losses", losses);
   check_integer(op, "cls_labels", cls_labels);
   check_same_device(op, "cls_labels", cls_labels, "losses", losses);
-  if (!(ratio >= 0 && std::isfinite(ratio))) fail(op, "ratio must be 0 or more and finite, got ", ratio);
-  if (min_negatives < 0) fail(op, "min_negatives must be 0 or more, got ", min_negatives);
+  check_not_negative(op, "ratio", ratio);
+  check_not_negative(op, "min_negatives", min_negatives);
 }
 
 }  // namespace ssd_ops

@@ -1,14 +1,17 @@
 #include "nms/batched_nms.h"
-#include "nms/nms_launch.cuh"
+#include "nms/nms.cu.h"
 
 namespace ssd_ops {
 namespace {
 
-Tensor batched_nms_cuda(const Tensor& boxes, const Tensor& scores, const Tensor& idxs, double iou_threshold) {
+Tensor batched_nms_cuda(const Tensor& boxes,   // [N, 4]
+                        const Tensor& scores,  // [N]
+                        const Tensor& idxs,    // [N] int64
+                        double iou_threshold) {
   check_batched_nms(boxes, scores, idxs, iou_threshold);
   const Tensor groups = torch::stable::contiguous(idxs);
-  return nms_indices("batched_nms", boxes, scores, static_cast<const int64_t*>(groups.const_data_ptr()),
-                     iou_threshold);
+  Launcher launcher("batched_nms", boxes);
+  return nms_indices(launcher, boxes, scores, const_data<int64_t>(groups), iou_threshold);
 }
 
 SSD_CUDA_IMPL(m) {

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/box_columns.h"
 #include "common/simd.h"
 #include "nms/prune.h"
 
@@ -108,8 +109,7 @@ class GreedyNms {
     if (threshold >= T(kMinPruned))
       while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
         ++side_;
-    columns_ = grid_axis(left, right, side_);
-    rows_ = grid_axis(top, bottom, side_);
+    grid_ = {grid_axis(left, right, side_), grid_axis(top, bottom, side_)};
     reach_ = threshold >= T(kMinPruned) ? nms_reach(threshold) : 0;
 
     starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
@@ -117,58 +117,36 @@ class GreedyNms {
     cells_.clear();
     for (const Box<T>& box : boxes_) {
       int64_t cell = -1;
-      if (can_overlap(box, area(box)))
-        cell = rows_.cell(center_y(box)) * side_ + columns_.cell(center_x(box));
+      if (can_overlap(box, area(box))) cell = grid_.cell(box);
       cells_.push_back(cell);
       if (cell >= 0) ++starts_[static_cast<size_t>(cell) + 1];
     }
     for (size_t c = 1; c < starts_.size(); ++c)
       starts_[c] = starts_[c - 1] + (starts_[c] + kLanes - 1) / kLanes * kLanes;
-    const size_t room = static_cast<size_t>(starts_.back());
-    // Empty slots overlap nothing: they end before they begin.
-    x1_.assign(room, std::numeric_limits<T>::max());
-    y1_.assign(room, std::numeric_limits<T>::max());
-    x2_.assign(room, std::numeric_limits<T>::lowest());
-    y2_.assign(room, std::numeric_limits<T>::lowest());
-    areas_.assign(room, T(0));
+    slots_.assign(static_cast<size_t>(starts_.back()));
   }
 
-  void file(Box<T> box, size_t cell) {
-    const size_t slot = static_cast<size_t>(starts_[cell] + used_[cell]++);
-    x1_[slot] = box.x1;
-    y1_[slot] = box.y1;
-    x2_[slot] = box.x2;
-    y2_[slot] = box.y2;
-    areas_[slot] = area(box);
-  }
+  void file(Box<T> box, size_t cell) { slots_.set(static_cast<size_t>(starts_[cell] + used_[cell]++), box); }
 
   bool is_over(Box<T> box, int64_t cell, T threshold) const {
-    const KeptBoxes<T> kept{x1_.data(),    y1_.data(),     x2_.data(),  y2_.data(),
-                            areas_.data(), starts_.data(), used_.data()};
+    const KeptBoxes<T> kept{slots_.x1.data(),    slots_.y1.data(), slots_.x2.data(), slots_.y2.data(),
+                            slots_.areas.data(), starts_.data(),   used_.data()};
     // What suppresses a box most often has its center close by.
     if (any_over(kept, cell, cell, box, threshold)) return true;
     if (side_ == 1) return false;
-    int64_t first_row = 0, last_row = side_ - 1, first_column = 0, last_column = side_ - 1;
-    if (can_be_pruned(area(box))) {
-      const double rx = reach_ * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
-      const double ry = reach_ * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
-      first_column = columns_.cell(center_x(box) - rx);
-      last_column = columns_.cell(center_x(box) + rx);
-      first_row = rows_.cell(center_y(box) - ry);
-      last_row = rows_.cell(center_y(box) + ry);
-    }
-    for (int64_t r = first_row; r <= last_row; ++r)
-      if (any_over(kept, r * side_ + first_column, r * side_ + last_column, box, threshold)) return true;
+    const CellRange cells = grid_.around(box, area(box), reach_);
+    for (int64_t row = cells.top; row <= cells.bottom; ++row)
+      if (any_over(kept, row * side_ + cells.left, row * side_ + cells.right, box, threshold)) return true;
     return false;
   }
 
   std::vector<Box<T>> boxes_;
   int64_t side_ = 1;
-  GridAxis columns_{}, rows_{};
+  BoxGrid grid_{};
   double reach_ = 0;
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> starts_, used_;
-  std::vector<T> x1_, y1_, x2_, y2_, areas_;
+  BoxColumns<T> slots_;
 };
 
 }  // namespace ssd_ops

@@ -1,4 +1,4 @@
-// Exact greedy NMS within groups, on the CPU: the boxes of each group by themselves, groups in parallel.
+// Exact greedy NMS within groups, on the CPU: each group by itself, groups in parallel.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -43,7 +43,7 @@ class GroupedNms {
     groups_.clear();
     for (const int64_t index : order) groups_.push_back(group_at(index));
     const auto [least, greatest] = std::minmax_element(groups_.begin(), groups_.end());
-    // Unsigned, since the difference of two int64 may be no int64.
+    // Unsigned, since the difference of two int64 may not fit in one.
     const uint64_t low = static_cast<uint64_t>(*least), range = static_cast<uint64_t>(*greatest) - low;
     positions_.resize(count);
     if (range < 4 * count + 1024) {  // few numbers that lie close, as classes do: count them

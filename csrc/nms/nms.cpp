@@ -1,21 +1,22 @@
 #include "nms/nms.h"
 
-#include "nms/image.h"
+#include "nms/image_nms.h"
 
 namespace ssd_ops {
 namespace {
 
-Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+Tensor nms_cpu(const Tensor& boxes,   // [N, 4]
+               const Tensor& scores,  // [N]
+               double iou_threshold) {
   check_nms(boxes, scores, iou_threshold);
-  std::vector<int64_t> kept;
-  const auto run = [&](auto box_zero, auto score_zero) {
-    using T = decltype(box_zero);
-    using S = decltype(score_zero);
-    kept = ImageNms<T, S>(round_down<T>(iou_threshold))
-               .run(Reader<T>(boxes), Reader<S>(scores), 0, boxes.size(0));
+  const auto run = [&](auto box, auto score) -> std::vector<int64_t> {
+    using T = decltype(box);
+    using S = decltype(score);
+    return ImageNms<T, S>(round_down<T>(iou_threshold))
+        .run(Reader<T>(boxes), Reader<S>(scores), 0, boxes.size(0));
   };
-  dispatch_real([&](auto box) { dispatch_real([&](auto score) { run(box, score); }, scores); }, boxes);
-  Tensor out = torch::stable::new_empty(boxes, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
+  const std::vector<int64_t> kept = dispatch_boxes_and_scores(run, boxes, scores);
+  Tensor out = new_integers(boxes, {static_cast<int64_t>(kept.size())});
   std::copy(kept.begin(), kept.end(), data<int64_t>(out));
   return out;
 }

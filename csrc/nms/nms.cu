@@ -1,12 +1,15 @@
+#include "nms/nms.cu.h"
 #include "nms/nms.h"
-#include "nms/nms_launch.cuh"
 
 namespace ssd_ops {
 namespace {
 
-Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+Tensor nms_cuda(const Tensor& boxes,   // [N, 4]
+                const Tensor& scores,  // [N]
+                double iou_threshold) {
   check_nms(boxes, scores, iou_threshold);
-  return nms_indices("nms", boxes, scores, nullptr, iou_threshold);
+  Launcher launcher("nms", boxes);
+  return nms_indices(launcher, boxes, scores, nullptr, iou_threshold);
 }
 
 SSD_CUDA_IMPL(m) {

@@ -8,8 +8,8 @@ namespace ssd_ops {
 template <typename T, typename Score, bool kWithGroups>
 struct BoxList {
   static constexpr bool kGrouped = kWithGroups;
-  Input boxes, scores;
-  const int64_t* groups;
+  Input boxes, scores;    // [segments, count, 4], [segments, count]
+  const int64_t* groups;  // [segments, count], read only where kWithGroups
   int64_t count;
 
   __device__ Score score(int64_t segment, int64_t i) const {
@@ -22,7 +22,7 @@ struct BoxList {
 struct PaddedIndices {
   static constexpr bool kWritesOthers = true, kWritesRanks = false;
   int64_t count;
-  int64_t *indices, *counts;
+  int64_t *indices, *counts;  // [segments, count], [segments]
 
   __device__ void kept(int64_t segment, int64_t place, int64_t index) const {
     indices[segment * count + place] = index;

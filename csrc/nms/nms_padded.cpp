@@ -2,20 +2,21 @@
 
 #include <tuple>
 
-#include "nms/image.h"
+#include "nms/image_nms.h"
 
 namespace ssd_ops {
 namespace {
 
-std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes,   // [B, N, 4]
+                                          const Tensor& scores,  // [B, N]
+                                          double iou_threshold) {
   check_nms_padded(boxes, scores, iou_threshold);
   const int64_t num_images = boxes.size(0), count = boxes.size(1);
-  Tensor indices = torch::stable::new_empty(boxes, {num_images, count}, ScalarType::Long);
-  Tensor counts = torch::stable::new_empty(boxes, {num_images}, ScalarType::Long);
+  Tensor indices = new_integers(boxes, {num_images, count}), counts = new_integers(boxes, {num_images});
   int64_t *index_data = data<int64_t>(indices), *count_data = data<int64_t>(counts);
-  const auto run = [&](auto box_zero, auto score_zero) {
-    using T = decltype(box_zero);
-    using S = decltype(score_zero);
+  const auto run = [&](auto box, auto score) {
+    using T = decltype(box);
+    using S = decltype(score);
     const Reader<T> read_boxes(boxes);
     const Reader<S> read_scores(scores);
     torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
@@ -28,7 +29,7 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& sco
       }
     });
   };
-  dispatch_real([&](auto box) { dispatch_real([&](auto score) { run(box, score); }, scores); }, boxes);
+  dispatch_boxes_and_scores(run, boxes, scores);
   return {indices, counts};
 }
 

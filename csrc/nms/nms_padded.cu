@@ -1,19 +1,20 @@
 #include <tuple>
 
-#include "nms/nms_launch.cuh"
+#include "nms/nms.cu.h"
 #include "nms/nms_padded.h"
 
 namespace ssd_ops {
 namespace {
 
-std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& boxes,   // [B, N, 4]
+                                           const Tensor& scores,  // [B, N]
+                                           double iou_threshold) {
   check_nms_padded(boxes, scores, iou_threshold);
   const int64_t num_images = boxes.size(0), count = boxes.size(1);
   Launcher launcher("nms_padded", boxes);
-  Tensor indices = torch::stable::new_empty(boxes, {num_images, count}, ScalarType::Long);
-  Tensor counts = torch::stable::new_empty(boxes, {num_images}, ScalarType::Long);
-  launch_nms_padded(launcher, "nms_padded", boxes, scores, nullptr, iou_threshold, num_images, count,
-                    data<int64_t>(indices), data<int64_t>(counts));
+  Tensor indices = new_integers(boxes, {num_images, count}), counts = new_integers(boxes, {num_images});
+  launch_nms(launcher, boxes, scores, nullptr, iou_threshold, num_images, count, data<int64_t>(indices),
+             data<int64_t>(counts));
   return {indices, counts};
 }
 

@@ -2,24 +2,23 @@
 //
 //   boxes [B, N, 4] xyxy, any unit; scores [B, N] -> indices [B, N] int64, counts [B] int64
 //
-// Row b holds what nms returns for image b, then -1; counts[b] says how many it keeps. Every image by itself.
+// Row b holds what nms returns for image b, then -1; counts[b] says how many boxes that is.
 #pragma once
 
 #include "nms/nms.h"
 
 namespace ssd_ops {
 
-inline void check_nms_padded(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
+inline void check_nms_padded(const Tensor& boxes,   // [B, N, 4]
+                             const Tensor& scores,  // [B, N]
+                             double iou_threshold) {
   constexpr const char* op = "nms_padded";
   check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
   check_shape(scores.dim() == 2, op, "scores", "[B, N]", scores);
   if (scores.size(0) != boxes.size(0) || scores.size(1) != boxes.size(1))
     fail(op, "scores must be [", boxes.size(0), ", ", boxes.size(1), "], one a box, got ",
          shape_text(scores));
-  check_floating(op, "boxes", boxes);
-  check_floating(op, "scores", scores);
-  check_same_device(op, "scores", scores, "boxes", boxes);
-  check_fraction(op, "iou_threshold", iou_threshold);
+  check_values(op, boxes, scores, iou_threshold);
 }
 
 }  // namespace ssd_ops

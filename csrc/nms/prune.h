@@ -6,11 +6,19 @@
 // beyond rounding, and the exact test decides.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "common/box.h"
 
 namespace ssd_ops {
+
+// The greatest T not above the threshold: for an IoU in T, iou > threshold exactly if iou > this.
+template <typename T>
+T round_down(double threshold) {
+  const T nearest = static_cast<T>(threshold);
+  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, T(-1)) : nearest;
+}
 
 // A box whose area is 0, infinite or NaN has IoU 0 with every other: it is kept and suppresses nothing.
 template <typename T>
@@ -56,6 +64,30 @@ struct GridAxis {
 SSD_HOST_DEVICE GridAxis grid_axis(double low, double high, int64_t side) {
   return {low, high > low ? static_cast<double>(side) / (high - low) : 0, side};
 }
+
+struct CellRange {
+  int64_t left, right, top, bottom;
+};
+
+// A grid over the centers of boxes, with cells by row and column.
+struct BoxGrid {
+  GridAxis columns, rows;
+
+  template <typename T>
+  SSD_HOST_DEVICE int64_t cell(Box<T> box) const {
+    return rows.cell(center_y(box)) * rows.side + columns.cell(center_x(box));
+  }
+
+  // The cells in which the boxes lie that can suppress this one.
+  template <typename T>
+  SSD_HOST_DEVICE CellRange around(Box<T> box, T box_area, double reach) const {
+    if (!can_be_pruned(box_area)) return {0, columns.side - 1, 0, rows.side - 1};
+    const double x = center_x(box), y = center_y(box);
+    const double rx = reach * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
+    const double ry = reach * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
+    return {columns.cell(x - rx), columns.cell(x + rx), rows.cell(y - ry), rows.cell(y + ry)};
+  }
+};
 
 // fl(inter / union) > t needs inter >= fl(lower * union) for any lower < t * (1 - 2^-23): rounding is
 // monotone, and inter is representable. That spares nearly all divisions; the exact test decides.

@@ -17,7 +17,8 @@ struct Level {
 };
 
 template <typename T>
-std::vector<Level<T>> levels_of(const std::vector<Tensor>& feature_maps, const PriorLevels& p) {
+std::vector<Level<T>> levels_of(const std::vector<Tensor>& feature_maps,  // each [..., H, W]
+                                const PriorLevels& p) {
   std::vector<Level<T>> levels;
   const double *sizes = p.sizes.data(), *ratios = p.ratios.data();
   int64_t first = 0;
@@ -48,14 +49,6 @@ std::vector<Level<T>> levels_of(const std::vector<Tensor>& feature_maps, const P
     levels.push_back(std::move(level));
   }
   return levels;
-}
-
-// Calls body(T()) with the type of the anchors: double if any feature map is float64.
-template <typename Body>
-void dispatch_maps(const Body& body, const std::vector<Tensor>& feature_maps) {
-  bool is_double = false;
-  for (const Tensor& map : feature_maps) is_double |= map.scalar_type() == ScalarType::Double;
-  is_double ? body(double()) : body(float());
 }
 
 }  // namespace ssd_ops

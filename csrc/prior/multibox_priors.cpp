@@ -9,7 +9,8 @@ constexpr int64_t kGrain = 16384;  // anchors per task: a hand-over costs as muc
 
 template <typename T>
 void write_rows(const Level<T>& level, const std::vector<double>& offsets, bool clip, int64_t row_begin,
-                int64_t row_end, T* anchors) {
+                int64_t row_end,
+                T* anchors) {  // [A, 4], of all levels
   const int64_t per_cell = level.per_cell();
   T* out = anchors + 4 * (level.first + row_begin * level.width * per_cell);
   for (int64_t y = row_begin; y < row_end; ++y) {
@@ -22,18 +23,17 @@ void write_rows(const Level<T>& level, const std::vector<double>& offsets, bool 
   }
 }
 
-Tensor multibox_priors_cpu(std::vector<Tensor> feature_maps, std::vector<double> sizes,
-                           std::vector<int64_t> size_counts, std::vector<double> ratios,
-                           std::vector<int64_t> ratio_counts, std::vector<double> steps,
-                           std::vector<double> offsets, bool clip) {
+Tensor multibox_priors_cpu(std::vector<Tensor> feature_maps,  // each [..., H, W]
+                           std::vector<double> sizes, std::vector<int64_t> size_counts,
+                           std::vector<double> ratios, std::vector<int64_t> ratio_counts,
+                           std::vector<double> steps, std::vector<double> offsets, bool clip) {
   const PriorLevels p{sizes, size_counts, ratios, ratio_counts, steps, offsets};
   check_multibox_priors(feature_maps, p);
-  Tensor out = feature_maps[0];
-  dispatch_maps(
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const std::vector<Level<T>> levels = levels_of<T>(feature_maps, p);
-        out = new_real<T>(feature_maps[0], {1, levels.back().end(), 4});
+        Tensor out = new_real<T>(feature_maps[0], {1, levels.back().end(), 4});
         T* anchors = data<T>(out);
         for (const Level<T>& level : levels) {
           const int64_t grain = kGrain / std::max<int64_t>(level.width * level.per_cell(), 1) + 1;
@@ -41,9 +41,9 @@ Tensor multibox_priors_cpu(std::vector<Tensor> feature_maps, std::vector<double>
             write_rows(level, p.offsets, clip, begin, end, anchors);
           });
         }
+        return out;
       },
       feature_maps);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

@@ -1,23 +1,22 @@
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
 #include "prior/levels.h"
 #include "prior/multibox_priors.cuh"
 
 namespace ssd_ops {
 namespace {
 
-Tensor multibox_priors_cuda(std::vector<Tensor> feature_maps, std::vector<double> sizes,
-                            std::vector<int64_t> size_counts, std::vector<double> ratios,
-                            std::vector<int64_t> ratio_counts, std::vector<double> steps,
-                            std::vector<double> offsets, bool clip) {
+Tensor multibox_priors_cuda(std::vector<Tensor> feature_maps,  // each [..., H, W]
+                            std::vector<double> sizes, std::vector<int64_t> size_counts,
+                            std::vector<double> ratios, std::vector<int64_t> ratio_counts,
+                            std::vector<double> steps, std::vector<double> offsets, bool clip) {
   const PriorLevels p{sizes, size_counts, ratios, ratio_counts, steps, offsets};
   check_multibox_priors(feature_maps, p);
   const Launcher launcher("multibox_priors", feature_maps[0]);
-  Tensor out = feature_maps[0];
-  dispatch_maps(
+  return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const std::vector<Level<T>> levels = levels_of<T>(feature_maps, p);
-        out = new_real<T>(feature_maps[0], {1, levels.back().end(), 4});
+        Tensor out = new_real<T>(feature_maps[0], {1, levels.back().end(), 4});
         PriorTable<T> table = {};
         table.offset_y = static_cast<T>(offsets[0]);
         table.offset_x = static_cast<T>(offsets[1]);
@@ -50,9 +49,9 @@ Tensor multibox_priors_cuda(std::vector<Tensor> feature_maps, std::vector<double
           }
         }
         launch();
+        return out;
       },
       feature_maps);
-  return out;
 }
 
 SSD_CUDA_IMPL(m) {

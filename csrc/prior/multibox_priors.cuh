@@ -15,9 +15,9 @@ constexpr int kPriorHalves = 128;
 template <typename T>
 struct PriorPart {
   int64_t first_thread, first_anchor;
-  int64_t width;  // cells in a row
-  int32_t count, begin, per_cell,
-      first_half;  // boxes first .. of a cell's per_cell, and where their halves are
+  int64_t width;                   // cells in a row
+  int32_t count, begin, per_cell;  // boxes begin .. begin + count - 1 of the per_cell of each cell
+  int32_t first_half;              // where their halves are
   T step_y, step_x;
 };
 
@@ -32,7 +32,8 @@ struct PriorTable {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kPriorThreads) multibox_priors_kernel(PriorTable<T> table, T* anchors) {
+__global__ void __launch_bounds__(kPriorThreads) multibox_priors_kernel(PriorTable<T> table,
+                                                                        T* anchors) {  // [A, 4]
   const int64_t thread = global_index();
   if (thread >= table.threads) return;
   int at = 0;

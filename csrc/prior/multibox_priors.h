@@ -24,7 +24,8 @@ struct PriorLevels {
   std::vector<double> offsets;
 };
 
-inline void check_multibox_priors(const std::vector<Tensor>& feature_maps, const PriorLevels& p) {
+inline void check_multibox_priors(const std::vector<Tensor>& feature_maps,  // each [..., H, W]
+                                  const PriorLevels& p) {
   constexpr const char* op = "multibox_priors";
   const size_t levels = feature_maps.size();
   if (levels == 0) fail(op, "feature_maps must be at least one tensor, got none");

@@ -13,7 +13,8 @@ struct GtRows {
   std::vector<Box<T>> boxes;
   std::vector<int32_t> rows;
 
-  void read(const T* values, int64_t count) {
+  void read(const T* values,  // [count, 4]
+            int64_t count) {
     boxes.clear();
     rows.clear();
     for (int64_t i = 0; i < count; ++i) {
@@ -27,7 +28,9 @@ struct GtRows {
 
 template <typename T>
 void write_matches(const AnchorBlocks<T>& anchors, const GtRows<T>& gts, const Matcher<T>& matcher,
-                   const std::vector<int32_t>& matched, int64_t* idxs, T* ious) {
+                   const std::vector<int32_t>& matched,
+                   int64_t* idxs,  // [A]
+                   T* ious) {      // [A]
   for (int64_t i = 0; i < anchors.count; ++i) {
     const int32_t gt = matched[i];
     ious[i] = gt < 0 || gt == matcher.best_gt(i) ? matcher.best_iou(i) : iou(anchors.box(i), gts.boxes[gt]);
@@ -35,36 +38,34 @@ void write_matches(const AnchorBlocks<T>& anchors, const GtRows<T>& gts, const M
   }
 }
 
-std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors, const Tensor& gt_boxes,
-                                              std::optional<Tensor> gt_counts, double iou_threshold,
-                                              double background_threshold, int64_t force_match) {
+std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors,            // [A, 4] or [1, A, 4]
+                                              const Tensor& gt_boxes,           // [B, G, 4] or [N, 4]
+                                              std::optional<Tensor> gt_counts,  // [B] or [B + 1] int64
+                                              double iou_threshold, double background_threshold,
+                                              int64_t force_match) {
   check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match);
-  const bool padded = gt_boxes.dim() == 3;
-  const int64_t num_images = padded ? gt_boxes.size(0) : gt_counts->size(0) - 1;
-  const int64_t num_rows = gt_boxes.size(padded ? 1 : 0), num_anchors = anchors.numel() / 4;
-  std::optional<Tensor> counts;
-  if (gt_counts) counts = torch::stable::contiguous(*gt_counts);
-  const int64_t* count_data = counts ? static_cast<const int64_t*>(counts->const_data_ptr()) : nullptr;
-  Tensor idxs = torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long),
-         ious = anchors;
-  dispatch_real(
+  if (gt_counts) gt_counts = torch::stable::contiguous(*gt_counts);
+  const GtLayout layout = gt_layout(gt_boxes, gt_counts);
+  const int64_t num_anchors = anchors.numel() / 4;
+  Tensor idxs = new_integers(anchors, {layout.num_images, num_anchors});
+  const Tensor ious = dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        ious = new_real<T>(anchors, {num_images, num_anchors});
-        if (idxs.numel() == 0) return;
+        Tensor ious = new_real<T>(anchors, {layout.num_images, num_anchors});
+        if (ious.numel() == 0) return ious;
         const MatchRules<T> rules{static_cast<T>(iou_threshold), static_cast<T>(background_threshold),
                                   static_cast<Force>(force_match)};
         const AnchorBlocks<T> blocks = lay_out_anchors<T>(anchors);
         const Reader<T> reader(gt_boxes);
         int64_t* idx_data = data<int64_t>(idxs);
         T* iou_data = data<T>(ious);
-        torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+        torch::stable::parallel_for(0, layout.num_images, 1, [&](int64_t begin, int64_t end) {
           Matcher<T> matcher(blocks);
           GtRows<T> gts;
           std::vector<T> buffer;
           std::vector<int32_t> matched;
           for (int64_t image = begin; image < end; ++image) {
-            const GtRange range = gt_range(padded, num_rows, count_data, image);
+            const GtRange range = layout.range(image);
             const int64_t count = range.end - range.begin;
             gts.read(reader.read(4 * range.begin, 4 * count, buffer), count);
             matcher.match(gts.boxes, rules, matched);
@@ -72,6 +73,7 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors, const Tenso
                           iou_data + image * num_anchors);
           }
         });
+        return ious;
       },
       anchors, gt_boxes);
   return {idxs, ious};

@@ -9,16 +9,15 @@ template <typename Real>
 struct AssignProblem {
   using T = Real;
 
-  Input anchors, gt_boxes;
-  const int64_t* gt_counts;  // or null
-  bool padded;
-  int64_t num_anchors, rows_per_image, num_rows;  // rows_per_image: G, or all rows where they are ragged
+  Input anchors, gt_boxes;  // [A, 4], [num_rows, 4]
+  GtLayout layout;
+  int64_t num_anchors, num_rows;
   MatchRules<T> rules;
-  int64_t* row_values;  // matched_idxs
-  T* matched_ious;
+  int64_t* row_values;  // [B, A]: matched_idxs
+  T* matched_ious;      // [B, A]
 
   __device__ Box<T> anchor(int64_t i) const { return load_row<T>(anchors, i); }
-  __device__ GtRange range(int64_t image) const { return gt_range(padded, rows_per_image, gt_counts, image); }
+  __device__ GtRange range(int64_t image) const { return layout.range(image); }
   __device__ bool gt(int64_t row, Box<T>& box) const {
     box = load_row<T>(gt_boxes, row);
     return has_extent(box);

@@ -7,9 +7,9 @@
 //      matched_ious [B, A] of the arithmetic's dtype
 //
 // Counts and offsets are not read on the host: they are cut to 0..G, and to 0..N and at least the one before.
-// A ground truth without extent (common/box.h), an infinite or a NaN corner among them, matches nothing; so
-// does such an anchor, which is -1 with IoU 0. Without a ground truth that can match every anchor is -1 with
-// IoU 0.
+// A ground truth without extent, or with an infinite or NaN corner (common/box.h, `has_extent`), matches
+// nothing. Neither does such an anchor, which is -1 with IoU 0. In an image without a ground truth that can
+// match, every anchor is -1 with IoU 0.
 //
 // Otherwise, in this order:
 // 1. An anchor's best ground truth has the highest IoU, the lowest row on ties. With an IoU of at least
@@ -24,7 +24,7 @@
 //    low_quality  every anchor whose IoU with some ground truth equals the highest that ground truth has
 //                 with any anchor, and is more than 0, gets its own best ground truth of step 1.
 //
-// matched_ious is the IoU with the ground truth matched, and with the best one where none is.
+// matched_ious is the IoU with the ground truth matched, or with the best one for an anchor without a match.
 #pragma once
 
 #include <optional>
@@ -34,15 +34,10 @@
 
 namespace ssd_ops {
 
-// In the schema; the order of Force (target/rules.h).
-constexpr int64_t kForceNone = 0;
-constexpr int64_t kForceBipartite = 1;
-constexpr int64_t kForceArgmax = 2;
-constexpr int64_t kForceLowQuality = 3;
-
-inline void check_assign_anchors(const Tensor& anchors, const Tensor& gt_boxes,
-                                 const std::optional<Tensor>& gt_counts, double iou_threshold,
-                                 double background_threshold, int64_t force_match) {
+inline void check_assign_anchors(const Tensor& anchors,                   // [A, 4] or [1, A, 4]
+                                 const Tensor& gt_boxes,                  // [B, G, 4] or [N, 4]
+                                 const std::optional<Tensor>& gt_counts,  // [B] or [B + 1] int64
+                                 double iou_threshold, double background_threshold, int64_t force_match) {
   constexpr const char* op = "assign_anchors";
   check_anchors(op, anchors);
   const bool padded = gt_boxes.dim() == 3;
@@ -67,8 +62,15 @@ inline void check_assign_anchors(const Tensor& anchors, const Tensor& gt_boxes,
   check_fraction(op, "iou_threshold", iou_threshold);
   if (!(background_threshold >= 0 && background_threshold <= iou_threshold))
     fail(op, "background_threshold must be in 0..iou_threshold, got ", background_threshold);
-  if (force_match < kForceNone || force_match > kForceLowQuality)
+  if (!is_value_of(force_match, Force::kLowQuality))
     fail(op, "force_match must be 0 (none), 1 (bipartite), 2 (argmax) or 3 (low_quality), got ", force_match);
+}
+
+inline GtLayout gt_layout(const Tensor& gt_boxes,                    // [B, G, 4] or [N, 4]
+                          const std::optional<Tensor>& gt_counts) {  // [B] or [B + 1] int64, contiguous
+  const bool padded = gt_boxes.dim() == 3;
+  return {padded ? gt_boxes.size(0) : gt_counts->size(0) - 1, gt_boxes.size(padded ? 1 : 0), padded,
+          gt_counts ? const_data<int64_t>(*gt_counts) : nullptr};
 }
 
 }  // namespace ssd_ops

@@ -15,6 +15,7 @@
 #include <limits>
 #include <queue>
 
+#include "common/box_columns.h"
 #include "common/simd.h"
 #include "common/tensor.h"
 #include "target/rules.h"
@@ -26,68 +27,56 @@ constexpr size_t kListLength = 64;  // anchors remembered per rescan of a ground
 
 template <typename T>
 struct AnchorBlocks {
-  int64_t count;                        // A
-  int64_t blocks;                       // ceil(A / kBlock)
-  std::vector<T> x1, y1, x2, y2, area;  // padded to whole blocks
-  std::vector<Box<T>> bounds;           // of each block; empty where no anchor is usable
-  std::vector<uint8_t> usable;          // has extent: an anchor without cannot be encoded against
+  int64_t count;                // A
+  int64_t blocks;               // ceil(A / kBlock)
+  BoxColumns<T> boxes;          // padded to whole blocks; nowhere where an anchor is not usable
+  std::vector<Box<T>> bounds;   // of each block; nowhere where none of its anchors is usable
+  std::vector<uint8_t> usable;  // has extent: offsets cannot be encoded against an anchor without
   int64_t num_usable;
 
-  Box<T> box(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
+  Box<T> box(int64_t i) const { return boxes.at(static_cast<size_t>(i)); }
 };
 
-// A box that overlaps nothing.
 template <typename T>
-constexpr Box<T> kNowhere{std::numeric_limits<T>::max(), std::numeric_limits<T>::max(),
-                          std::numeric_limits<T>::lowest(), std::numeric_limits<T>::lowest()};
-
-template <typename T>
-AnchorBlocks<T> lay_out_anchors(const Tensor& anchors) {
+AnchorBlocks<T> lay_out_anchors(const Tensor& anchors) {  // [A, 4]
   AnchorBlocks<T> a;
   a.count = anchors.numel() / 4;
   a.blocks = (a.count + kBlock - 1) / kBlock;
   a.num_usable = 0;
   const size_t padded = static_cast<size_t>(a.blocks * kBlock);
-  for (std::vector<T>* values : {&a.x1, &a.y1, &a.x2, &a.y2, &a.area}) values->resize(padded);
+  a.boxes.assign(padded);
   a.usable.assign(padded, 0);
-  a.bounds.assign(static_cast<size_t>(a.blocks), kNowhere<T>);
+  a.bounds.assign(static_cast<size_t>(a.blocks), nowhere<T>());
   const Reader<T> reader(anchors);
   std::vector<T> buffer;
   for (int64_t block = 0; block < a.blocks; ++block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, a.count - first);
     const T* rows = reader.read(4 * first, 4 * count, buffer);
     Box<T>& bounds = a.bounds[block];
-    for (int64_t i = 0; i < kBlock; ++i) {
-      Box<T> box = i < count ? load_box(rows + 4 * i) : kNowhere<T>;
-      const bool usable = i < count && has_extent(box);
-      if (usable) {
-        bounds = {min_of(bounds.x1, box.x1), min_of(bounds.y1, box.y1), max_of(bounds.x2, box.x2),
-                  max_of(bounds.y2, box.y2)};
-        ++a.num_usable;
-      } else {
-        box = kNowhere<T>;
-      }
-      a.x1[first + i] = box.x1;
-      a.y1[first + i] = box.y1;
-      a.x2[first + i] = box.x2;
-      a.y2[first + i] = box.y2;
-      a.area[first + i] = usable ? area(box) : T(0);
-      a.usable[first + i] = usable;
+    for (int64_t i = 0; i < count; ++i) {
+      const Box<T> box = load_box(rows + 4 * i);
+      if (!has_extent(box)) continue;
+      bounds = {min_of(bounds.x1, box.x1), min_of(bounds.y1, box.y1), max_of(bounds.x2, box.x2),
+                max_of(bounds.y2, box.y2)};
+      a.boxes.set(static_cast<size_t>(first + i), box);
+      a.usable[first + i] = 1;
+      ++a.num_usable;
     }
   }
   return a;
 }
 
+// Of a ground truth; as wide as T, to be selected along with it.
 template <typename T>
-using Index =
-    typename FloatTraits<T>::Signed;  // of a ground truth; as wide as T, to be selected along with it
+using Index = typename FloatTraits<T>::Signed;
 
 // IoU of `gt` with a block of anchors; where it beats an anchor's best so far, it becomes the best.
 // Returns the greatest IoU of the block. `ious` gets all of them.
 template <typename T>
-SSD_HOST_DEVICE T match_block_lanes(const T* __restrict x1, const T* __restrict y1, const T* __restrict x2,
-                                    const T* __restrict y2, const T* __restrict areas, Box<T> gt,
-                                    Index<T> gt_index, T* __restrict best_iou, Index<T>* __restrict best_gt,
+SSD_HOST_DEVICE T match_block_lanes(const T* __restrict x1,  // [kBlock], and so the others
+                                    const T* __restrict y1, const T* __restrict x2, const T* __restrict y2,
+                                    const T* __restrict areas, Box<T> gt, Index<T> gt_index,
+                                    T* __restrict best_iou, Index<T>* __restrict best_gt,
                                     T* __restrict ious) {
   const T gt_area = area(gt);
   // The bits of numbers from 0 on have the order of the numbers, and integers have a vector maximum.
@@ -116,10 +105,10 @@ class Matcher {
  public:
   explicit Matcher(const AnchorBlocks<T>& anchors)
       : a_(anchors),
-        best_iou_(anchors.x1.size()),
-        best_gt_(anchors.x1.size()),
+        best_iou_(anchors.usable.size()),
+        best_gt_(anchors.usable.size()),
         touched_(anchors.blocks),
-        taken_(anchors.x1.size()),
+        taken_(anchors.usable.size()),
         ious_(kBlock),
         unused_iou_(kBlock),
         unused_gt_(kBlock) {}
@@ -195,7 +184,8 @@ class Matcher {
 
   T match(int64_t block, Box<T> gt, Index<T> index, T* best_iou, Index<T>* best_gt) {
     const int64_t i = block * kBlock;
-    return match_block(&a_.x1[i], &a_.y1[i], &a_.x2[i], &a_.y2[i], &a_.area[i], gt, index, best_iou, best_gt,
+    const BoxColumns<T>& b = a_.boxes;
+    return match_block(&b.x1[i], &b.y1[i], &b.x2[i], &b.y2[i], &b.areas[i], gt, index, best_iou, best_gt,
                        ious_.data());
   }
 

@@ -1,12 +1,11 @@
 #include "target/multibox_target.h"
 
 #include <cstring>
-#include <tuple>
 
 #include "common/activation.h"
-#include "common/order.h"
-#include "target/ground_truth.h"
+#include "common/mining.h"
 #include "target/matching.h"
+#include "target/rules.h"
 
 namespace ssd_ops {
 namespace {
@@ -19,7 +18,8 @@ struct GroundTruths {
 
 // The rows that are not padding, in their order.
 template <typename T>
-void read_gts(const T* rows, int64_t count, int64_t semantics, GroundTruths<T>& gts) {
+void read_gts(const T* rows,  // [count, 5]
+              int64_t count, Semantics semantics, GroundTruths<T>& gts) {
   gts.boxes.clear();
   gts.classes.clear();
   for (int64_t i = 0; i < count; ++i, rows += 5) {
@@ -30,11 +30,13 @@ void read_gts(const T* rows, int64_t count, int64_t semantics, GroundTruths<T>& 
   }
 }
 
-// The probability of background of `count` anchors; logits [C+1, count] with rows `stride` apart. The same
-// operations, in the same order, as softmax_of and probability have for each.
+// The probability of background of `count` anchors. The same operations, in the same order, as softmax_of and
+// probability have for each.
 template <typename T>
-SSD_HOST_DEVICE void background_block_lanes(const T* __restrict logits, int64_t num_rows, int64_t stride,
-                                            int64_t count, T* __restrict sum, T* __restrict out) {
+SSD_HOST_DEVICE void background_block_lanes(const T* __restrict logits,  // [num_rows, count], `stride` apart
+                                            int64_t num_rows, int64_t stride, int64_t count,
+                                            T* __restrict sum,    // [count], room to work in
+                                            T* __restrict out) {  // [count]
   for (int64_t i = 0; i < count; ++i) {
     out[i] = logits[i];
     sum[i] = 0;
@@ -54,19 +56,16 @@ SSD_SIMD(void, background_block,
          (const double* logits, int64_t num_rows, int64_t stride, int64_t count, double* sum, double* out),
          (logits, num_rows, stride, count, sum, out))
 
-struct Mining {
-  double ratio, threshold;  // ratio -1: off
-  int64_t min_negatives, ignore_label;
-};
-
-// Leaves class 0 only to the negatives least taken for background.
+// Leaves class 0 only to the negatives that look least like background.
 template <typename T>
-class Miner {
+class NegativeMining {
  public:
-  explicit Miner(Mining mining) : mining_(mining) {}
+  explicit NegativeMining(MiningRules rules) : rules_(rules) {}
 
-  void mine(const T* logits, int64_t num_rows, int64_t num_anchors, const std::vector<int32_t>& matched,
-            const Matcher<T>& matcher, int64_t* cls_labels) {
+  void mine(const T* logits,  // [num_rows, A]
+            int64_t num_rows, int64_t num_anchors, const std::vector<int32_t>& matched,
+            const Matcher<T>& matcher,
+            int64_t* cls_labels) {  // [A]
     background_.resize(static_cast<size_t>(num_anchors));
     sums_.resize(static_cast<size_t>(kBlock));
     for (int64_t first = 0; first < num_anchors; first += kBlock)
@@ -80,18 +79,19 @@ class Miner {
         ++num_matched;
         continue;
       }
-      cls_labels[i] = mining_.ignore_label;
-      if (!(matcher.best_iou(i) < static_cast<T>(mining_.threshold))) continue;
+      cls_labels[i] = rules_.ignore_label;
+      if (!(matcher.best_iou(i) < static_cast<T>(rules_.threshold))) continue;
       keys_.push_back(loss_key(-background_[i]));
       candidates_.push_back(i);
     }
-    const int64_t most = static_cast<int64_t>(keys_.size());
-    const int64_t wanted = mined_wanted(num_matched, most, mining_.ratio, mining_.min_negatives);
+    // The product in float32 is MXNet's.
+    const int64_t wanted = negatives_wanted<float>(num_matched, static_cast<int64_t>(keys_.size()),
+                                                   rules_.ratio, rules_.min_negatives);
     choose_smallest(keys_, wanted, spare_, [&](size_t i) { cls_labels[candidates_[i]] = 0; });
   }
 
  private:
-  Mining mining_;
+  MiningRules rules_;
   std::vector<T> background_, sums_;
   std::vector<typename FloatTraits<T>::Bits> keys_, spare_;
   std::vector<int64_t> candidates_;
@@ -99,83 +99,81 @@ class Miner {
 
 template <typename T>
 void write_targets(const AnchorBlocks<T>& anchors, const GroundTruths<T>& gts,
-                   const std::vector<int32_t>& matched, Variances<T> variances, T eps, T* offsets, T* masks,
-                   int64_t* cls_labels) {
+                   const std::vector<int32_t>& matched, const TargetRules<T>& rules,
+                   T* offsets,             // [A, 4]
+                   T* masks,               // [A, 4]
+                   int64_t* cls_labels) {  // [A]
   const size_t count = static_cast<size_t>(anchors.count);
   std::memset(offsets, 0, 4 * count * sizeof(T));
   std::memset(masks, 0, 4 * count * sizeof(T));
-  std::memset(cls_labels, 0, count * sizeof(int64_t));
+  std::fill_n(cls_labels, count, gts.boxes.empty() ? rules.label_without_gts : 0);
   for (size_t i = 0; i < count; ++i) {
     if (matched[i] < 0) continue;
     const Offset<T> offset =
-        encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), variances, eps);
+        encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), rules.variances, rules.eps);
     store_box<T>({offset.x, offset.y, offset.w, offset.h}, offsets + 4 * i);
     store_box<T>({1, 1, 1, 1}, masks + 4 * i);
     cls_labels[i] = gts.classes[matched[i]] + 1;
   }
 }
 
-struct Targets {
-  Tensor offsets, masks, cls_labels;
-};
-
+// Of all images, to outputs that are not empty.
 template <typename T>
-void run(const Tensor& anchors, const Tensor& labels, const std::optional<Tensor>& cls_preds,
-         MatchRules<T> rules, Variances<T> variances, Mining mining, int64_t semantics, Targets& out) {
-  const int64_t num_images = labels.size(0), num_gts = labels.size(1), num_anchors = anchors.numel() / 4;
-  out.offsets = new_real<T>(anchors, {num_images, 4 * num_anchors});
-  out.masks = new_real<T>(anchors, {num_images, 4 * num_anchors});
-  if (num_images == 0 || num_anchors == 0) return;
+void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4]
+                  const Tensor& labels,                    // [B, G, 5]
+                  const std::optional<Tensor>& cls_preds,  // [B, C+1, A]
+                  const MatchRules<T>& match, const TargetRules<T>& target, const MiningRules& mining,
+                  T* offsets,             // [B, A, 4]
+                  T* masks,               // [B, A, 4]
+                  int64_t* cls_labels) {  // [B, A]
+  const int64_t num_gts = labels.size(1), num_anchors = anchors.numel() / 4;
   const AnchorBlocks<T> blocks = lay_out_anchors<T>(anchors);
-  const Reader<T> read_labels(labels);
-  const bool mines = mining.ratio != -1;
-  const Reader<T> read_preds(mines ? *cls_preds : labels);
-  const int64_t num_rows = mines ? cls_preds->size(1) : 0;
-  const T eps = semantics == kSemanticsD2l ? static_cast<T>(kD2lEps) : T(0);
-  T *offset_data = data<T>(out.offsets), *mask_data = data<T>(out.masks);
-  int64_t* cls_data = data<int64_t>(out.cls_labels);
+  const Reader<T> read_labels(labels), read_preds(mining.is_on() ? *cls_preds : labels);
+  const int64_t num_rows = mining.is_on() ? cls_preds->size(1) : 0;
   // One image is enough work for a task: at 5,444 anchors it writes 218 kB.
-  torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, labels.size(0), 1, [&](int64_t begin, int64_t end) {
     Matcher<T> matcher(blocks);
-    Miner<T> miner(mining);
+    NegativeMining<T> negatives(mining);
     GroundTruths<T> gts;
     std::vector<T> label_buffer, pred_buffer;
     std::vector<int32_t> matched;
     for (int64_t image = begin; image < end; ++image) {
-      read_gts(read_labels.read(image * num_gts * 5, num_gts * 5, label_buffer), num_gts, semantics, gts);
-      matcher.match(gts.boxes, rules, matched);
-      int64_t* cls_labels = cls_data + image * num_anchors;
-      write_targets(blocks, gts, matched, variances, eps, offset_data + 4 * image * num_anchors,
-                    mask_data + 4 * image * num_anchors, cls_labels);
-      if (mines) {
-        const int64_t size = num_rows * num_anchors;
-        miner.mine(read_preds.read(image * size, size, pred_buffer), num_rows, num_anchors, matched, matcher,
-                   cls_labels);
-      } else if (semantics == kSemanticsMxnet && gts.boxes.empty()) {
-        std::fill(cls_labels, cls_labels + num_anchors, mining.ignore_label);
-      }
+      const int64_t first = image * num_anchors, size = num_rows * num_anchors;
+      read_gts(read_labels.read(image * num_gts * 5, num_gts * 5, label_buffer), num_gts, target.semantics,
+               gts);
+      matcher.match(gts.boxes, match, matched);
+      write_targets(blocks, gts, matched, target, offsets + 4 * first, masks + 4 * first, cls_labels + first);
+      if (mining.is_on())
+        negatives.mine(read_preds.read(image * size, size, pred_buffer), num_rows, num_anchors, matched,
+                       matcher, cls_labels + first);
     }
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> multibox_target_cpu(
-    const Tensor& anchors, const Tensor& labels, std::optional<Tensor> cls_preds, double iou_threshold,
-    std::vector<double> variances, double negative_mining_ratio, double negative_mining_threshold,
-    int64_t min_negatives, int64_t ignore_label, int64_t semantics) {
+Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A, 4]
+                            const Tensor& labels,             // [B, G, 5]
+                            std::optional<Tensor> cls_preds,  // [B, C+1, A]
+                            double iou_threshold, std::vector<double> variances, double negative_mining_ratio,
+                            double negative_mining_threshold, int64_t min_negatives, int64_t ignore_label,
+                            int64_t semantics) {
   check_multibox_target(anchors, labels, cls_preds, iou_threshold, variances, negative_mining_ratio,
                         negative_mining_threshold, min_negatives, semantics);
   const int64_t num_images = labels.size(0), num_anchors = anchors.numel() / 4;
-  Targets out{anchors, anchors,
-              torch::stable::new_empty(anchors, {num_images, num_anchors}, ScalarType::Long)};
-  const Mining mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
-  dispatch_real(
-      [&](auto zero) {
+  const Semantics kind = static_cast<Semantics>(semantics);
+  const MiningRules mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
+  return dispatch_real(
+      [&](auto zero) -> Targets {
         using T = decltype(zero);
-        run<T>(anchors, labels, cls_preds, rules_of<T>(semantics, iou_threshold), to_variances<T>(variances),
-               mining, semantics, out);
+        Tensor offsets = new_real<T>(anchors, {num_images, 4 * num_anchors});
+        Tensor masks = new_real<T>(anchors, {num_images, 4 * num_anchors});
+        Tensor cls_labels = new_integers(anchors, {num_images, num_anchors});
+        if (cls_labels.numel() > 0)
+          write_images(anchors, labels, cls_preds, match_rules<T>(kind, iou_threshold),
+                       target_rules<T>(kind, to_variances<T>(variances), ignore_label), mining,
+                       data<T>(offsets), data<T>(masks), data<int64_t>(cls_labels));
+        return {offsets, masks, cls_labels};
       },
-      anchors, labels, cls_preds ? *cls_preds : labels);
-  return {out.offsets, out.masks, out.cls_labels};
+      anchors, labels, cls_preds);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

@@ -3,8 +3,7 @@
 
 #include "common/activation.h"
 #include "common/block_select.cuh"
-#include "common/order.h"
-#include "target/ground_truth.h"
+#include "common/mining.h"
 #include "target/matching.cuh"
 
 namespace ssd_ops {
@@ -13,15 +12,13 @@ template <typename Real>
 struct TargetProblem {
   using T = Real;
 
-  Input anchors, labels;
+  Input anchors, labels;                   // [A, 4], [B, G, 5]
   int64_t num_anchors, num_gts, num_rows;  // num_gts: of an image, padding included
   MatchRules<T> rules;
-  Variances<T> variances;
-  T eps;
-  int64_t semantics, label_without_gts;  // the class of every anchor in an image without ground truths
-  T *offsets, *masks;
-  T* best_ious;         // [images, A], or null
-  int64_t* row_values;  // cls_labels
+  TargetRules<T> target;
+  T *offsets, *masks;   // [B, A, 4]
+  T* best_ious;         // [B, A], or null
+  int64_t* row_values;  // [B, A]: cls_labels
 
   __device__ Box<T> anchor(int64_t i) const { return load_row<T>(anchors, i); }
   __device__ GtRange range(int64_t image) const { return {image * num_gts, (image + 1) * num_gts}; }
@@ -29,16 +26,16 @@ struct TargetProblem {
     const int64_t at = row * 5;
     box = {load<T>(labels, at + 1), load<T>(labels, at + 2), load<T>(labels, at + 3),
            load<T>(labels, at + 4)};
-    return is_ground_truth(load<T>(labels, at), box, semantics);
+    return is_ground_truth(load<T>(labels, at), box, target.semantics);
   }
   __device__ void write(int64_t image, int64_t i, Box<T> anchor_box, int64_t matched, T iou) const {
     const int64_t at = image * num_anchors + i;
     Box<T> offset{0, 0, 0, 0}, mask{0, 0, 0, 0};
-    int64_t label = matched == kNoGts ? label_without_gts : 0;
+    int64_t label = matched == kNoGts ? target.label_without_gts : 0;
     if (matched >= 0) {
       Box<T> box;
       gt(matched, box);
-      const Offset<T> o = encode(box, anchor_box, variances, eps);
+      const Offset<T> o = encode(box, anchor_box, target.variances, target.eps);
       offset = {o.x, o.y, o.w, o.h};
       mask = {1, 1, 1, 1};
       label = static_cast<int64_t>(load<T>(labels, matched * 5)) + 1;
@@ -55,8 +52,9 @@ constexpr int kBackgroundThreads = 256;
 // Keys of the probability of background: the lowest probability has the smallest key.
 template <typename T>
 __global__ void __launch_bounds__(kBackgroundThreads)
-    background_keys(Input cls_preds, int64_t num_images, int64_t num_classes, int64_t num_anchors,
-                    typename FloatTraits<T>::Bits* keys) {
+    background_keys(Input cls_preds,  // [B, C+1, A]
+                    int64_t num_images, int64_t num_classes, int64_t num_anchors,
+                    typename FloatTraits<T>::Bits* keys) {  // [B, A]
   const int64_t at = global_index();
   if (at >= num_images * num_anchors) return;
   const int64_t first = at / num_anchors * num_classes * num_anchors + at % num_anchors;
@@ -64,16 +62,14 @@ __global__ void __launch_bounds__(kBackgroundThreads)
   keys[at] = loss_key(-probability(softmax_of<T>(logit, num_classes), logit(0)));
 }
 
-struct MiningRules {
-  double ratio, threshold;
-  int64_t min_negatives, ignore_label;
-};
-
-// Leaves class 0 only to the negatives least taken for background: one block an image.
+// Leaves class 0 only to the negatives that look least like background: one block for each image.
 template <typename T>
 __global__ void __launch_bounds__(kSelectThreads)
-    mine_negatives(MiningRules rules, int64_t count, const T* best_ious,
-                   const typename FloatTraits<T>::Bits* keys, const T* masks, int64_t* cls_labels) {
+    mine_negatives(MiningRules rules, int64_t count,
+                   const T* best_ious,                         // [B, count]
+                   const typename FloatTraits<T>::Bits* keys,  // [B, count]
+                   const T* masks,                             // [B, count, 4]
+                   int64_t* cls_labels) {                      // [B, count]
   using Key = typename FloatTraits<T>::Bits;
   __shared__ SelectSpace space;
   __shared__ unsigned num_matched, num_candidates;
@@ -97,7 +93,9 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   __syncthreads();
   block_select<Key>(
-      count, num_candidates, mined_wanted(num_matched, num_candidates, rules.ratio, rules.min_negatives),
+      count, num_candidates,
+      // The product in float32 is MXNet's.
+      negatives_wanted<float>(num_matched, num_candidates, rules.ratio, rules.min_negatives),
       [&](int64_t i, Key& key) {
         key = keys[first + i];
         return is_candidate(i);

@@ -28,19 +28,21 @@
 #pragma once
 
 #include <optional>
+#include <tuple>
 
 #include "common/semantics.h"
 #include "common/tensor.h"
 
 namespace ssd_ops {
 
-constexpr double kD2lEps = 1e-6;
+using Targets = std::tuple<Tensor, Tensor, Tensor>;  // offsets, masks, cls_labels
 
-inline void check_multibox_target(const Tensor& anchors, const Tensor& labels,
-                                  const std::optional<Tensor>& cls_preds, double iou_threshold,
-                                  const std::vector<double>& variances, double negative_mining_ratio,
-                                  double negative_mining_threshold, int64_t min_negatives,
-                                  int64_t semantics) {
+inline void check_multibox_target(const Tensor& anchors,                   // [A, 4] or [1, A, 4]
+                                  const Tensor& labels,                    // [B, G, 5]
+                                  const std::optional<Tensor>& cls_preds,  // [B, C+1, A]
+                                  double iou_threshold, const std::vector<double>& variances,
+                                  double negative_mining_ratio, double negative_mining_threshold,
+                                  int64_t min_negatives, int64_t semantics) {
   constexpr const char* op = "multibox_target";
   check_anchors(op, anchors);
   check_shape(labels.dim() == 3 && labels.size(2) == 5, op, "labels", "[B, G, 5]", labels);
@@ -58,13 +60,12 @@ inline void check_multibox_target(const Tensor& anchors, const Tensor& labels,
   check_fraction(op, "iou_threshold", iou_threshold);
   check_variances(op, variances);
   if (negative_mining_ratio != -1) {
-    if (!(negative_mining_ratio >= 0 && std::isfinite(negative_mining_ratio)))
-      fail(op, "negative_mining_ratio must be 0 or more and finite, got ", negative_mining_ratio);
+    check_not_negative(op, "negative_mining_ratio", negative_mining_ratio);
     if (!cls_preds) fail(op, "cls_preds must be given for negative_mining_ratio, got none");
   }
   check_fraction(op, "negative_mining_threshold", negative_mining_threshold);
-  if (min_negatives < 0) fail(op, "min_negatives must be 0 or more, got ", min_negatives);
-  if (semantics < kSemanticsD2l || semantics > kSemanticsTorchvision)
+  check_not_negative(op, "min_negatives", min_negatives);
+  if (!is_value_of(semantics, Semantics::kTorchvision))
     fail(op, "semantics must be 0 (d2l), 1 (mxnet) or 2 (torchvision), got ", semantics);
   if (labels.size(1) > std::numeric_limits<int32_t>::max())
     fail(op, "labels must be fewer than 2^31 per image, got ", labels.size(1));

@@ -1,4 +1,4 @@
-// How ground truths are matched to anchors, by semantics: numbers that the CPU and the CUDA kernels share.
+// How ground truths are matched to anchors: what the CPU and the CUDA kernels share. No torch header.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace ssd_ops {
 
-// csrc/target/assign_anchors.h says what each does; the numbers stand in its schema.
+// target/assign_anchors.h says what each does; the numbers stand in its schema.
 enum class Force : int64_t { kNone, kBipartite, kArgmax, kLowQuality };
 
 template <typename T>
@@ -29,38 +29,70 @@ SSD_HOST_DEVICE int64_t cut_to(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// padded: gt_boxes [B, num_rows, 4] and counts [B] or null; else [num_rows, 4] and offsets [B + 1]. An offset
-// below one before it counts as that one, so that no two images share a row.
-SSD_HOST_DEVICE GtRange gt_range(bool padded, int64_t num_rows, const int64_t* counts, int64_t image) {
-  if (padded) {
-    const int64_t count = counts ? cut_to(counts[image], 0, num_rows) : num_rows;
-    return {image * num_rows, image * num_rows + count};
+// Where the ground truths of each image lie in the gt_boxes of assign_anchors.
+struct GtLayout {
+  int64_t num_images;
+  int64_t num_rows;       // G where padded, else N
+  bool padded;            // gt_boxes are [B, G, 4], else [N, 4]
+  const int64_t* counts;  // [B] or null where padded, else offsets [B + 1]
+
+  // An offset below one before it counts as that one, so that no two images share a row.
+  SSD_HOST_DEVICE GtRange range(int64_t image) const {
+    if (padded) {
+      const int64_t count = counts ? cut_to(counts[image], 0, num_rows) : num_rows;
+      return {image * num_rows, image * num_rows + count};
+    }
+    int64_t begin = 0;
+    for (int64_t i = 0; i <= image; ++i) begin = cut_to(counts[i], begin, num_rows);
+    return {begin, cut_to(counts[image + 1], begin, num_rows)};
   }
-  int64_t begin = 0;
-  for (int64_t i = 0; i <= image; ++i) begin = cut_to(counts[i], begin, num_rows);
-  return {begin, cut_to(counts[image + 1], begin, num_rows)};
-}
+};
 
-constexpr double kMxnetMinIou = 1e-6;
-
-// The rules of multibox_target.
+// Whether a row (class, box) of the labels of multibox_target is a ground truth; if not, it is padding.
+// Classes past 2^60 cannot be told apart in a float; the bound also keeps class + 1 clear of what the CUDA
+// kernels note in the upper bits while they match. torchvision refuses boxes without area; here they are
+// padding.
 template <typename T>
-MatchRules<T> rules_of(int64_t semantics, double iou_threshold) {
-  const T threshold = static_cast<T>(iou_threshold), infinity = std::numeric_limits<T>::infinity();
-  if (semantics == kSemanticsMxnet) {
-    // More than the threshold, in a form of "at least"; MXNet takes 0 for none.
-    const T from = threshold > 0 ? std::nextafter(threshold, infinity) : infinity;
-    return {from, from, Force::kBipartite, static_cast<T>(kMxnetMinIou)};
-  }
-  return {threshold, threshold, semantics == kSemanticsD2l ? Force::kBipartite : Force::kArgmax};
+SSD_HOST_DEVICE bool is_ground_truth(T cls, Box<T> box, Semantics semantics) {
+  constexpr T kMaxClass = static_cast<T>(int64_t{1} << 60);
+  const bool usable = semantics == Semantics::kTorchvision ? has_extent(box) : is_proper(box);
+  return cls >= T(0) && cls < kMaxClass && usable;
 }
 
-// How many negatives multibox_target mines of `most` candidates.
-SSD_HOST_DEVICE int64_t mined_wanted(int64_t num_matched, int64_t most, double ratio, int64_t min_negatives) {
-  // The product in float32 is MXNet's; it may exceed any integer.
-  const float by_ratio = static_cast<float>(num_matched) * static_cast<float>(ratio);
-  const int64_t wanted = by_ratio < static_cast<float>(most) ? static_cast<int64_t>(by_ratio) : most;
-  return min_of(max_of(wanted, min_negatives), most);
+// How multibox_target writes its targets.
+template <typename T>
+struct TargetRules {
+  Semantics semantics;
+  Variances<T> variances;
+  T eps;                      // inside the logarithm of the offsets
+  int64_t label_without_gts;  // the class of every anchor in an image without ground truths
+};
+
+template <typename T>
+TargetRules<T> target_rules(Semantics semantics, Variances<T> variances, int64_t ignore_label) {
+  return {semantics, variances, semantics == Semantics::kD2l ? static_cast<T>(1e-6) : T(0),
+          semantics == Semantics::kMxnet ? ignore_label : 0};
 }
+
+// How multibox_target matches.
+template <typename T>
+MatchRules<T> match_rules(Semantics semantics, double iou_threshold) {
+  const T threshold = static_cast<T>(iou_threshold), infinity = std::numeric_limits<T>::infinity();
+  if (semantics == Semantics::kMxnet) {
+    constexpr double kMinIou = 1e-6;
+    // MXNet wants more than the threshold, which is at least the next number; 0 switches matching off.
+    const T from = threshold > 0 ? std::nextafter(threshold, infinity) : infinity;
+    return {from, from, Force::kBipartite, static_cast<T>(kMinIou)};
+  }
+  return {threshold, threshold, semantics == Semantics::kD2l ? Force::kBipartite : Force::kArgmax};
+}
+
+// How multibox_target mines negatives.
+struct MiningRules {
+  double ratio, threshold;  // ratio -1: off
+  int64_t min_negatives, ignore_label;
+
+  bool is_on() const { return ratio != -1; }
+};
 
 }  // namespace ssd_ops

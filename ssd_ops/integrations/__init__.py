@@ -1,1 +1,1 @@
-"""What ties the ops to other packages. Each module imports its package where it is used, and only there."""
+"""The ops in other packages. Each module here imports its package, and no other module of ssd_ops does."""

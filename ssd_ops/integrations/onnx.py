@@ -1,6 +1,6 @@
-"""ONNX for `nms`, `batched_nms` and `detect`, by the standard operators (opset 18) that any runtime has.
+"""ONNX export of `nms`, `batched_nms` and `detect`, with the standard operators of opset 18.
 
-Needs the extra `ssd_ops[export]`: onnx and onnxscript, and onnxruntime to run the result.
+Any ONNX runtime can run the result. The extra `ssd_ops[export]` installs onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 
 from ssd_ops.ops.detection import ACTIVATION
 
-_ALL = torch.iinfo(torch.int64).max  # as many boxes as there are
+_ALL = torch.iinfo(torch.int64).max  # larger than any number of boxes
 _LOWEST = torch.finfo(torch.float32).min
 _SOFTMAX, _SIGMOID = ACTIVATION["softmax"], ACTIVATION["sigmoid"]
 
 
-def translations() -> dict[Callable, Callable]:
-    """How `torch.onnx.export` is to write the ops: its argument `custom_translation_table`.
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The translations of the ops for the argument `custom_translation_table` of `torch.onnx.export`.
 
     Returns:
-        For `nms`, `batched_nms` and `detect` a function each that makes ONNX of them, for any number of
-        boxes and images. Scores and boxes are float32 there. A runtime's own exp, softmax and IoU may
-        differ from ours in the last bit.
+        A dict with one function for each of `nms`, `batched_nms` and `detect`. The function writes the op
+        in ONNX, for any number of boxes and images. Scores and boxes are float32 there. exp, softmax and
+        IoU of a runtime may differ from ours in the last bit.
 
     Raises:
         ImportError: onnxscript is not installed.
@@ -33,7 +33,7 @@ def translations() -> dict[Callable, Callable]:
         ...     detector, images, dynamo=True, custom_translation_table=translations())
         >>> program.save("detector.onnx")  # doctest: +SKIP
     """
-    op: Any  # its types ask for more than a function for any dtype can say
+    op: Any  # onnxscript's types do not fit functions that take any dtype
     try:
         from onnxscript import opset18
 
@@ -51,7 +51,10 @@ def translations() -> dict[Callable, Callable]:
         return op.Constant(value_float=float(value))
 
     def over(threshold: float) -> Any:
-        """The greatest float32 not above: a float32 is greater than it exactly if greater than both."""
+        """The greatest float32 that is not above the threshold.
+
+        A float32 is above this number exactly if it is above the threshold.
+        """
         nearest = torch.tensor(threshold, dtype=torch.float32)
         if nearest.item() > threshold:
             nearest = nearest.nextafter(torch.tensor(-1.0))
@@ -61,14 +64,14 @@ def translations() -> dict[Callable, Callable]:
         return op.Cast(value, to=1)
 
     def best_first(indices: Any, scores: Any) -> Any:
-        """Indices by score descending, then ascending: TopK leaves equal values in their order."""
+        """Indices by score, highest first, then by index: TopK keeps equal values in their order."""
         count = op.Shape(indices)
         ascending, _ = op.TopK(indices, count, axis=0, largest=0)
         _, order = op.TopK(op.Gather(scores, ascending, axis=0), count, axis=0)
         return op.Gather(ascending, order, axis=0)
 
     def select(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float) -> Any:
-        """Rows (image, class, box) of the boxes kept; boxes [B, N, 4], scores [B, C, N]."""
+        """Rows (image, class, box) of the kept boxes, from boxes [B, N, 4] and scores [B, C, N]."""
         return op.NonMaxSuppression(
             boxes, scores, ints(_ALL), over(iou_threshold), number(score_threshold)
         )
@@ -128,7 +131,7 @@ def translations() -> dict[Callable, Callable]:
         else:
             scores = op.Sigmoid(logits) if activation == _SIGMOID else logits
         scores = op.Transpose(scores, perm=[0, 2, 1])  # [B, C, A]
-        if topk != -1:  # the others get -1, which is over no threshold
+        if topk != -1:  # the others get -1, which is below every threshold
             values, rows = op.TopK(scores, op.Min(num_anchors, ints(topk)), axis=2)
             nothing = op.Expand(number(-1), op.Shape(scores))
             scores = op.ScatterElements(nothing, rows, values, axis=2)
@@ -138,7 +141,7 @@ def translations() -> dict[Callable, Callable]:
         classes = op.Shape(scores, start=1, end=2)
         pairs = op.Mul(classes, num_anchors)
         flat = op.Concat(images, pairs, axis=0)
-        if class_agnostic:  # one class of all pairs of class and anchor
+        if class_agnostic:  # all pairs of a class and an anchor become one class
             repeat = op.Concat(ints(1), classes, ints(1), axis=0)
             one_class = op.Unsqueeze(op.Reshape(scores, flat), ints(1))
             kept = select(op.Tile(boxes, repeat), one_class, iou_threshold, score_threshold)
@@ -148,7 +151,8 @@ def translations() -> dict[Callable, Callable]:
         pair = op.Squeeze(op.Add(op.Mul(category, num_anchors), box), ints(1))
         place = op.Add(op.Mul(op.Squeeze(image, ints(1)), pairs), pair)
 
-        # What is kept in its place among all pairs, with room for max_detections; then the best of it.
+        # Kept scores stay at their place among all pairs, the others are -1, as is the padding for
+        # max_detections. TopK then takes the best.
         every = op.Reshape(scores, ints(-1))
         nothing = op.Expand(number(-1), op.Shape(every))
         kept_scores = op.ScatterElements(nothing, place, op.Gather(every, place, axis=0), axis=0)

@@ -1,9 +1,11 @@
-"""torchvision's detectors with their assignment, mining and post-processing done by this library."""
+"""torchvision's SSD and RetinaNet with assignment, mining and post-processing by this library."""
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssd_ops.ops import (
@@ -24,24 +26,30 @@ except Exception as error:  # RuntimeError too, where its library does not fit t
         f"ssd_ops.integrations.torchvision: torchvision does not import ({_reason})"
     ) from None
 
+# Ground truth or detections, an image each: boxes, labels and scores.
+Targets = list[dict[str, Tensor]]
+Model = TypeVar("Model", bound=nn.Module)
 
-def accelerate(model):
-    """Makes a torchvision SSD or RetinaNet assign, mine and post-process through this library.
+
+def accelerate(model: Model) -> Model:
+    """Makes a torchvision SSD or RetinaNet use the ops of this library.
+
+    The ops then do its assignment, its hard-negative mining and its post-processing.
 
     Args:
-        model: An `SSD` (SSD300, SSDLite) or a `RetinaNet` of torchvision, not of a subclass of yours.
+        model: An `SSD` (SSD300, SSDLite) or a `RetinaNet` of torchvision. A subclass of your own is not
+            accepted.
 
     Returns:
-        The same object, changed in place: its class is a subclass of the one it had, and weights,
-        settings and `state_dict` are untouched. It returns what it returned before, losses and
-        detections alike, up to the rounding of floating numbers. Two things are no longer as they
-        were: an image with fewer negatives than `neg_to_pos_ratio` asks for has the loss of its
-        positives counted once, not twice; and a ground truth of a RetinaNet that overlaps no anchor
-        claims none, not all.
+        The same object, changed in place. Its class becomes a subclass of the class it had. Weights,
+        settings and `state_dict` do not change. Losses and detections stay the same up to rounding, with
+        two exceptions. If an image has fewer negatives than `neg_to_pos_ratio` asks for, torchvision
+        counts the loss of its positives twice; here it counts once. If a ground truth of a RetinaNet
+        overlaps no anchor, torchvision matches all anchors to it; here none.
 
     Raises:
-        TypeError: the model is none of these.
-        ImportError: on import of this module, where torchvision does not import.
+        TypeError: the model is not a torchvision SSD or RetinaNet.
+        ImportError: when this module is imported and torchvision does not import.
 
     Example:
         >>> from torchvision.models.detection import ssd300_vgg16
@@ -58,17 +66,17 @@ def accelerate(model):
     )
 
 
-def _variances(coder) -> list[float]:
+def _variances(coder: Any) -> list[float]:
     return [1 / weight for weight in coder.weights]
 
 
-def _clamped(coder, offsets: Tensor) -> Tensor:
-    """Offsets with the sizes that torchvision's coder allows."""
+def _clamped(coder: Any, offsets: Tensor) -> Tensor:
+    """Limits the size offsets as torchvision's box coder does."""
     most = [float("inf")] * 2 + [coder.bbox_xform_clip * weight for weight in coder.weights[2:]]
     return offsets.clamp(max=offsets.new_tensor(most))
 
 
-def _match(model, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
+def _match(model: Any, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
     matched, _ = assign_anchors(
         anchors,
         boxes,
@@ -80,9 +88,9 @@ def _match(model, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Ten
 
 
 class AcceleratedSSD(SSD):
-    """An SSD of torchvision that trains and detects through this library; `accelerate` makes it."""
+    """A torchvision SSD that uses the ops of this library; `accelerate` makes it."""
 
-    def forward(self, images, targets=None):
+    def forward(self, images: list[Tensor], targets: Targets | None = None) -> Any:
         if not self.training or targets is None:
             return super().forward(images, targets)
         for index, target in enumerate(targets):
@@ -91,15 +99,17 @@ class AcceleratedSSD(SSD):
                 raise ValueError(
                     f"SSD: boxes of target {index} must be [N, 4] with x1 < x2 and y1 < y2"
                 )
-        images, targets = self.transform(images, targets)
-        features = self.backbone(images.tensors)
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
         features = [features] if isinstance(features, Tensor) else list(features.values())
-        # All images have one size here, and so they have one set of anchors.
-        anchors = self.anchor_generator(images, features)[0]
+        # SSD resizes all images to one size, so they share one set of anchors.
+        anchors = self.anchor_generator(batch, features)[0]
         matched = _match(self, anchors, [target["boxes"] for target in targets], "argmax")
         return self._losses(targets, self.head(features), anchors, matched)
 
-    def _losses(self, targets, outputs, anchors: Tensor, matched: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, targets: Targets, outputs: dict[str, Tensor], anchors: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
         logits, offsets = outputs["cls_logits"], outputs["bbox_regression"]
         image, anchor = (matched >= 0).nonzero().unbind(1)
         counts = torch.tensor([0] + [len(target["boxes"]) for target in targets[:-1]])
@@ -120,8 +130,13 @@ class AcceleratedSSD(SSD):
             "classification": cls_loss[chosen].sum() / count,
         }
 
-    def postprocess_detections(self, head_outputs, image_anchors, image_shapes):
-        height, width = image_shapes[0]  # that of all: SSD resizes to one
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, Tensor],
+        image_anchors: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> Targets:
+        height, width = image_shapes[0]  # of all images: SSD resizes them to one
         size = image_anchors[0].new_tensor([width, height, width, height])
         found = detect(
             head_outputs["cls_logits"],
@@ -144,21 +159,28 @@ class AcceleratedSSD(SSD):
 
 
 class AcceleratedRetinaNet(RetinaNet):
-    """A RetinaNet of torchvision that trains and detects through this library; `accelerate` makes it."""
+    """A torchvision RetinaNet that uses the ops of this library; `accelerate` makes it."""
 
-    def compute_loss(self, targets, head_outputs, anchors):
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
         force = "low_quality" if self.proposal_matcher.allow_low_quality_matches else "none"
-        # The batch is padded to one size, and so its images have one set of anchors.
+        # RetinaNet pads the batch to one size, so all images share one set of anchors.
         matched = _match(self, anchors[0], [target["boxes"] for target in targets], force)
         return self.head.compute_loss(targets, head_outputs, anchors, list(matched))
 
-    def postprocess_detections(self, head_outputs, anchors, image_shapes):
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> Targets:
         num_classes = head_outputs["cls_logits"][0].shape[-1]
         boxes, scores, labels = [], [], []
         for logits, offsets, level in zip(
             head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[0], strict=True
         ):
-            # The best pairs of anchor and class of a level, of all images at once.
+            # The best pairs of an anchor and a class of this level, for all images at once.
             pairs = logits.flatten(1).sigmoid()
             score, pair = pairs.topk(min(self.topk_candidates, pairs.shape[1]), dim=1)
             anchor = pair // num_classes
@@ -166,7 +188,7 @@ class AcceleratedRetinaNet(RetinaNet):
                 1, anchor[..., None].expand(-1, -1, 4)
             )
             boxes.append(decode_boxes(chosen, level[anchor], variances=_variances(self.box_coder)))
-            # nms takes no NaN.
+            # A NaN score keeps a pair out of NMS.
             scores.append(score.where(score > self.score_thresh, float("nan")))
             labels.append(pair % num_classes)
         box, score, label = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1)

@@ -1,16 +1,20 @@
 """The public ops: typed Python functions over `torch.ops.ssd_ops`, each followed by its fake kernel.
 
-All of them: take float16, bfloat16, float32 and float64 tensors in any mix, contiguous or not; compute
-and return float32, or float64 where an input is float64; give the same bits on every run and for any
-number of threads; carry no gradient (outputs are detached); can be compiled with `fullgraph=True` and
-exported; and are the same under autocast: half-precision inputs are computed with in float32 anyway.
+What all ops have in common:
 
-Tensors that do not fit (rank, dtype, device, sizes) raise `RuntimeError`, whatever Python can see by
-itself `TypeError` or `ValueError`, always as `op: argument must be X, got Y`.
+- Input tensors may be float16, bfloat16, float32 or float64, mixed, and do not have to be contiguous.
+- Arithmetic and results are float32, or float64 if at least one input is float64. Autocast changes nothing.
+- The same input gives the same bits on every run and with any number of threads.
+- Outputs carry no gradient: they are detached.
+- Every op can be exported, and compiled with `fullgraph=True`.
+- A wrong tensor (rank, dtype, device or size) raises `RuntimeError`. Another wrong argument raises
+  `TypeError` or `ValueError`. The message is always `op: argument must be X, got Y`.
 
-One module for each room of csrc. A function that a module names in its `__all__` is public here and as
-`ssd_ops.<op>`.
+There is one module for each folder ("room") of csrc. A function in a module's `__all__` is public as
+`ssd_ops.ops.<op>` and `ssd_ops.<op>`.
 """
+
+from typing import TYPE_CHECKING
 
 from ssd_ops import _ext  # noqa: F401  (loading registers the ops)
 from ssd_ops.ops import boxes, detection, mining, prior, target
@@ -22,10 +26,12 @@ from ssd_ops.ops.nms import *
 from ssd_ops.ops.prior import *
 from ssd_ops.ops.target import *
 
-__all__: list[str] = []
-__all__ += boxes.__all__
-__all__ += detection.__all__
-__all__ += mining.__all__
-__all__ += nms_room.__all__
-__all__ += prior.__all__
-__all__ += target.__all__
+if not TYPE_CHECKING:  # mypy reads no sum of lists; it takes what the lines above import by *
+    __all__ = [
+        *boxes.__all__,
+        *detection.__all__,
+        *mining.__all__,
+        *nms_room.__all__,
+        *prior.__all__,
+        *target.__all__,
+    ]

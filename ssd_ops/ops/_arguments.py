@@ -1,7 +1,7 @@
-"""The checks of arguments that Python can make itself, and what the arguments become for the schemas.
+"""Checks of the arguments that are not tensors, and their conversion to the types of the schemas.
 
-Every `as_` function returns its argument in the type of the schema, or raises `TypeError` or `ValueError`
-with the message ``op: argument must be X, got Y``. Shapes, dtypes and devices are checked in C++.
+Every `as_` function returns its argument in the type that the schema wants, or raises `TypeError` or
+`ValueError` with the message ``op: argument must be X, got Y``. C++ checks the tensors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
-# The numbers that stand for the names in the schemas.
+# The schemas take an int: a string argument leaks memory in torch 2.13 and older.
 SEMANTICS = {"d2l": 0, "mxnet": 1, "torchvision": 2}
-_LISTS = (list, tuple, Sequence, Tensor)  # the common ones first: the abstract one is slow to ask
+_LISTS = (
+    list,
+    tuple,
+    Sequence,
+    Tensor,
+)  # common types first: isinstance of an abstract class is slow
 
 
 def check_tensors(op: str, **tensors: object) -> None:
@@ -40,13 +45,13 @@ def as_fraction(op: str, name: str, value: object) -> float:
 
 def as_numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:
     try:
-        return list(map(float, values))  # type: ignore[arg-type]
+        return list(map(float, values))
     except (TypeError, ValueError):
-        return [as_number(op, name, value) for value in values]  # says which one
+        return [as_number(op, name, value) for value in values]  # names the wrong one
 
 
 def as_positives(op: str, name: str, values: object) -> list[float]:
-    """A non-empty list of positive, finite numbers."""
+    """A list of at least one number, all positive and finite."""
     if isinstance(values, str) or not isinstance(values, _LISTS):
         raise TypeError(f"{op}: {name} must be a list of numbers, got {type(values).__name__}")
     numbers = as_numbers(op, name, values)
@@ -112,5 +117,5 @@ def as_max_detections(op: str, value: object) -> int:
 
 
 def real_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic, and of floating results."""
+    """The dtype of the arithmetic and of floating-point results."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,23 +1,29 @@
-"""Rules of `torch.vmap` for ops that take leading dimensions already."""
+"""Rules of `torch.vmap` for ops that already accept leading batch dimensions."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+InDims = tuple[int | None, ...]
 
-def in_front(info, tensor: Tensor, dim: int | None) -> Tensor:
-    """The mapped dimension first, made by repeating where the tensor has none."""
+
+def in_front(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
+    """Moves the mapped dimension to the front, or expands a tensor that has none."""
     if dim is None:
         return tensor.expand(info.batch_size, *tensor.shape)
     return tensor.movedim(dim, 0)
 
 
 def register_rows(name: str) -> None:
-    """For encode_boxes and decode_boxes: rows [..., A, 4], and anchors of their last dimensions."""
+    """Registers the rule of encode_boxes or decode_boxes: rows [..., A, 4], anchors [A, 4] or like rows."""
     op = getattr(torch.ops.ssd_ops, name)
 
-    def rule(info, in_dims, rows, anchors, *settings):
+    def rule(
+        info: Any, in_dims: InDims, rows: Tensor, anchors: Tensor, *settings: Any
+    ) -> tuple[Tensor, int]:
         rows = in_front(info, rows, in_dims[0])
         if in_dims[1] is not None:
             anchors = anchors.movedim(in_dims[1], 0)
@@ -32,10 +38,13 @@ def register_rows(name: str) -> None:
 
 
 def register_images(name: str) -> None:
-    """For ops of two tensors [B, ...] whose results have B images too: B is the product."""
+    """Registers the rule of an op that takes two tensors [B, ...] and returns tensors [B, ...].
+
+    The mapped dimension and B are flattened into one batch for the call.
+    """
     op = getattr(torch.ops.ssd_ops, name)
 
-    def rule(info, in_dims, *args):
+    def rule(info: Any, in_dims: InDims, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pair = [in_front(info, t, dim) for t, dim in zip(args[:2], in_dims[:2], strict=True)]
         outer = pair[0].shape[:2]
         results = op(*(t.flatten(0, 1) for t in pair), *args[2:])

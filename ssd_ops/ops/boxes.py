@@ -1,9 +1,10 @@
-"""Boxes against boxes: IoU, encoding and decoding of offsets."""
+"""IoU of boxes, and encoding and decoding of offsets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,22 +22,23 @@ __all__ = ["box_iou", "decode_boxes", "encode_boxes"]
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Intersection over union of every pair of boxes.
+    """Intersection over union (IoU) of every pair of boxes.
 
     Args:
-        boxes1: ``[..., N, 4]`` xyxy, any unit.
-        boxes2: ``[..., M, 4]`` in the same unit; leading dimensions are broadcast.
+        boxes1: ``[..., N, 4]`` xyxy, in any unit.
+        boxes2: ``[..., M, 4]`` in the same unit. Leading dimensions are broadcast.
 
     Returns:
-        ``[..., N, M]`` in 0..1; 0, never NaN, where boxes do not overlap, one has no area, or a corner
-        is NaN.
+        ``[..., N, M]`` in 0..1. The IoU is 0, never NaN, if the boxes do not overlap, if one of them has
+        no area, or if a corner is NaN.
 
     Raises:
-        RuntimeError: a shape, dtype or device does not fit.
+        ValueError: the leading dimensions cannot be broadcast.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        Drop-in for `torchvision.ops.box_iou` (which gives NaN for two boxes without area, and subtracts
-        half-precision corners in half precision: there the IoU of a box with itself may be 1.0009).
+        Drop-in for `torchvision.ops.box_iou`. Two differences: torchvision gives NaN for two boxes without
+        area, and it computes in half precision, where the IoU of a box with itself can be 1.0009.
 
     Example:
         >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))
@@ -58,7 +60,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::box_iou")
-def _(boxes1, boxes2):
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty(
         (*boxes1.shape[:-1], boxes2.shape[-2]), dtype=real_dtype(boxes1, boxes2)
     )
@@ -67,24 +69,26 @@ def _(boxes1, boxes2):
 def encode_boxes(
     boxes: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, eps: float = 0.0
 ) -> Tensor:
-    """Offsets of boxes to anchors: distance of the centers in anchor sizes, and log size ratio.
+    """Encodes boxes as offsets to anchors: the shift of the center and the logarithm of the size ratio.
 
     Args:
         boxes: ``[..., A, 4]`` xyxy.
         anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `boxes`; xyxy in the same unit.
-        variances: What the four offsets are divided by, greater than 0.
-        eps: Added inside the logarithm. 0 by default; "Dive into Deep Learning" uses 1e-6.
+        variances: The four offsets are divided by these numbers, all greater than 0. Default: those of SSD.
+        eps: Added inside the logarithm. Default: 0. "Dive into Deep Learning" uses 1e-6.
 
     Returns:
-        The shape of `boxes`: ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``,
-        with w, h of the anchor. A box or anchor without area gives infinities or NaN.
+        Offsets in the shape of `boxes`,
+        ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``, where dx, dy is the
+        distance of the centers, bw, bh the size of the box and w, h the size of the anchor. A box or an
+        anchor without area gives infinite or NaN offsets.
 
     Raises:
         ValueError: a variance is not positive, or `eps` is negative.
-        RuntimeError: a shape, dtype or device does not fit.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        SSD (arXiv:1512.02325), equation 2; the book's `offset_boxes` (other argument order).
+        SSD (arXiv:1512.02325), equation 2. The book's `offset_boxes` takes the anchors first.
 
     Example:
         >>> encode_boxes(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]]))
@@ -99,32 +103,32 @@ def encode_boxes(
 
 
 @torch.library.register_fake("ssd_ops::encode_boxes")
-def _(boxes, anchors, variances, eps):
+def _(boxes: Tensor, anchors: Tensor, variances: list[float], eps: float) -> Tensor:
     return boxes.new_empty(boxes.shape, dtype=real_dtype(boxes, anchors))
 
 
 def decode_boxes(
     offsets: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, clip: bool = False
 ) -> Tensor:
-    """The boxes that offsets to anchors stand for: the inverse of `encode_boxes` with `eps` 0.
+    """Decodes offsets to anchors into boxes: the inverse of `encode_boxes` with `eps=0`.
 
     Args:
         offsets: ``[..., A, 4]``.
         anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `offsets`; xyxy.
-        variances: What the offsets were divided by, greater than 0.
-        clip: Cut the boxes to 0..1. Off by default.
+        variances: The numbers that the offsets were divided by, all greater than 0.
+        clip: Clip the boxes to 0..1. Default: False.
 
     Returns:
-        Boxes xyxy, of the shape of `offsets`, in the unit of `anchors`. An offset too large for exp
-        gives an infinite box.
+        Boxes xyxy, in the shape of `offsets` and the unit of `anchors`. If exp of an offset overflows, the
+        box is infinite.
 
     Raises:
         ValueError: a variance is not positive.
-        RuntimeError: a shape, dtype or device does not fit.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        The book's `offset_inverse` (other argument order); exp is within 1 ulp of libm's, and the same
-        bits on every device.
+        The book's `offset_inverse`, which takes the anchors first. exp gives the same bits on every device,
+        within 1 ulp of the C library's.
 
     Example:
         >>> decode_boxes(torch.tensor([[-5., -5., 0., 0.]]), torch.tensor([[1., 1., 3., 3.]]))
@@ -136,12 +140,12 @@ def decode_boxes(
 
 
 @torch.library.register_fake("ssd_ops::decode_boxes")
-def _(offsets, anchors, variances, clip):
+def _(offsets: Tensor, anchors: Tensor, variances: list[float], clip: bool) -> Tensor:
     return offsets.new_empty(offsets.shape, dtype=real_dtype(offsets, anchors))
 
 
 @torch.library.register_vmap("ssd_ops::box_iou")
-def _(info, in_dims, *boxes):
+def _(info: Any, in_dims: tuple[int | None, ...], *boxes: Tensor) -> tuple[Tensor, int]:
     both = [_vmap.in_front(info, b, dim) for b, dim in zip(boxes, in_dims, strict=True)]
     return torch.ops.ssd_ops.box_iou(*both), 0
 

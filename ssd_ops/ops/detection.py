@@ -1,9 +1,9 @@
-"""From scores and boxes of a batch to its detections."""
+"""Detections of a batch, from its scores and its boxes or offsets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +28,17 @@ ACTIVATION = {"none": 0, "softmax": 1, "sigmoid": 2}
 
 
 class Detections(NamedTuple):
-    """What `detect` and `multiclass_nms` find in B images, K places each, best first.
+    """The detections of B images, with K rows for each image, highest score first.
 
-    Image b has found ``counts[b]``; the places after them hold 0, 0, -1 and -1.
+    The first ``counts[b]`` rows of image b are detections. The other rows are padding: boxes and scores
+    are 0, labels and indices are -1.
     """
 
     boxes: Tensor  # [B, K, 4] xyxy
     scores: Tensor  # [B, K]
-    labels: Tensor  # [B, K] int64, the class from 0
-    indices: Tensor  # [B, K] int64, which anchor or box it was
-    counts: Tensor  # [B] int64
+    labels: Tensor  # [B, K] int64, class from 0, without background
+    indices: Tensor  # [B, K] int64, index of the anchor or input box
+    counts: Tensor  # [B] int64, number of detections
 
 
 def multiclass_nms(
@@ -50,26 +51,28 @@ def multiclass_nms(
     max_detections: int = 100,
     class_agnostic: bool = False,
 ) -> Detections:
-    """The best boxes of each image after NMS within each class, with sizes that no value changes.
+    """NMS within each class, for a batch: the best detections of each image, padded to a fixed size.
 
     Args:
-        boxes: ``[B, N, 4]`` xyxy, any unit, shared by all classes.
+        boxes: ``[B, N, 4]`` xyxy, in any unit. A box is the same for all classes.
         scores: ``[B, N, C]``, without background.
-        score_threshold: 0..1, rounded to the dtype of the arithmetic. Every pair of box and class with
-            a higher score is a candidate.
-        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept one before it is greater.
-        topk: So many candidates of each class, the highest scores, go into NMS; -1: all.
-        max_detections: K: so many of an image are returned.
-        class_agnostic: Compare boxes of all classes in NMS, not of one class only.
+        score_threshold: 0..1, rounded to the dtype of the arithmetic. Every pair of a box and a class with
+            a score above it is a candidate.
+        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept candidate of higher score is
+            above it.
+        topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
+        max_detections: K, the number of rows that are returned for each image.
+        class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
+            of the same class.
 
     Returns:
-        `Detections` of K places for each image, by score; equal scores by class, then by box. A NaN score
-        is never a candidate; a box without area, or with a NaN corner, overlaps nothing. Nothing is
-        read on the host.
+        `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
+        then by box. A NaN score is never a candidate. A box without area or with a NaN corner overlaps
+        nothing. The host reads no values, so a GPU is never waited for.
 
     Raises:
-        TypeError, ValueError: a threshold or a number is none.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: a threshold or a number is not valid.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         The post-processing of torchvision's SSD and Faster R-CNN.
@@ -96,7 +99,9 @@ def multiclass_nms(
     )
 
 
-def _fake_detections(like: Tensor, num_images: int, count: int, real: torch.dtype):
+def _fake_detections(
+    like: Tensor, num_images: int, count: int, real: torch.dtype
+) -> tuple[Tensor, ...]:
     return (
         like.new_empty((num_images, count, 4), dtype=real),
         like.new_empty((num_images, count), dtype=real),
@@ -107,7 +112,15 @@ def _fake_detections(like: Tensor, num_images: int, count: int, real: torch.dtyp
 
 
 @torch.library.register_fake("ssd_ops::multiclass_nms")
-def _(boxes, scores, score_threshold, iou_threshold, topk, max_detections, class_agnostic):
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    topk: int,
+    max_detections: int,
+    class_agnostic: bool,
+) -> tuple[Tensor, ...]:
     return _fake_detections(boxes, boxes.shape[0], max_detections, real_dtype(boxes, scores))
 
 
@@ -124,37 +137,42 @@ def multibox_detection(
     topk: int = -1,
     semantics: str = "d2l",
 ) -> Tensor:
-    """Detections of a batch of images, one row for every anchor.
+    """Detections of a batch of images, with one row for every anchor.
 
-    Each anchor has its best class that is not the background (the first on ties). ``"d2l"``: greedy NMS
-    over all anchors of an image, whatever their class, drops a box whose IoU with a kept one is greater
-    than `nms_threshold`; then scores are held against `pos_threshold`. ``"mxnet"``: only scores of at
-    least `pos_threshold` enter, and NMS within each class drops at `nms_threshold` or more.
+    Each anchor takes the class with the highest score, without the background (the first class on ties).
+
+    - ``"d2l"``: Greedy NMS over all anchors of an image, of all classes together, drops a box if its IoU
+      with a kept box is above `nms_threshold`. After that, kept boxes with a score below `pos_threshold`
+      become background.
+    - ``"mxnet"``: Only anchors with a score of at least `pos_threshold` enter NMS. NMS compares boxes of
+      the same class, and drops a box if its IoU is `nms_threshold` or more.
 
     Args:
-        cls_probs: ``[B, C + 1, A]`` probabilities, the background first. NaN counts as 0.
-        offset_preds: ``[B, 4A]`` as `multibox_target` encodes them.
-        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy.
+        cls_probs: ``[B, C + 1, A]`` probabilities, background first. NaN counts as 0.
+        offset_preds: ``[B, 4A]``, encoded as by `multibox_target`.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in fractions of the image.
         nms_threshold: 0..1, rounded to the dtype of the arithmetic.
-        pos_threshold: 0..1: a lower score makes a row background.
-        variances: What the offsets were divided by.
-        clip: Cut the boxes to 0..1. None, the default: only with ``"mxnet"``.
-        class_agnostic: Compare boxes of all classes in NMS. None, the default: only with ``"d2l"``.
-        topk: So many of an image, the highest scores, go into NMS; -1, the default: all.
-        semantics: ``"d2l"``, the rules of "Dive into Deep Learning", or ``"mxnet"``, those of MXNet. For
-            torchvision's there is `detect`.
+        pos_threshold: 0..1. A row with a lower score becomes background. Default: the book's.
+        variances: The numbers that the offsets were divided by.
+        clip: Clip the boxes to 0..1. Default: None, which means only with ``"mxnet"``.
+        class_agnostic: NMS compares boxes of all classes. Default: None, which means only with ``"d2l"``.
+        topk: The number of boxes of each image that enter NMS, highest scores first. Default: -1, all.
+        semantics: ``"d2l"``, the rules of "Dive into Deep Learning", or ``"mxnet"``, the rules of MXNet.
+            For torchvision's rules use `detect`.
 
     Returns:
-        ``[B, A, 6]`` rows (class, score, x1, y1, x2, y2); take those of class >= 0. ``"d2l"``: the kept
-        ones by score (equal scores by anchor), then the others by anchor with class -1. A kept row with a
-        score below `pos_threshold` has class -1 too, and every such row the score ``1 - score``.
-        ``"mxnet"``: the anchors that entered NMS by score, those it dropped with class -1 in their
-        places; then -1 everywhere. `topk` and an `nms_threshold` of 0 leave what MXNet leaves: see
-        csrc/detection/multibox_detection.h.
+        ``[B, A, 6]`` rows (class, score, x1, y1, x2, y2). The detections are the rows with class >= 0.
+
+        - ``"d2l"``: First the kept boxes, highest score first (equal scores by anchor), then all other
+          boxes by anchor, with class -1. A box with a score below `pos_threshold` also has class -1, and
+          its score becomes ``1 - score``.
+        - ``"mxnet"``: The boxes that entered NMS, highest score first; a box that NMS dropped keeps its row
+          and has class -1. The rows after them hold -1 everywhere. csrc/detection/multibox_detection.h
+          describes MXNet's answer for a `topk` and for an `nms_threshold` of 0.
 
     Raises:
-        TypeError, ValueError: a threshold, variance, number or the semantics is none.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: a threshold, variance, number or the semantics is not valid.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         Drop-in for the book's `multibox_detection` (14.4); MXNet 1.9's MultiBoxDetection on the CPU.
@@ -186,7 +204,7 @@ def multibox_detection(
 
 
 @torch.library.register_fake("ssd_ops::multibox_detection")
-def _(cls_probs, offset_preds, anchors, *_settings):
+def _(cls_probs: Tensor, offset_preds: Tensor, anchors: Tensor, *_settings: Any) -> Tensor:
     real = real_dtype(cls_probs, offset_preds, anchors)
     return cls_probs.new_empty((cls_probs.shape[0], cls_probs.shape[2], 6), dtype=real)
 
@@ -205,36 +223,40 @@ def detect(
     clip: bool = True,
     class_agnostic: bool = False,
 ) -> Detections:
-    """From the heads of a detector to its boxes: activation, decoding and NMS of a batch in one call.
+    """Post-processing of a detector in one call for a batch: activation, decoding and NMS.
 
-    Every class of an anchor whose score is above the threshold is a candidate, only candidates are
-    decoded, and NMS runs within each class, as in SSD and RetinaNet. All sizes follow from the shapes
-    and `max_detections`; nothing is read on the host.
+    Every pair of an anchor and a class with a score above the threshold is a candidate. Only candidates
+    are decoded. NMS runs within each class, as in SSD and RetinaNet. All output sizes follow from the
+    input shapes and `max_detections`. The host reads no values, so a GPU is never waited for.
 
     Args:
-        cls_scores: ``[B, A, C + 1]`` logits, the background first, with ``activation="softmax"``, or
-            ``[B, A, C]``.
-        offset_preds: ``[B, A, 4]`` or ``[B, 4A]``, as `encode_boxes` makes them.
-        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy.
-        activation: ``"softmax"`` over the classes, ``"sigmoid"`` of each, or ``"none"``.
-        score_threshold: 0..1, rounded to the dtype of the arithmetic; a candidate's score is higher.
-        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept one before it is greater.
-        topk: So many candidates of each class, the highest scores, go into NMS; -1: all.
-        max_detections: K: so many of an image are returned.
-        variances: What the offsets were divided by.
-        clip: Cut the boxes to 0..1, before NMS. On by default.
-        class_agnostic: Compare boxes of all classes in NMS, not of one class only.
+        cls_scores: ``[B, A, C + 1]`` logits, background first, for ``activation="softmax"``; otherwise
+            ``[B, A, C]`` without background.
+        offset_preds: ``[B, A, 4]`` or ``[B, 4A]``, encoded as by `encode_boxes`.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy. With `clip` in fractions of the image.
+        activation: ``"softmax"`` over the classes, ``"sigmoid"`` of each class, or ``"none"``, if
+            `cls_scores` are scores already.
+        score_threshold: 0..1, rounded to the dtype of the arithmetic. A candidate has a score above it.
+        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept candidate of higher score is
+            above it.
+        topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
+        max_detections: K, the number of rows that are returned for each image.
+        variances: The numbers that the offsets were divided by.
+        clip: Clip the boxes to 0..1 before NMS. Default: True.
+        class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
+            of the same class.
 
     Returns:
-        `Detections` of K places for each image, by score; equal scores by class, then by anchor. Labels
-        count from 0 without the background. An anchor with a NaN score is left out.
+        `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
+        then by anchor. Labels count from 0 without the background. An anchor with a NaN score is never
+        a detection.
 
     Raises:
-        TypeError, ValueError: a threshold, variance, number or the activation is none.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: a threshold, variance, number or the activation is not valid.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        SSD (arXiv:1512.02325) 3.1 and the `postprocess_detections` of torchvision's SSD.
+        SSD (arXiv:1512.02325), section 3.1, and `postprocess_detections` of torchvision's SSD.
 
     Example:
         >>> anchors = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.48]])
@@ -262,7 +284,17 @@ def detect(
 
 
 @torch.library.register_fake("ssd_ops::detect")
-def _(cls_scores, offset_preds, anchors, activation, score, iou, topk, max_detections, *_settings):
+def _(
+    cls_scores: Tensor,
+    offset_preds: Tensor,
+    anchors: Tensor,
+    activation: int,
+    score_threshold: float,
+    iou_threshold: float,
+    topk: int,
+    max_detections: int,
+    *_settings: Any,
+) -> tuple[Tensor, ...]:
     real = real_dtype(cls_scores, offset_preds, anchors)
     return _fake_detections(cls_scores, cls_scores.shape[0], max_detections, real)
 

@@ -1,4 +1,4 @@
-"""Which negatives the class loss should count."""
+"""Selection of the anchors that the class loss counts."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ __all__ = ["hard_negative_mining"]
 def hard_negative_mining(
     losses: Tensor, cls_labels: Tensor, *, ratio: float = 3.0, min_negatives: int = 0
 ) -> Tensor:
-    """Which anchors the class loss should count: the positives and the hardest negatives of each image.
+    """Selects the positives and the hardest negatives of each image, for the class loss.
 
     Args:
-        losses: ``[B, A]`` class loss of each anchor; NaN counts as the highest.
-        cls_labels: ``[B, A]`` int64: above 0 positive, 0 negative, below 0 ignored.
-        ratio: Negatives per positive, 0 or more. 3 as in the SSD paper.
-        min_negatives: At least so many negatives in each image, also in one without positives.
+        losses: ``[B, A]`` class loss of each anchor. NaN counts as the highest loss.
+        cls_labels: ``[B, A]`` int64. An anchor is positive above 0, negative at 0 and ignored below 0.
+        ratio: Negatives for each positive, 0 or more. Default: 3, as in the SSD paper.
+        min_negatives: The least number of negatives in each image, also without positives. Default: 0.
 
     Returns:
-        ``[B, A]`` bool. An image with P positives selects ``max(floor(ratio * P), min_negatives)``
-        negatives, or all it has; equal losses go to the lower anchor. A positive is selected once,
-        an ignored anchor never. A batch without positives and with `min_negatives` 0 selects nothing.
+        ``[B, A]`` bool, True where an anchor is selected. All positives are selected. In an image with P
+        positives so are the ``max(floor(ratio * P), min_negatives)`` negatives with the highest losses, or
+        all negatives if there are fewer. Of equal losses the lower anchor comes first. Ignored anchors are
+        never selected.
 
     Raises:
-        ValueError: `ratio` or `min_negatives` is negative.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: `ratio` or `min_negatives` is not valid.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         SSD (arXiv:1512.02325), section 2.2 "Hard negative mining".
@@ -50,5 +51,5 @@ def hard_negative_mining(
 
 
 @torch.library.register_fake("ssd_ops::hard_negative_mining")
-def _(losses, cls_labels, ratio, min_negatives):
+def _(losses: Tensor, cls_labels: Tensor, ratio: float, min_negatives: int) -> Tensor:
     return losses.new_empty(losses.shape, dtype=torch.bool)

@@ -15,20 +15,21 @@ __all__ = ["batched_nms", "nms", "nms_padded"]
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that greedy non-maximum suppression keeps.
+    """Greedy non-maximum suppression (NMS): the indices of the boxes that it keeps.
 
     Args:
-        boxes: ``[N, 4]`` xyxy, any unit.
+        boxes: ``[N, 4]`` xyxy, in any unit.
         scores: ``[N]``.
-        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of higher score is greater.
+        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of higher score is above it.
 
     Returns:
-        ``[K]`` int64, by score descending; equal scores by index. A NaN score is dropped; a box without
-        area, or with a NaN corner, overlaps nothing and is kept. Memory is linear in N.
+        ``[K]`` int64, highest score first; equal scores in the order of their indices. A box with a NaN
+        score is dropped. A box without area or with a NaN corner overlaps nothing and is kept. Memory
+        grows linearly with N.
 
     Raises:
-        ValueError: the threshold is outside 0..1.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: the threshold is not a number in 0..1.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         Drop-in for `torchvision.ops.nms`.
@@ -43,31 +44,31 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::nms")
-def _(boxes, scores, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
 def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """`nms` in a shape that does not depend on the boxes, for one image or a batch.
+    """`nms` of one image or a batch, padded to a shape that does not depend on the values.
 
-    On a GPU nothing waits for the host, so it can be captured in a CUDA graph; `nms` has to wait once, for
-    the size of its result.
+    On a GPU it does not wait for the host and can be captured in a CUDA graph. `nms` has to wait once, to
+    learn the size of its result.
 
     Args:
-        boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, any unit.
+        boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, in any unit.
         scores: ``[N]`` or ``[B, N]``.
         iou_threshold: 0..1, as in `nms`.
 
     Returns:
-        ``(indices, counts)``: ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``, int64. What `nms` returns for
-        image b is ``indices[b, :counts[b]]``, and -1 follows.
+        ``(indices, counts)``, both int64, of shape ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``.
+        ``indices[b, :counts[b]]`` is what `nms` returns for image b. The rest of the row is -1.
 
     Raises:
-        ValueError: the threshold is outside 0..1.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: the threshold is not a number in 0..1.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        The padded form of TensorRT's EfficientNMS; the rules are `nms`'s.
+        The padded output of TensorRT's EfficientNMS, with the rules of `nms`.
 
     Example:
         >>> boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]])
@@ -83,7 +84,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
 
 
 @torch.library.register_fake("ssd_ops::nms_padded")
-def _(boxes, scores, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     return (
         boxes.new_empty(scores.shape, dtype=torch.int64),
         boxes.new_empty(scores.shape[:1], dtype=torch.int64),
@@ -91,22 +92,23 @@ def _(boxes, scores, iou_threshold):
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that greedy non-maximum suppression within each class keeps.
+    """Greedy non-maximum suppression within each class: the indices of the boxes that it keeps.
 
     Args:
-        boxes: ``[N, 4]`` xyxy, any unit.
+        boxes: ``[N, 4]`` xyxy, in any unit.
         scores: ``[N]``.
-        idxs: ``[N]`` integers, the class of each box (or level, or image).
-        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of its class and of higher score
-            is greater.
+        idxs: ``[N]`` integers: the class of each box. It can also be its level or its image.
+        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of the same class and of higher
+            score is above it.
 
     Returns:
-        ``[K]`` int64, by score descending; equal scores by index. NaN as in `nms`. Classes are compared
-        and coordinates never shifted: any range of either gives exactly what `nms` gives class by class.
+        ``[K]`` int64, highest score first; equal scores in the order of their indices. NaN is treated as
+        in `nms`. The result is exactly that of `nms` called once for each class: the op compares classes
+        and does not shift coordinates.
 
     Raises:
-        ValueError: the threshold is outside 0..1.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: the threshold is not a number in 0..1.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         Drop-in for `torchvision.ops.batched_nms`.
@@ -125,7 +127,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 @torch.library.register_fake("ssd_ops::batched_nms")
-def _(boxes, scores, idxs, iou_threshold):
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 

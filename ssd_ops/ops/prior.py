@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,30 +28,31 @@ def multibox_prior(
     offsets: Sequence[float] = (0.5, 0.5),
     clip: bool = False,
 ) -> Tensor:
-    """Anchors of one feature map: one box per cell, size and ratio.
+    """Makes the anchors of one feature map: S + R - 1 boxes in each cell.
 
     Args:
-        feature_map: ``[..., H, W]`` floating; only its shape, dtype and device are used.
-        sizes: S scales, as fractions of the image's height, greater than 0.
-        ratios: R aspect ratios, width to height in pixels of a square image, greater than 0.
-        steps: (y, x) distance of neighbouring cells, in fractions of the image. None (the default)
+        feature_map: ``[..., H, W]`` floating point. Only its shape, dtype and device are used.
+        sizes: S sizes, in fractions of the image's height, greater than 0.
+        ratios: R aspect ratios (width divided by height, in pixels of a square image), greater than 0.
+        steps: (y, x) distance of neighbouring cells, in fractions of the image. Default: None, which
             means (1 / H, 1 / W): the cells fill the image.
-        offsets: (y, x) place of the center in its cell, in cells, 0..1. Default: the middle.
-        clip: Cut the boxes to 0..1. Off by default, as in the book and in MXNet.
+        offsets: (y, x) position of the box center in its cell, 0..1. Default: the middle of the cell.
+        clip: Clip the boxes to 0..1. Default: False, as in the book and in MXNet.
 
     Returns:
         ``[1, H * W * (S + R - 1), 4]`` xyxy in fractions of the image, float32 (float64 for a float64
-        feature map). Cells row by row; in a cell every size with the first ratio, then the first size
-        with each other ratio. A box is ``s * sqrt(r) * H / W`` wide and ``s / sqrt(r)`` high.
+        feature map). Cells follow row by row. Within a cell come all sizes with the first ratio, then
+        the first size with each other ratio. A box is ``s * sqrt(r) * H / W`` wide and ``s / sqrt(r)``
+        high.
 
     Raises:
         TypeError, ValueError: a list is empty, or a number is not positive.
-        RuntimeError: the feature map has fewer than two dimensions or is not floating.
+        RuntimeError: the feature map has fewer than two dimensions or is not floating point.
 
     Source:
-        Drop-in for the function of this name in "Dive into Deep Learning" (14.4); `steps`, `offsets`
-        and `clip` are those of MXNet's MultiBoxPrior. Bit-equal to the book's in float32, but for
-        ratios whose square root torch rounds to the neighbouring number.
+        Drop-in for the function of this name in "Dive into Deep Learning" (14.4). `steps`, `offsets` and
+        `clip` work as in MXNet's MultiBoxPrior. In float32 the result equals the book's bit for bit,
+        except for ratios whose square root torch does not round correctly.
 
     Example:
         >>> multibox_prior(torch.zeros(1, 3, 2, 4), [0.75, 0.5], [1, 2, 0.5])[0, 0]
@@ -77,21 +79,24 @@ def multibox_priors(
     offsets: Sequence[float] = (0.5, 0.5),
     clip: bool = False,
 ) -> Tensor:
-    """Anchors of all levels of a detector in one call.
+    """Makes the anchors of all levels of a detector in one call.
 
     Args:
         feature_maps: L tensors ``[..., H_l, W_l]``, on one device.
-        sizes: For each level its list of sizes, as in `multibox_prior`.
-        ratios: For each level its list of ratios.
-        steps: For each level (y, x), or None (the default) for (1 / H, 1 / W).
-        offsets: (y, x) place of the center in its cell, for all levels.
-        clip: Cut the boxes to 0..1.
+        sizes: One list of sizes for each level, as in `multibox_prior`.
+        ratios: One list of ratios for each level.
+        steps: One pair (y, x) for each level. Default: None, which means (1 / H, 1 / W).
+        offsets: (y, x) position of the box center in its cell, the same for all levels.
+        clip: Clip the boxes to 0..1. Default: False.
 
     Returns:
-        ``[1, A, 4]``: what `multibox_prior` returns for each level, one after another.
+        ``[1, A, 4]``, the anchors of `multibox_prior` of each level, one level after another.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `multibox_prior`, or the lists differ in length.
+        TypeError, ValueError, RuntimeError: as in `multibox_prior`; also if the lists differ in length.
+
+    Source:
+        The loop over the levels in "Dive into Deep Learning" (14.7.1.5), as one op.
 
     Example:
         >>> maps = [torch.zeros(1, 1, n, n) for n in (32, 16, 8, 4, 1)]
@@ -115,7 +120,15 @@ def multibox_priors(
     return _priors(op, feature_maps, sizes, ratios, steps, offsets, clip)
 
 
-def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
+def _priors(
+    op: str,
+    feature_maps: Sequence[Tensor],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[Sequence[float]],
+    steps: Sequence[Sequence[float]] | None,
+    offsets: Sequence[float],
+    clip: bool,
+) -> Tensor:
     all_sizes = [as_positives(op, "sizes", level) for level in sizes]
     all_ratios = [as_positives(op, "ratios", level) for level in ratios]
     all_steps = [
@@ -134,7 +147,14 @@ def _priors(op, feature_maps, sizes, ratios, steps, offsets, clip) -> Tensor:
 
 
 @torch.library.register_fake("ssd_ops::multibox_priors")
-def _(feature_maps, sizes, size_counts, ratios, ratio_counts, steps, offsets, clip):
+def _(
+    feature_maps: list[Tensor],
+    sizes: list[float],
+    size_counts: list[int],
+    ratios: list[float],
+    ratio_counts: list[int],
+    *_settings: Any,
+) -> Tensor:
     count = 0
     for feature_map, num_sizes, num_ratios in zip(
         feature_maps, size_counts, ratio_counts, strict=True

@@ -1,8 +1,9 @@
-"""Which ground truth each anchor stands for, and what it should predict."""
+"""Assignment of anchors to ground truths, and training targets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,46 +36,51 @@ def assign_anchors(
     background_threshold: float | None = None,
     force_match: str = "bipartite",
 ) -> tuple[Tensor, Tensor]:
-    """Which ground truth each anchor stands for, for a batch of images of any number of objects.
+    """Assigns each anchor to a ground truth (gt) or to the background, for a batch of images.
 
-    An anchor takes its best ground truth (the first on ties) if their IoU is at least `iou_threshold`;
-    with an IoU from `background_threshold` on it is left out, below it is background. `force_match`
-    then sees to it that ground truths are not left without an anchor, and overwrites:
+    An anchor is matched to the gt with the highest IoU (the first on ties) if that IoU is at least
+    `iou_threshold`. Below `background_threshold` the anchor is background. Between the two thresholds it
+    is neither. After that, `force_match` gives anchors to ground truths that would otherwise have none.
+    A forced match replaces an earlier one:
 
-    - ``"bipartite"``: of all free pairs the one with the highest IoU is matched, whatever that is
-      (ties: lowest anchor, then lowest ground truth), until ground truths or anchors are used up.
-    - ``"argmax"``: each ground truth takes its best anchor (the first on ties), whatever the IoU; of
-      two that want one anchor the later gets it. torchvision's `SSDMatcher`.
-    - ``"low_quality"``: every anchor that is a ground truth's best, or ties with it, and overlaps it,
-      keeps its own best ground truth. `Matcher` of torchvision and detectron2 with low-quality
-      matches, where a ground truth that overlaps nothing would claim every anchor.
-    - ``"none"``: the thresholds alone.
+    - ``"bipartite"``: Of all pairs of an anchor and a gt that are not yet forced, the pair with the highest
+      IoU is matched, even if that IoU is 0 (ties: lowest anchor, then lowest gt). This repeats until no gt
+      or no anchor is left.
+    - ``"argmax"``: Each gt takes the anchor with the highest IoU (the first on ties), even if that IoU is
+      0. If two gts take the same anchor, the later gt gets it. This is torchvision's `SSDMatcher`.
+    - ``"low_quality"``: An anchor whose IoU with some gt is the highest of all anchors (ties included) and
+      above 0 is matched to its own best gt. This is `Matcher` of torchvision and detectron2 with
+      `allow_low_quality_matches`. There, a gt that overlaps no anchor takes all anchors.
+    - ``"none"``: Only the thresholds count.
 
     Args:
-        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, any unit.
-        gt_boxes: Boxes of the ground truths: ``[B, G, 4]``, padded at the end of each image; or a list
-            of B tensors ``[G_i, 4]``; or ``[N, 4]``, those of all images one after another.
-        gt_counts: int64. For padded boxes ``[B]``, how many of each image are real (None: all G), for
-            ``[N, 4]`` the offsets ``[B + 1]``: image i has the rows from ``gt_counts[i]`` to
-            ``gt_counts[i + 1]``. Not for a list. The values are never read on the host; one outside
-            the boxes is cut to them.
-        iou_threshold: 0..1, rounded like the next to the dtype of the arithmetic.
-        background_threshold: 0..`iou_threshold`. None, the default: the same, nothing in between.
-        force_match: See above.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in any unit.
+        gt_boxes: The ground truth boxes, in the same unit, in one of three forms: ``[B, G, 4]``, padded at
+            the end of each image; a list of B tensors ``[G_i, 4]``; or ``[N, 4]``, the boxes of all images
+            one after another.
+        gt_counts: int64. For ``[B, G, 4]``: ``[B]``, the number of real boxes of each image; None, the
+            default, means all G. For ``[N, 4]``: ``[B + 1]``, where the boxes of image i are the rows from
+            ``gt_counts[i]`` to ``gt_counts[i + 1]``. For a list: None. The host does not read the values.
+            A value outside the range of the boxes is clipped to it.
+        iou_threshold: 0..1, rounded to the dtype of the arithmetic.
+        background_threshold: 0..`iou_threshold`, rounded in the same way. Default: None, which means
+            `iou_threshold`: no anchor is between the two.
+        force_match: ``"bipartite"``, the default, ``"argmax"``, ``"low_quality"`` or ``"none"``; see above.
 
     Returns:
-        ``(matched_idxs [B, A] int64, matched_ious [B, A])``: the row of the ground truth in its image,
-        or -1 for background and -2 between the thresholds; the IoU with it, or with the best one where
-        none is matched. A ground truth without area, or with a NaN or infinite corner, matches nothing,
-        and neither does such an anchor, which is -1 with IoU 0, as all are in an image without ground
-        truths. Memory is linear in anchors and ground truths.
+        ``(matched_idxs [B, A] int64, matched_ious [B, A])``. `matched_idxs` holds the row of the gt among
+        the boxes of its image, -1 for background, or -2 between the two thresholds. `matched_ious` holds
+        the IoU with that gt; for an anchor without a match it is the highest IoU with any gt. A gt or an
+        anchor without area, or with a NaN or infinite corner, matches nothing; such an anchor has -1 and
+        IoU 0. In an image without ground truths all anchors have -1 and IoU 0. Memory grows linearly
+        with anchors and ground truths.
 
     Raises:
-        TypeError, ValueError: a threshold or a name is none.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: a threshold or `force_match` is not valid, or `gt_counts` is given for a list.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        SSD (arXiv:1512.02325) 2.2; the book's `assign_anchor_to_bbox` (``"bipartite"``); torchvision.
+        SSD (arXiv:1512.02325), section 2.2. ``"bipartite"`` is the book's `assign_anchor_to_bbox`.
 
     Example:
         >>> anchors = torch.tensor([[0., 0., 4., 4.], [4., 0., 8., 4.], [0., 4., 4., 8.]])
@@ -106,8 +112,10 @@ def assign_anchors(
     )
 
 
-def _concatenate(op, anchors, gt_boxes, gt_counts) -> tuple[Tensor, Tensor]:
-    """The boxes [N, 4] of a list, and the offsets [B + 1] of its images."""
+def _concatenate(
+    op: str, anchors: Tensor, gt_boxes: Tensor | Sequence[Tensor], gt_counts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Turns a list of boxes into boxes [N, 4] and gt_counts [B + 1]."""
     if isinstance(gt_boxes, str) or not isinstance(gt_boxes, Sequence):
         raise TypeError(
             f"{op}: gt_boxes must be a tensor or a list of tensors, got {type(gt_boxes).__name__}"
@@ -125,7 +133,9 @@ def _concatenate(op, anchors, gt_boxes, gt_counts) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("ssd_ops::assign_anchors")
-def _(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match):
+def _(
+    anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor, *_settings: Any
+) -> tuple[Tensor, Tensor]:
     num_images = gt_boxes.shape[0] if gt_boxes.ndim == 3 else gt_counts.shape[0] - 1
     shape = (num_images, anchors.shape[-2])
     return (
@@ -147,48 +157,55 @@ def multibox_target(
     ignore_label: int = -1,
     semantics: str = "d2l",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each anchor should predict: its offsets to a ground truth, and its class.
+    """Makes the training targets of each anchor: its offsets to a ground truth (gt), and its class.
 
-    An anchor takes its best ground truth (the first on ties) if their IoU is at least `iou_threshold`.
-    Then each ground truth is forced on one anchor: of all free pairs the one with the highest IoU,
-    whatever it is (ties: lowest anchor, then lowest ground truth), again and again. So it is with
-    ``semantics="d2l"``; the others are told apart in docs/semantics.md.
+    With ``semantics="d2l"`` an anchor is matched to the gt with the highest IoU (the first on ties) if that
+    IoU is at least `iou_threshold`. After that each gt is forced on one anchor: of all free pairs of an
+    anchor and a gt, the pair with the highest IoU is matched, even if that IoU is 0 (ties: lowest anchor,
+    then lowest gt). This repeats until no gt or no anchor is left. docs/semantics.md compares the other
+    two semantics.
 
     Args:
-        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy in fractions of the image.
-        labels: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0. A row with a negative class is
-            padding, wherever it stands; so is one with a NaN, an infinity, or corners out of order.
-        cls_preds: ``[B, C + 1, A]`` logits, the background first; needed where negatives are mined.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in fractions of the image.
+        labels: The ground truths: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0. A row with a
+            negative class is padding and may stand anywhere. So is a row with a NaN or infinite number,
+            or with x2 < x1 or y2 < y1.
+        cls_preds: ``[B, C + 1, A]`` logits, background first. Needed only with `negative_mining_ratio`.
         iou_threshold: 0..1, rounded to the dtype of the arithmetic.
-        variances: What the four offsets are divided by.
-        negative_mining_ratio: Negatives per positive, 0 or more. None, the default: every anchor that
-            is not matched is a negative.
-        negative_mining_threshold: 0..1: anchors of this IoU with a ground truth, or more, are never
-            mined as negatives.
-        min_negatives: Mine at least so many in each image, also in one without ground truths.
-        ignore_label: The class of anchors that are neither matched nor mined.
-        semantics: ``"d2l"``, the rules of "Dive into Deep Learning"; ``"mxnet"``: forced matches only
-            above an IoU of 1e-6, all others only above the threshold, and no class but `ignore_label`
-            in an image without ground truths; ``"torchvision"``: each ground truth forced on its best
-            anchor, the later one winning, and ground truths without area are padding. These two
-            take the logarithm of the ratio itself, d2l adds 1e-6.
+        variances: The four offsets are divided by these numbers. Default: those of SSD.
+        negative_mining_ratio: Negatives for each positive, 0 or more. Default: None: every anchor without
+            a match is a negative.
+        negative_mining_threshold: 0..1. An anchor that has this IoU or more with a gt is never mined as a
+            negative.
+        min_negatives: The least number of negatives that are mined in each image, also without gts.
+        ignore_label: The class label of an anchor that is neither matched nor mined. Default: -1.
+        semantics: The rules for matching and encoding:
+
+            - ``"d2l"``: the rules of "Dive into Deep Learning", described above. The logarithm of the
+              offsets is taken of the size ratio + 1e-6, in the other two of the ratio itself.
+            - ``"mxnet"``: A forced match needs an IoU above 1e-6, every other match an IoU above the
+              threshold. In an image without gts every anchor has `ignore_label`.
+            - ``"torchvision"``: Each gt is forced on its best anchor, and a later gt replaces an earlier
+              one. A gt without area is padding.
 
     Returns:
-        ``(bbox_offsets [B, 4A], bbox_masks [B, 4A], cls_labels [B, A] int64)``: encoded boxes (0 where
-        unmatched), 1 for the four numbers of each matched anchor, and class + 1 or 0 for background.
-        An image without ground truths is all background. With more ground truths than anchors the
-        last in the order above stay unmatched. An anchor without area, or not finite, matches nothing.
-        Mined are the negatives with the lowest probability of background, or all there are.
+        ``(bbox_offsets [B, 4A], bbox_masks [B, 4A], cls_labels [B, A] int64)``. Offsets are encoded boxes,
+        and 0 for an anchor without a match. Masks are 1 for the four numbers of a matched anchor, else 0.
+        Labels are class + 1, or 0 for background. In an image without gts all anchors are background. If
+        there are more gts than anchors, the gts that are left when no anchor is free have no match. An
+        anchor without area or with a NaN or infinite corner matches nothing. The mined negatives are
+        those with the lowest probability of background; if there are too few candidates, all are taken.
 
     Raises:
-        ValueError: a threshold, variance, number or the semantics is none.
-        RuntimeError: a shape, dtype or device does not fit.
+        TypeError, ValueError: a threshold, variance, number or the semantics is not valid, or `cls_preds`
+            is missing.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        Drop-in for the book's `multibox_target` (14.4), whose padding rows take anchors from real
-        objects, and which fails without ground truths. MXNet 1.9's MultiBoxTarget on the CPU, which
-        stops at the first padding row, and aborts with fewer candidates than negatives to mine.
-        torchvision's SSD. Never makes an anchors x ground truths matrix.
+        Drop-in for the book's `multibox_target` (14.4). There, padding rows take anchors from real gts,
+        and an image without gts is an error. ``"mxnet"``: MultiBoxTarget of MXNet 1.9 on the CPU. It stops
+        at the first padding row, and aborts if there are fewer candidates than negatives to mine.
+        ``"torchvision"``: its SSD. No semantics makes a matrix of anchors x gts.
 
     Example:
         >>> anchors = torch.tensor([[[0., 0., 0.5, 0.5], [0.5, 0.5, 1., 1.]]])
@@ -221,7 +238,9 @@ def multibox_target(
 
 
 @torch.library.register_fake("ssd_ops::multibox_target")
-def _(anchors, labels, cls_preds, *_settings):
+def _(
+    anchors: Tensor, labels: Tensor, cls_preds: Tensor | None, *_settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     num_images, num_anchors = labels.shape[0], anchors.shape[-2]
     real = real_dtype(anchors, labels, *(() if cls_preds is None else (cls_preds,)))
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,32 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd_ops.tinyssd import distributed
+from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.preprocess import Preprocess
 from ssd_ops.tinyssd.settings import Settings, pick_device
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "ssd_ops checkpoint 2"
+FORMAT = "ssd_ops checkpoint 3"
+# Settings that say where and how fast a run is made, not what comes of it.
+FREE = {"device", "workers", "cache_gb"}
 
 
 def _safetensors() -> Any:
     try:
         import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "checkpoint: checkpoints need safetensors: pip install ssd_ops[train]"
-        ) from error
+    except ImportError:
+        raise ImportError("checkpoint: safetensors is needed: pip install ssd_ops[train]") from None
     return safetensors
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write a file beside `path` and rename it, so that `path` is whole at any moment."""
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def save(
@@ -44,49 +37,35 @@ def save(
     model: TinySSD,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
-    meta: dict[str, Any],
+    class_names: Sequence[str],
+    history: Sequence[dict[str, Any]],
 ) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint: all that `load` and `resume` return, the optimizer's tensors by parameter.
 
-    Random states are not in it: weights aside, all that is drawn follows from the seed and the
-    epoch.
-
-    Args:
-        path: the file, replaced at one stroke.
-        model: its weights, shape and preprocessing are stored.
-        optimizer: its tensors are stored, under the names of the parameters.
-        settings: stored as JSON.
-        meta: "epoch", "class_names" and "history".
+    Random states and learning rates are not in it: they follow from the settings and the epoch.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
+    shape = ("num_classes", "sizes", "ratios", "channels")
     content = {
         "settings": asdict(settings),
-        "model": {
-            "num_classes": model.num_classes,
-            "sizes": model.sizes,
-            "ratios": model.ratios,
-            "channels": model.channels,
-        },
+        "model": {name: getattr(model, name) for name in shape},
         "preprocess": asdict(model.preprocess),
-        **meta,
+        "epoch": len(history),
+        "class_names": list(class_names),
+        "history": list(history),
     }
     # Storage order is not part of the format: a channels_last tensor is stored plain.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "ssd_ops": json.dumps(content)}
-    write_aside(path, _safetensors().torch.save(plain, metadata))
+    replace_file(path, _safetensors().torch.save(plain, metadata))
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint says as JSON, and its tensors.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this library, or a damaged one.
-    """
+    """What a checkpoint says as JSON, and its tensors; raises what `load` raises."""
     if not path.is_file():
         raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
     safetensors = _safetensors()
@@ -105,36 +84,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["ssd_ops"]), tensors
 
 
-def refuse_to_lose(path: Path) -> None:
-    """Let a new run write to `path`, if no finished epoch is lost by that, nor a foreign file.
-
-    Raises:
-        FileExistsError: it would be.
-    """
-    if not path.exists():
-        return
-    try:
-        finished = read(path)[0]["epoch"]
-    except ValueError:
-        holds = "another file"
-    else:
-        if not finished:
-            return
-        holds = f"{finished} finished epoch{'s' * (finished > 1)}"
-    raise FileExistsError(
-        f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
-        "another folder"
-    )
-
-
-def build(
+def _build(
     path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[TinySSD, Settings]:
-    """The model and the settings of a checkpoint that was read.
-
-    Raises:
-        ValueError: contents that do not fit together.
-    """
+    """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
         p = content["preprocess"]
@@ -153,29 +106,6 @@ def build(
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     start = len(prefix)
     return {name[start:]: t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def restore_optimizer(
-    model: TinySSD, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """Put the state of a checkpoint into an optimizer of the model's parameters."""
-    parameters = dict(model.named_parameters())
-    for entry, value in _part(tensors, "optimizer.").items():
-        key, name = entry.split(".", 1)
-        parameter = parameters[name]
-        # In the layout of the parameter, as the optimizer itself makes it. The count of steps is a
-        # number, and stays on the CPU but for a fused optimizer.
-        count = parameter.device if optimizer.defaults.get("fused") else "cpu"
-        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=count)
-        optimizer.state[parameter][key] = like.detach().copy_(value)
-
-
-def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
-    """The model itself, moved to a device in the memory layout of the settings."""
-    model.to(device)
-    # The type stubs of torch know this overload for tensors alone.
-    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    return model.to(**layout) if settings.channels_last else model
 
 
 def load(
@@ -200,6 +130,80 @@ def load(
     if path.is_dir():
         path /= FILE_NAME
     content, tensors = read(path)
-    model, settings = build(path, content, tensors)
+    model, settings = _build(path, content, tensors)
     meta = {name: content[name] for name in ("epoch", "class_names", "history")}
     return place(model, settings, pick_device(device)).eval(), settings, meta
+
+
+def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
+    """The model itself, moved to a device in the memory layout of the settings."""
+    # The type stubs of torch know the overload with a layout for tensors alone.
+    layout: dict[str, Any] = {"memory_format": torch.channels_last}
+    return model.to(device).to(**layout) if settings.channels_last else model.to(device)
+
+
+def refuse_to_lose(path: Path) -> None:
+    """Raise FileExistsError where a new run would lose finished epochs or a file of another kind."""
+    try:
+        finished = read(path)[0]["epoch"]
+        holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    except ValueError:
+        finished, holds = None, "another file"
+    except FileNotFoundError:
+        return
+    if finished == 0:
+        return
+    raise FileExistsError(
+        f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
+        "another folder"
+    )
+
+
+def resume(
+    path: Path, settings: Settings, fresh: TinySSD, class_names: Sequence[str]
+) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
+    """Model, tensors and history of a run that is to go on, read by the first process for all.
+
+    A ValueError says which of the settings, the classes or the image size (that of `fresh`, the
+    model that a new run would start from) are not the checkpoint's.
+    """
+    # Other machines need not have the file.
+    content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
+    model, saved = _build(path, content, tensors)
+    ours, theirs = _flat(settings), _flat(saved)
+    # With these schedules the steps already made do not depend on how many are to come.
+    steady = settings.schedule in ("constant", "step") and settings.epochs >= content["epoch"]
+    free = FREE | ({"epochs"} if steady else set())
+    for name in ours:
+        if name not in free and ours[name] != theirs[name]:
+            raise ValueError(
+                f"train: to resume, {name} must be {theirs[name]!r} as in the checkpoint, "
+                f"got {ours[name]!r}"
+            )
+    names, preprocess = list(class_names), fresh.preprocess
+    if content["class_names"] != names or model.preprocess != preprocess:
+        raise ValueError(
+            f"train: train_set must have the classes and the image size of {path}, "
+            f"got {names} and {list(preprocess.size)}"
+        )
+    return model, tensors, content["history"]
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    values = vars(settings) | {f"loss.{name}": x for name, x in vars(settings.loss).items()}
+    return {name: value for name, value in values.items() if name != "loss"}
+
+
+def restore_optimizer(
+    model: TinySSD, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Put the state of a checkpoint into an optimizer of the model's parameters."""
+    parameters = dict(model.named_parameters())
+    for entry, value in _part(tensors, "optimizer.").items():
+        key, name = entry.split(".", 1)
+        parameter = parameters[name]
+        # In the layout of the parameter, as the optimizer itself makes it. The count of steps is a
+        # number, and stays on the CPU but for a fused optimizer.
+        count = parameter.device if optimizer.defaults.get("fused") else "cpu"
+        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=count)
+        optimizer.state[parameter][key] = like.detach().copy_(value)

@@ -21,11 +21,6 @@ from torch import Tensor, nn
 TIMEOUT = timedelta(minutes=10)
 
 
-def is_launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def is_first() -> bool:
     """Whether this process is the one that writes and prints; also where none has joined yet."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -48,28 +43,23 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     Args:
         device: what the settings ask for. A GPU without a number becomes that of the local rank.
     """
-    if not is_launched() or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
+    backend = "gloo"
     if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
-    )
+    dist.init_process_group(backend, timeout=TIMEOUT)
     yield device
     # Not after an error: leaving would wait for processes that wait for this one, which is to end.
     dist.destroy_process_group()
 
 
 def all_sum(numbers: Tensor) -> Tensor:
-    """The sum over the processes, written into `numbers`; without a gradient.
-
-    Example:
-        >>> all_sum(torch.ones(2))  # of one process
-        tensor([1., 1.])
-    """
+    """The sum over the processes, written into `numbers`; without a gradient."""
     if size() > 1:
         dist.all_reduce(numbers)
     return numbers
@@ -77,20 +67,17 @@ def all_sum(numbers: Tensor) -> Tensor:
 
 def gather(thing: Any) -> list[Any]:
     """A picklable thing of every process, by rank."""
-    if size() == 1:
-        return [thing]
-    things = [None] * size()
-    dist.all_gather_object(things, thing)
+    things = [thing] * size()
+    if size() > 1:
+        dist.all_gather_object(things, thing)
     return things
 
 
-def from_first(thing: Any) -> Any:
-    """What rank 0 has; the `thing` of the others is not looked at."""
-    if size() == 1:
-        return thing
-    things = [thing]
-    dist.broadcast_object_list(things, src=0, device=torch.device("cpu"))
-    return things[0]
+def synchronise(model: nn.Module) -> None:
+    """Make the batch norms of a model, on its device already, see the images of all processes."""
+    for module in model.modules():
+        if size() > 1 and type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
@@ -105,8 +92,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         count = wide.new_tensor([x.numel() // self.num_features])
-        sums = torch.cat((wide.sum((0, 2, 3)), count))
-        sums = _Sum.apply(sums)
+        sums = _Sum.apply(torch.cat((wide.sum((0, 2, 3)), count)))
         total = sums[-1].detach()
         mean = sums[:-1] / total
         centered = wide - mean[:, None, None]
@@ -118,8 +104,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
             state.running_mean.lerp_(mean, self.momentum)
             state.running_var.lerp_(var * total / (total - 1), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
-        out = centered * scale[:, None, None] + self.bias[:, None, None]
-        return out.to(x.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class _Sum(torch.autograd.Function):
@@ -132,12 +117,3 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return all_sum(gradient.clone())
-
-
-def synchronise(model: nn.Module) -> None:
-    """Make the batch norms of a model, on its device already, see the images of all processes."""
-    if size() == 1:
-        return
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm

@@ -2,44 +2,141 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd_ops import ops
+from ssd_ops.tinyssd.checks import NOT_NEGATIVE, POSITIVE, check_fields, choice
+
+RULES = {
+    "cls_loss": choice("cross_entropy", "focal"),
+    "offset_loss": choice("l1", "smooth_l1"),
+    "normalize": choice("mean", "positives"),
+    **dict.fromkeys(("focal_alpha", "sigma", "negative_mining_ratio"), POSITIVE),
+    **dict.fromkeys(("focal_gamma", "min_negatives", "cls_weight", "offset_weight"), NOT_NEGATIVE),
+}
 
 
-def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
-    """Smooth L1 of each error, in its shape: quadratic near zero, linear further out.
+@dataclass(frozen=True)
+class LossOptions:
+    """What `MultiBoxLoss` computes; the defaults are the chapter's loss.
 
     Args:
-        errors: differences of predictions and targets, any shape.
-        sigma: the greater, the nearer to L1: ``(sigma x)**2 / 2`` where ``|x| < 1 / sigma**2``,
-            and ``|x| - 0.5 / sigma**2`` elsewhere. The default 1.0 is that of the SSD paper.
+        cls_loss: "cross_entropy", or "focal", see `focal_loss`.
+        focal_gamma: as for `focal_loss`; not used by cross-entropy.
+        focal_alpha: as for `focal_loss`; not used by cross-entropy.
+        offset_loss: "l1", or "smooth_l1", see `smooth_l1`.
+        sigma: as for `smooth_l1`; not used by L1.
+        negative_mining_ratio: negatives that count in the class loss for each positive of the same
+            image, those of highest class loss; 3.0 in the paper. None, the default: all count.
+        min_negatives: with mining, at least as many for an image with few or no positives.
+        normalize: "mean", over the anchors that count and over the 4A offsets; or "positives",
+            sums divided by the positives of the whole batch, as in the paper; without any, 0.
+        cls_weight: factor of the class loss; 1.0 in the chapter and in the paper.
+        offset_weight: the same of the offset loss.
+    """
 
-    Source: Dive into Deep Learning, section 14.7, exercise 2.
+    cls_loss: str = "cross_entropy"
+    focal_gamma: float = 2.0
+    focal_alpha: float = 1.0
+    offset_loss: str = "l1"
+    sigma: float = 1.0
+    negative_mining_ratio: float | None = None
+    min_negatives: int = 0
+    normalize: str = "mean"
+    cls_weight: float = 1.0
+    offset_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields("MultiBoxLoss", self, RULES)
+
+
+class MultiBoxLoss(nn.Module):
+    """Class loss plus masked offset loss, one number for each image.
+
+    The defaults are the chapter's loss: cross-entropy averaged over the anchors plus L1 averaged
+    over the 4A offsets, masked ones counted as zeros. The SSD paper's is
+    ``MultiBoxLoss(offset_loss="smooth_l1", negative_mining_ratio=3.0, normalize="positives")``.
+
+    Args:
+        options: the fields of `LossOptions`, by name; one that is not valid is a ValueError.
+
+    Source: Dive into Deep Learning, section 14.7.2; SSD, arXiv:1512.02325, section 2.2.
 
     Example:
-        >>> smooth_l1(torch.tensor([-2.0, 0.5]))
-        tensor([1.5000, 0.1250])
+        >>> loss = MultiBoxLoss()
+        >>> loss(torch.zeros(1, 2, 2), torch.tensor([[1, 0]]), torch.zeros(1, 8),
+        ...      torch.ones(1, 8), torch.tensor([[1.0] * 4 + [0.0] * 4]))
+        tensor([1.1931])
     """
-    return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=sigma**-2)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = LossOptions(**options)
+
+    def forward(
+        self,
+        cls_preds: Tensor,
+        cls_labels: Tensor,
+        bbox_preds: Tensor,
+        bbox_labels: Tensor,
+        bbox_masks: Tensor,
+        *,
+        whole: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of each image, ``[B]``; train on its mean.
+
+        Args:
+            cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first. The
+                result is float32, also for half precision, or float64 where they are.
+            cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
+            bbox_preds: ``[B, 4A]`` predicted offsets.
+            bbox_labels: ``[B, 4A]`` their targets.
+            bbox_masks: ``[B, 4A]``, 1 where an offset counts and 0 elsewhere.
+            whole: images and positive anchors (a tensor of one number) of the batch that these
+                images are a part of, where processes share one; None, the default: they are all.
+        """
+        options = self.options
+        gamma, alpha = options.focal_gamma, options.focal_alpha
+        if options.cls_loss == "cross_entropy":
+            gamma, alpha = 0.0, 1.0  # with which the focal loss is the cross-entropy
+        losses = focal_loss(cls_preds, cls_labels, gamma, alpha)
+        counted, ratio = cls_labels >= 0, options.negative_mining_ratio
+        if ratio is not None:
+            counted = ops.hard_negative_mining(
+                losses.detach(), cls_labels, ratio=ratio, min_negatives=options.min_negatives
+            )
+        cls = options.cls_weight * (losses * counted).sum(dim=1)
+
+        errors = offset_errors(bbox_preds, bbox_labels, bbox_masks)
+        distances = (
+            errors.abs() if options.offset_loss == "l1" else smooth_l1(errors, options.sigma)
+        )
+        offsets = options.offset_weight * distances.sum(dim=1)
+
+        if options.normalize == "mean":
+            return cls / counted.sum(dim=1).clamp(min=1) + offsets / max(errors.shape[1], 1)
+        images, positives = whole or (len(cls), (cls_labels > 0).sum())
+        scaled = (cls + offsets) * images / positives.clamp(min=1)
+        return torch.where(positives > 0, scaled, torch.zeros_like(scaled))
 
 
 def focal_loss(
     cls_preds: Tensor, cls_labels: Tensor, gamma: float = 2.0, alpha: float = 1.0
 ) -> Tensor:
-    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``.
+    """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``; 0 where labelled -1.
 
-    p is the probability, by softmax with the background among the classes, of the anchor's own
-    class. Anchors labelled -1 get 0.
+    p is the probability of the anchor's own class, by softmax with the background.
 
     Args:
-        cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first; the result
-            is float32, or float64 where they are.
-        cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
-        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy.
-            The default is that of the paper.
+        cls_preds: as for `MultiBoxLoss`, like `cls_labels`.
+        cls_labels: see there.
+        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy,
+            2.0 is the paper's.
         alpha: factor of every anchor; the default leaves the loss as it is.
 
     Source: arXiv:1708.02002; Dive into Deep Learning, section 14.7, exercise 2.
@@ -59,187 +156,48 @@ def focal_loss(
     return alpha * losses
 
 
-class MultiBoxLoss(nn.Module):
-    """Class loss plus masked offset loss, one number for each image.
-
-    The defaults are the chapter's loss: cross-entropy averaged over the anchors plus L1 averaged
-    over the 4A offsets, masked ones counted as zeros. The SSD paper's is
-    ``MultiBoxLoss(offset_loss="smooth_l1", negative_mining_ratio=3.0, normalize="positives")``:
-    of the negative anchors only the hardest count, and both sums are divided by the number of
-    positives in the batch.
+def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
+    """Smooth L1 of each error, in its shape: quadratic near zero, linear further out.
 
     Args:
-        cls_loss: "cross_entropy", or "focal", see `focal_loss`.
-        focal_gamma: as for `focal_loss`; not used by cross-entropy.
-        focal_alpha: as for `focal_loss`; not used by cross-entropy.
-        offset_loss: "l1", or "smooth_l1", see `smooth_l1`.
-        sigma: as for `smooth_l1`; not used by L1.
-        negative_mining_ratio: negatives that count in the class loss for each positive of the same
-            image, those of highest class loss; 3.0 in the paper. None, the default: all count.
-        min_negatives: with mining, at least as many for an image with few or no positives.
-        normalize: "mean", over the anchors (those that count) and over the 4A offsets; or
-            "positives": sums divided by the positives of the whole batch, so that the mean over
-            the batch is the paper's loss. Without any positive the loss is 0.
-        cls_weight: factor of the class loss; 1.0 in the chapter and in the paper.
-        offset_weight: factor of the offset loss; 1.0 in the chapter and in the paper.
+        errors: differences of predictions and targets, any shape.
+        sigma: the greater, the nearer to L1: ``(sigma x)**2 / 2`` where ``|x| < 1 / sigma**2``,
+            and ``|x| - 0.5 / sigma**2`` elsewhere. 1.0 is the SSD paper's.
 
-    Raises:
-        ValueError: an option that is none of the above.
-
-    Source: Dive into Deep Learning, section 14.7.2; SSD, arXiv:1512.02325, section 2.2.
+    Source: Dive into Deep Learning, section 14.7, exercise 2.
 
     Example:
-        >>> loss = MultiBoxLoss()
-        >>> loss(torch.zeros(1, 2, 2), torch.tensor([[1, 0]]), torch.zeros(1, 8),
-        ...      torch.ones(1, 8), torch.tensor([[1.0] * 4 + [0.0] * 4]))
-        tensor([1.1931])
+        >>> smooth_l1(torch.tensor([-2.0, 0.5]))
+        tensor([1.5000, 0.1250])
     """
-
-    def __init__(
-        self,
-        *,
-        cls_loss: str = "cross_entropy",
-        focal_gamma: float = 2.0,
-        focal_alpha: float = 1.0,
-        offset_loss: str = "l1",
-        sigma: float = 1.0,
-        negative_mining_ratio: float | None = None,
-        min_negatives: int = 0,
-        normalize: str = "mean",
-        cls_weight: float = 1.0,
-        offset_weight: float = 1.0,
-    ) -> None:
-        super().__init__()
-        _one_of("cls_loss", cls_loss, "cross_entropy", "focal")
-        _check(focal_gamma >= 0, "focal_gamma", "0 or more", focal_gamma)
-        _check(focal_alpha > 0, "focal_alpha", "positive", focal_alpha)
-        _one_of("offset_loss", offset_loss, "l1", "smooth_l1")
-        _check(sigma > 0, "sigma", "positive", sigma)
-        _check(
-            negative_mining_ratio is None or negative_mining_ratio > 0,
-            "negative_mining_ratio",
-            "positive or None",
-            negative_mining_ratio,
-        )
-        _check(min_negatives >= 0, "min_negatives", "0 or more", min_negatives)
-        _one_of("normalize", normalize, "mean", "positives")
-        _check(cls_weight >= 0, "cls_weight", "0 or more", cls_weight)
-        _check(offset_weight >= 0, "offset_weight", "0 or more", offset_weight)
-        self.cls_loss = cls_loss
-        self.focal_gamma = focal_gamma if cls_loss == "focal" else 0.0
-        self.focal_alpha = focal_alpha if cls_loss == "focal" else 1.0
-        self.offset_loss = offset_loss
-        self.sigma = sigma
-        self.negative_mining_ratio = negative_mining_ratio
-        self.min_negatives = min_negatives
-        self.normalize = normalize
-        self.cls_weight = cls_weight
-        self.offset_weight = offset_weight
-
-    def forward(
-        self,
-        cls_preds: Tensor,
-        cls_labels: Tensor,
-        bbox_preds: Tensor,
-        bbox_labels: Tensor,
-        bbox_masks: Tensor,
-        *,
-        whole: tuple[int, Tensor] | None = None,
-    ) -> Tensor:
-        """The loss of each image, ``[B]``; train on its mean.
-
-        Args:
-            cls_preds: ``[B, A, C+1]`` class predictions before softmax, background first. Half
-                precision is computed with in float32, which the result then is, and float64 in
-                float64.
-            cls_labels: ``[B, A]`` int64, 0 background, -1 an anchor that must not count.
-            bbox_preds: ``[B, 4A]`` predicted offsets.
-            bbox_labels: ``[B, 4A]`` their targets.
-            bbox_masks: ``[B, 4A]``, 1 where an offset counts and 0 elsewhere.
-            whole: images and positive anchors (a tensor of one number) of the batch that these
-                images are a part of, where processes share one; None, the default: they are all.
-        """
-        losses = focal_loss(cls_preds, cls_labels, self.focal_gamma, self.focal_alpha)
-        counted = cls_labels >= 0
-        if self.negative_mining_ratio is not None:
-            counted = ops.hard_negative_mining(
-                losses.detach(),
-                cls_labels,
-                ratio=self.negative_mining_ratio,
-                min_negatives=self.min_negatives,
-            )
-        cls = self.cls_weight * (losses * counted).sum(dim=1)
-        errors = (_wide(bbox_preds) - bbox_labels) * bbox_masks
-        distances = errors.abs() if self.offset_loss == "l1" else smooth_l1(errors, self.sigma)
-        offsets = self.offset_weight * distances.sum(dim=1)
-        if self.normalize == "mean":
-            return cls / counted.sum(dim=1).clamp(min=1) + offsets / max(errors.shape[1], 1)
-        images, positives = whole or (len(cls), (cls_labels > 0).sum())
-        scaled = (cls + offsets) * images / positives.clamp(min=1)
-        return torch.where(positives > 0, scaled, torch.zeros_like(scaled))
-
-    def extra_repr(self) -> str:
-        """The options that decide the result, for ``print(loss)``."""
-        return (
-            f"cls_loss={self.cls_loss!r}, offset_loss={self.offset_loss!r}, "
-            f"negative_mining_ratio={self.negative_mining_ratio}, normalize={self.normalize!r}, "
-            f"cls_weight={self.cls_weight}, offset_weight={self.offset_weight}"
-        )
-
-
-def _wide(numbers: Tensor) -> Tensor:
-    """Half precision as float32; the rest as it is."""
-    return numbers if numbers.dtype == torch.float64 else numbers.float()
-
-
-def _check(good: bool, name: str, wanted: str, got: object) -> None:
-    if not good:
-        raise ValueError(f"MultiBoxLoss: {name} must be {wanted}, got {got!r}")
-
-
-def _one_of(name: str, got: str, *choices: str) -> None:
-    _check(got in choices, name, " or ".join(map(repr, choices)), got)
+    return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=sigma**-2)
 
 
 def cls_eval(cls_preds: Tensor, cls_labels: Tensor) -> float:
-    """How many anchors are classified right; the class error is 1 minus its share.
-
-    Args:
-        cls_preds: ``[B, A, C+1]`` class predictions, background first.
-        cls_labels: ``[B, A]`` int64; an anchor labelled -1 is never right, so leave it out of
-            the number this is divided by.
-
-    Source: Dive into Deep Learning, section 14.7.2.
+    """How many anchors are classified right, as the chapter counts; one labelled -1 never is.
 
     Example:
         >>> cls_eval(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]]))
         1.0
     """
-    return float(count_right(cls_preds, cls_labels))
-
-
-def count_right(cls_preds: Tensor, cls_labels: Tensor) -> Tensor:
-    """`cls_eval` as a tensor on the device, which nothing waits for."""
-    return (cls_preds.argmax(dim=-1) == cls_labels).sum()
+    return float((cls_preds.argmax(dim=-1) == cls_labels).sum())
 
 
 def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> float:
     """The sum of absolute offset errors; the chapter divides it by all 4A offsets of the batch.
 
-    Args:
-        bbox_preds: ``[B, 4A]`` predicted offsets.
-        bbox_labels: ``[B, 4A]`` their targets.
-        bbox_masks: ``[B, 4A]``, 1 where an offset counts and 0 elsewhere.
-
-    Source: Dive into Deep Learning, section 14.7.2.
-
     Example:
         >>> bbox_eval(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
         2.0
     """
-    return float(sum_offset_errors(bbox_preds.detach(), bbox_labels, bbox_masks))
+    return float(offset_errors(bbox_preds.detach(), bbox_labels, bbox_masks).abs().sum())
 
 
-def sum_offset_errors(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> Tensor:
-    """`bbox_eval` as a tensor on the device, which nothing waits for."""
-    return ((bbox_labels - _wide(bbox_preds)) * bbox_masks).abs().sum()
+def offset_errors(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> Tensor:
+    """Predicted offsets minus their targets, 0 where they do not count, ``[B, 4A]``."""
+    return (_wide(bbox_preds) - bbox_labels) * bbox_masks
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    """Half precision as float32; the rest as it is."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

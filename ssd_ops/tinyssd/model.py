@@ -1,14 +1,9 @@
-"""TinySSD, the single-shot detector of the d2l book, from the pieces its chapter names.
-
-The model turns images into anchors, class predictions and offsets. It knows nothing of losses,
-targets or suppression.
-"""
+"""TinySSD, the single-shot detector of the d2l book, from the pieces its chapter names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +16,13 @@ SIZES = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)
 RATIOS = ((1.0, 2.0, 0.5),) * 5
 CHANNELS = (16, 32, 64, 128, 128, 128)
 BASE_BLOCKS = 3  # blocks of the base network; each further block is a scale of its own
-MAX_CACHED_ANCHORS = 16  # input sizes whose anchors are kept: enough for multi-scale training
-
-
-class Halve(nn.Module):
-    """Max-pooling that halves a map, rounding down; a side of one cell stays one cell.
-
-    `nn.MaxPool2d(2)` differs only there: it fails, and with it every image below 64 pixels.
-    """
-
-    def forward(self, X: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C, max(H // 2, 1), max(W // 2, 1)]``."""
-        return F.max_pool2d(X, (min(2, X.shape[-2]), min(2, X.shape[-1])))
 
 
 def cls_predictor(num_inputs: int, num_anchors: int, num_classes: int) -> nn.Conv2d:
-    """A layer that predicts the class of every anchor of a feature map.
+    """A layer that predicts the class of every anchor of a map ``[B, num_inputs, H, W]``.
 
-    Args:
-        num_inputs: channels of the feature map.
-        num_anchors: anchors per cell, q + 1 of them with background in the output: channel
-            ``i * (num_classes + 1) + j`` is class j of anchor i, class 0 the background.
-        num_classes: classes without background.
+    Channel ``i * (num_classes + 1) + j`` of its output is class j of a cell's anchor i; class 0 is
+    the background, which `num_classes` does not count.
 
     Example:
         >>> cls_predictor(8, 5, 10)(torch.zeros(2, 8, 20, 20)).shape
@@ -52,12 +32,7 @@ def cls_predictor(num_inputs: int, num_anchors: int, num_classes: int) -> nn.Con
 
 
 def bbox_predictor(num_inputs: int, num_anchors: int) -> nn.Conv2d:
-    """A layer that predicts the four offsets of every anchor; channel ``4i + j`` is number j of
-    anchor i.
-
-    Args:
-        num_inputs: channels of the feature map.
-        num_anchors: anchors per cell.
+    """A layer that predicts the offsets of every anchor: channel ``4i + j`` is offset j of anchor i.
 
     Example:
         >>> bbox_predictor(8, 5)(torch.zeros(2, 8, 20, 20)).shape
@@ -67,12 +42,7 @@ def bbox_predictor(num_inputs: int, num_anchors: int) -> nn.Conv2d:
 
 
 def flatten_pred(pred: Tensor) -> Tensor:
-    """``[B, C, H, W]`` to ``[B, H*W*C]``, cell by cell, in the order of the anchors.
-
-    Example:
-        >>> flatten_pred(torch.tensor([[[[1, 2]], [[3, 4]]]]))
-        tensor([[1, 3, 2, 4]])
-    """
+    """``[B, C, H, W]`` to ``[B, H*W*C]``, cell by cell, in the order of the anchors."""
     return pred.permute(0, 2, 3, 1).flatten(start_dim=1)
 
 
@@ -86,12 +56,19 @@ def concat_preds(preds: Sequence[Tensor]) -> Tensor:
     return torch.cat([flatten_pred(pred) for pred in preds], dim=1)
 
 
+class Halve(nn.Module):
+    """Max-pooling that halves a map, rounding down; a side of one cell stays one cell.
+
+    `nn.MaxPool2d(2)` differs only there: it fails, and with it every image below 64 pixels.
+    """
+
+    def forward(self, X: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, C, max(H // 2, 1), max(W // 2, 1)]``."""
+        return F.max_pool2d(X, (min(2, X.shape[-2]), min(2, X.shape[-1])))
+
+
 def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 3x3 convolutions with batch norm and ReLU, then a pooling that halves the map.
-
-    Args:
-        in_channels: channels that come in.
-        out_channels: channels of both convolutions.
 
     Example:
         >>> down_sample_blk(3, 10)(torch.zeros(2, 3, 20, 20)).shape
@@ -108,47 +85,35 @@ def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def base_net(channels: Sequence[int] = CHANNELS[:BASE_BLOCKS]) -> nn.Sequential:
-    """Downsampling blocks from an RGB image to the first feature map, by default 8 times smaller.
-
-    Args:
-        channels: output channels of each block.
+    """Blocks with these output channels, from an RGB image to a map, by default 8 times smaller.
 
     Example:
         >>> base_net()(torch.zeros(2, 3, 256, 256)).shape
         torch.Size([2, 64, 32, 32])
     """
-    widths = (3, *channels)
-    return nn.Sequential(*(down_sample_blk(a, b) for a, b in pairwise(widths)))
+    return nn.Sequential(*(down_sample_blk(a, b) for a, b in pairwise((3, *channels))))
 
 
 class TinySSD(nn.Module):
     """The chapter's detector: a base network, blocks that halve, a global max-pooling at the end,
     and on each of these scales a class and an offset predictor.
 
-    Modules are named as in the chapter's class (``blk_0 ... cls_0 ... bbox_0 ...``), so a state
-    dict of that class loads here and gives the same outputs.
+    Modules are named as in the chapter's class, so a state dict of that class loads here and gives
+    the same outputs. Any input size works; ``memory_format=torch.channels_last`` is faster on a CPU.
 
     Args:
         num_classes: classes without background.
         sizes: for each scale, the anchor sizes as fractions of the image.
-        ratios: for each scale, the anchor aspect ratios; an anchor cell holds
+        ratios: for each scale, the anchor aspect ratios; a cell holds
             ``len(sizes[k]) + len(ratios[k]) - 1`` anchors.
-        channels: output channels of the blocks. The first three are the base network, the first
-            scale; each further one is a scale, and global max-pooling is the last, so there is
-            one scale less than there are entries.
+        channels: output channels of the blocks. The first three make the first scale, each further
+            one is a scale, and global max-pooling is the last: one scale less than entries.
         preprocess: what the model expects of raw images; `forward` does not apply it. The default
             is the chapter's: 256 x 256 pixels, 0..255.
-        nms_threshold: what `predict` and `evaluate` suppress at where they are not told; not used
-            by `forward`. The default is the chapter's.
+        nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
 
     Raises:
-        ValueError: a number of classes below 1, or sizes, ratios and channels that do not agree.
-
-    Note:
-        Any input size works. ``model.to(memory_format=torch.channels_last)`` is faster on a CPU
-        and gives the same outputs. Under autocast the predictions come in the autocast dtype, the
-        anchors in float32. Anchors depend on the map sizes alone; they are kept per size outside
-        the state dict, and shared between calls, so do not write to them.
+        ValueError: no class, or sizes, ratios and channels that do not agree.
 
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
@@ -170,16 +135,15 @@ class TinySSD(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"TinySSD: num_classes must be at least 1, got {num_classes}")
-        if len(channels) < BASE_BLOCKS:
-            raise ValueError(
-                f"TinySSD: channels must have {BASE_BLOCKS} entries or more, got {len(channels)}"
-            )
-        self.num_scales = len(channels) - BASE_BLOCKS + 2
+        count = len(channels)
+        if count < BASE_BLOCKS:
+            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {count}")
+        self.num_scales = count - BASE_BLOCKS + 2
         for name, value in (("sizes", sizes), ("ratios", ratios)):
             if len(value) != self.num_scales or not all(len(row) for row in value):
                 raise ValueError(
                     f"TinySSD: {name} must be {self.num_scales} lists that are not empty, one for "
-                    f"each scale of {len(channels)} channels, got {value!r}"
+                    f"each scale of {count} channels, got {value!r}"
                 )
         self.num_classes = num_classes
         self.sizes = [[float(size) for size in row] for row in sizes]
@@ -187,13 +151,11 @@ class TinySSD(nn.Module):
         self.channels = tuple(channels)
         self.preprocess = preprocess or Preprocess()
         self.nms_threshold = nms_threshold
-        self._anchors: dict[tuple[Any, ...], Tensor] = {}
 
-        blocks: list[nn.Module] = [base_net(channels[:BASE_BLOCKS])]
-        widths = list(channels[BASE_BLOCKS - 1 :])
-        blocks += [down_sample_blk(a, b) for a, b in pairwise(widths)]
-        blocks.append(nn.AdaptiveMaxPool2d((1, 1)))
-        widths.append(widths[-1])
+        base, later = channels[:BASE_BLOCKS], channels[BASE_BLOCKS - 1 :]
+        halving = [down_sample_blk(a, b) for a, b in pairwise(later)]
+        blocks = [base_net(base), *halving, nn.AdaptiveMaxPool2d((1, 1))]
+        widths = [*later, later[-1]]
         for scale, (block, width) in enumerate(zip(blocks, widths, strict=True)):
             num_anchors = len(sizes[scale]) + len(ratios[scale]) - 1
             self.add_module(f"blk_{scale}", block)
@@ -202,34 +164,10 @@ class TinySSD(nn.Module):
 
     def feature_maps(self, X: Tensor) -> list[Tensor]:
         """The map ``[B, C_k, H_k, W_k]`` of each scale, for images as `forward` takes them."""
-        feature_maps = []
+        maps = [X]
         for scale in range(self.num_scales):
-            X = getattr(self, f"blk_{scale}")(X)
-            feature_maps.append(X)
-        return feature_maps
-
-    def anchors(self, feature_maps: Sequence[Tensor]) -> Tensor:
-        """The anchors ``[1, A, 4]`` of feature maps ``[B, C_k, H_k, W_k]``, one for each scale.
-
-        They come in float32 (float64 for float64 maps), xyxy in fractions of the image, on the
-        device of the maps.
-        """
-        # A traced graph computes its anchors: one cheap call, and nothing to guard or to mutate.
-        if torch.compiler.is_compiling():
-            return ops.multibox_priors(feature_maps, self.sizes, self.ratios)
-        first = feature_maps[0]
-        key = (first.device, first.dtype, *(fmap.shape[-2:] for fmap in feature_maps))
-        anchors = self._anchors.get(key)
-        if anchors is None:
-            # Outside inference mode, or a later training step could not use the cached tensor.
-            with torch.inference_mode(False):
-                anchors = ops.multibox_priors(feature_maps, self.sizes, self.ratios)
-            # Fake and functional tensors belong to one trace and must not outlive it.
-            if type(anchors) is Tensor:
-                if len(self._anchors) >= MAX_CACHED_ANCHORS:
-                    self._anchors = {}
-                self._anchors[key] = anchors
-        return anchors
+            maps.append(getattr(self, f"blk_{scale}")(maps[-1]))
+        return maps[1:]
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors, class predictions and offsets of a batch.
@@ -238,17 +176,15 @@ class TinySSD(nn.Module):
             X: ``[B, 3, H, W]`` images as `preprocess` returns them.
 
         Returns:
-            anchors ``[1, A, 4]`` (see `anchors`), class predictions ``[B, A, num_classes + 1]``
-            before softmax, background first, and offsets ``[B, 4A]``, both in the dtype of the
-            network.
+            anchors ``[1, A, 4]`` xyxy in fractions of the image, float32 (float64 for a float64
+            network); class predictions ``[B, A, num_classes + 1]`` before softmax, background
+            first, and offsets ``[B, 4A]``, both in the dtype of the network or of autocast.
         """
         feature_maps = self.feature_maps(X)
-        scales = list(enumerate(feature_maps))
-        cls_preds = [getattr(self, f"cls_{scale}")(fmap) for scale, fmap in scales]
-        bbox_preds = [getattr(self, f"bbox_{scale}")(fmap) for scale, fmap in scales]
-        cls = concat_preds(cls_preds).unflatten(1, (-1, self.num_classes + 1))
-        return self.anchors(feature_maps), cls, concat_preds(bbox_preds)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and pickles, without the cached anchors."""
-        return {**self.__dict__, "_anchors": {}}
+        anchors = ops.multibox_priors(feature_maps, self.sizes, self.ratios)
+        cls_preds, bbox_preds = [], []
+        for scale, feature_map in enumerate(feature_maps):
+            cls_preds.append(getattr(self, f"cls_{scale}")(feature_map))
+            bbox_preds.append(getattr(self, f"bbox_{scale}")(feature_map))
+        classes = concat_preds(cls_preds).unflatten(1, (-1, self.num_classes + 1))
+        return anchors, classes, concat_preds(bbox_preds)

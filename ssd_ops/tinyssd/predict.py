@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.data.images import DataError, read_picture
+from ssd_ops.tinyssd.data.images import DataError, read_image
 
 # The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
+# Detections below it are neither drawn nor counted as found or false, if no other score is asked for.
+SHOW_THRESHOLD = 0.5
 
 
 class Prediction(NamedTuple):
@@ -44,30 +46,52 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
             module.training = training
 
 
-def run(model: nn.Module, images: Tensor) -> Any:
-    """What the model returns for images in 0..255."""
-    preprocess: Any = model.preprocess
-    return model(preprocess(images))
+def predictions(
+    model: Any,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    sizes: Sequence[Sequence[int]],
+    *,
+    score_threshold: float = SCORE_THRESHOLD,
+    nms_threshold: float | None = None,
+) -> list[Prediction]:
+    """The detections in what a model returned for a batch.
 
+    They are those of the book's `multibox_detection`: each anchor has its best class, and a box
+    suppresses those of every class. Where two scores are equal, the lower class comes first.
 
-def own_nms_threshold(model: nn.Module, nms_threshold: float | None) -> float:
-    """The threshold that is asked for, or else the model's own."""
-    return getattr(model, "nms_threshold", 0.5) if nms_threshold is None else nms_threshold
-
-
-def detect(outputs: tuple[Tensor, Tensor, Tensor], score: float, nms: float) -> Tensor:
-    """Rows of `ops.multibox_detection` for what a model returned, `[B, A, 6]` on the CPU."""
+    Args:
+        model: which returned it; its ``preprocess`` tells where boxes lie in an image.
+        outputs: anchors, class predictions and offsets, as of `TinySSD`.
+        sizes: (height, width) of each image, in pixels.
+        score_threshold: as for `predict_batch`.
+        nms_threshold: as for `predict_batch`.
+    """
     anchors, cls_preds, bbox_preds = outputs
-    probs = cls_preds.float().softmax(dim=2).transpose(1, 2)
-    return ops.multibox_detection(probs, bbox_preds.float(), anchors, nms, score).cpu()
-
-
-def to_prediction(model: nn.Module, rows: Tensor, height: int, width: int) -> Prediction:
-    """The detections among the rows of an image ``[A, 6]``, in its pixels."""
-    rows = rows[rows[:, 0] >= 0].float()
-    preprocess: Any = model.preprocess
-    boxes = preprocess.to_pixels(rows[:, 2:], height, width)
-    return Prediction(rows[:, 0].long(), rows[:, 1], boxes)
+    if nms_threshold is None:
+        nms_threshold = getattr(model, "nms_threshold", 0.5)
+    # `detect` takes what is above its threshold, the book also what is at it.
+    below = float(np.nextafter(np.float32(score_threshold), np.float32(0)))
+    # At IoU 1 nothing suppresses the other classes of an anchor, which the book does not count.
+    classes = cls_preds.shape[2] - 1 if nms_threshold == 1 else 1
+    found = ops.detect(
+        cls_preds,
+        bbox_preds,
+        anchors,
+        score_threshold=below,
+        iou_threshold=nms_threshold,
+        topk=-1,
+        max_detections=max(1, cls_preds.shape[1] * classes),
+        clip=False,
+        class_agnostic=True,
+    )
+    results = []
+    rows = zip(*(tensor.cpu() for tensor in found), sizes, strict=True)
+    for boxes, scores, labels, indices, count, (height, width) in rows:
+        # Of each anchor the first, its best class.
+        kept = np.sort(np.unique(indices[:count].numpy(), return_index=True)[1])
+        own = model.preprocess.to_pixels(boxes[kept].float(), height, width)
+        results.append(Prediction(labels[kept], scores[kept].float(), own))
+    return results
 
 
 def predict_batch(
@@ -77,7 +101,7 @@ def predict_batch(
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float | None = None,
 ) -> list[Prediction]:
-    """Detections of a batch of images of one size.
+    """Detections of a batch of images of one size, a `Prediction` for each.
 
     Args:
         model: a `TinySSD`, or a module with its outputs and a ``preprocess``; it may be in
@@ -87,9 +111,6 @@ def predict_batch(
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
             whatever their classes. None, the default: ``model.nms_threshold``, which is 0.5, the
             chapter's, unless the model was trained for another.
-
-    Returns:
-        One `Prediction` for each image.
 
     Raises:
         ValueError: images of another shape.
@@ -101,42 +122,11 @@ def predict_batch(
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
+    preprocess: Any = model.preprocess
+    sizes = [images.shape[2:]] * len(images)
+    options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
     with inference(model) as device:
-        outputs = run(model, images.to(device))
-        rows = detect(outputs, score_threshold, own_nms_threshold(model, nms_threshold))
-    height, width = images.shape[2:]
-    return [to_prediction(model, image, height, width) for image in rows]
-
-
-def _read_image(image: Any) -> Tensor:
-    """A path, an array or a tensor as one `[3, H, W]` tensor."""
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            return torch.from_numpy(read_picture(image)).permute(2, 0, 1)
-        except DataError as error:
-            if not os.path.exists(image):
-                raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
-            raise ValueError(
-                f"predict: image must be a picture that Pillow can read, got {image} ({error})"
-            ) from None
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(
-                "predict: image must be a uint8 array [H, W, 3], "
-                f"got {image.dtype} {list(image.shape)}"
-            )
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    if isinstance(image, Tensor):
-        real = image.dtype == torch.uint8 or image.is_floating_point()
-        if not real or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(
-                "predict: image must be a uint8 or float tensor [3, H, W], "
-                f"got {str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
-            )
-        return image
-    raise TypeError(
-        f"predict: image must be a path, an array or a tensor, got {type(image).__name__}"
-    )
+        return predictions(model, model(preprocess(images.to(device))), sizes, **options)
 
 
 def predict(
@@ -152,14 +142,14 @@ def predict(
     else stretched, so that a shape far from that of the training images is seen distorted.
 
     Args:
-        model: a `TinySSD`, or a module with its outputs and a ``preprocess``.
-        image: the path of a picture (this needs Pillow; transparency is dropped), a uint8 array
+        model: as for `predict_batch`.
+        image: the path of an image (this needs Pillow; transparency is dropped), a uint8 array
             ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255.
         score_threshold: as for `predict_batch`. The chapter draws what is at 0.9 or above.
         nms_threshold: as for `predict_batch`.
 
     Raises:
-        ValueError: an array or tensor of another shape or dtype, a file that is no picture.
+        ValueError: an array or tensor of another shape or dtype, a file that is not an image.
         TypeError: something else.
         FileNotFoundError: no file at the path.
         ImportError: a path, and no Pillow.
@@ -172,7 +162,32 @@ def predict(
         >>> boxes.shape[1]
         4
     """
-    batch = _read_image(image)[None]
-    return predict_batch(
-        model, batch, score_threshold=score_threshold, nms_threshold=nms_threshold
-    )[0]
+    options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+    return predict_batch(model, _to_tensor(image)[None], **options)[0]
+
+
+def _to_tensor(image: Any) -> Tensor:
+    """A path, an array or a tensor as one `[3, H, W]` tensor."""
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return torch.from_numpy(read_image(image)).permute(2, 0, 1)
+        except DataError as error:
+            if not os.path.exists(image):
+                raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
+            wanted, got = "a file that Pillow can read", f"{image} ({error})"
+            raise ValueError(f"predict: image must be {wanted}, got {got}") from None
+    if not isinstance(image, np.ndarray | Tensor):
+        wanted, got = "a path, an array or a tensor", type(image).__name__
+        raise TypeError(f"predict: image must be {wanted}, got {got}")
+    shape, full = list(image.shape), image.ndim == 3 and 0 not in image.shape
+    if isinstance(image, np.ndarray):
+        wanted, good = "a uint8 array [H, W, 3]", image.dtype == np.uint8 and shape[2:] == [3]
+    else:
+        wanted, good = "a uint8 or float tensor [3, H, W]", shape[:1] == [3]
+        good = good and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not full or not good:
+        got = f"{str(image.dtype).removeprefix('torch.')} {shape}"
+        raise ValueError(f"predict: image must be {wanted}, got {got}")
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

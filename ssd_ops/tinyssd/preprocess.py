@@ -17,8 +17,7 @@ class Preprocess:
     """What a model expects of its input: called on raw images, returns what `forward` takes.
 
     It is the one place where images are resized and scaled, so that training, evaluation and
-    prediction cannot differ. A model carries its own as ``model.preprocess``, and a checkpoint
-    stores it with the settings.
+    prediction cannot differ. A model has its own as ``model.preprocess``.
 
     Args:
         size: (height, width) in pixels that images are resized to, bilinear and antialiased.
@@ -64,10 +63,9 @@ class Preprocess:
         if (height, width) != (h, w):
             resized = F.interpolate(resized, (h, w), mode="bilinear", antialias=True)
         right, below = self.size[1] - x - w, self.size[0] - y - h
-        if x or y or right or below:
-            resized = F.pad(resized, (x, right, y, below), value=PAD)
+        resized = F.pad(resized, (x, right, y, below), value=PAD).round()
         # Whole grey levels from floats too: the same pixels, whatever they come in.
-        return resized.round() if images.is_floating_point() else resized.round().to(images.dtype)
+        return resized if images.is_floating_point() else resized.to(images.dtype)
 
     def _place(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Left, top, width and height in pixels of the input that an image takes."""
@@ -78,35 +76,22 @@ class Preprocess:
         w, h = max(1, round(width * scale)), max(1, round(height * scale))
         return (columns - w) // 2, (rows - h) // 2, w, h
 
-    def to_input(self, boxes: Tensor, height: int, width: int) -> Tensor:
-        """Boxes ``[..., 4]``, xyxy in fractions of an image, in fractions of the input.
-
-        Args:
-            boxes: where they are in the image.
-            height: of the image, in pixels.
-            width: of the image, in pixels.
-        """
-        if not self.letterbox:
-            return boxes
+    def _fractions(self, like: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The corner and the sides of that place in fractions of the input, as ``[4]`` for xyxy."""
+        rows, columns = self.size
         x, y, w, h = self._place(height, width)
-        sides = boxes.new_tensor([w, h, w, h])
-        corner = boxes.new_tensor([x, y, x, y])
-        return (boxes * sides + corner) / boxes.new_tensor([*self.size[::-1]] * 2)
+        corner, sides = (x / columns, y / rows) * 2, (w / columns, h / rows) * 2
+        return like.new_tensor(corner), like.new_tensor(sides)
+
+    def to_input(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        """Boxes ``[..., 4]``, xyxy in fractions of an image of this size, in those of the input."""
+        corner, sides = self._fractions(boxes, height, width)
+        return boxes * sides + corner
 
     def to_pixels(self, boxes: Tensor, height: int, width: int) -> Tensor:
-        """Boxes ``[..., 4]``, xyxy in fractions of the input, in pixels of the image.
-
-        Args:
-            boxes: where they are in the input.
-            height: of the image, in pixels.
-            width: of the image, in pixels.
-        """
-        sides = boxes.new_tensor([width, height, width, height])
-        if not self.letterbox:
-            return boxes * sides
-        x, y, w, h = self._place(height, width)
-        inner = boxes * boxes.new_tensor([*self.size[::-1]] * 2) - boxes.new_tensor([x, y, x, y])
-        return inner / boxes.new_tensor([w, h, w, h]) * sides
+        """Boxes ``[..., 4]``, xyxy in fractions of the input, in pixels of an image of this size."""
+        corner, sides = self._fractions(boxes, height, width)
+        return (boxes - corner) / sides * boxes.new_tensor([width, height] * 2)
 
 
 @lru_cache(maxsize=32)

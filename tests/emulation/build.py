@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -27,6 +28,14 @@ def build(variant: str = "plain", csrc: Path = ROOT / "csrc") -> Path:
     A library with a sanitizer loads only into a process that has the sanitizer's runtime in front
     (LD_PRELOAD); tests/sanitize.py starts such processes.
     """
+    folder = ROOT / "build" / f"emulation-{variant}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process builds, and those that want the same wait
+        return _build(variant, csrc, folder)
+
+
+def _build(variant: str, csrc: Path, folder: Path) -> Path:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     compiler = os.environ.get("CXX", "g++")
@@ -40,8 +49,6 @@ def build(variant: str = "plain", csrc: Path = ROOT / "csrc") -> Path:
         f"-I{csrc}",
         *(f"-isystem{path}" for path in include_paths()),
     ]
-    folder = ROOT / "build" / f"emulation-{variant}"
-    folder.mkdir(parents=True, exist_ok=True)
     headers = _digest(path for top in (csrc, HERE) for path in top.rglob("*.*h"))
 
     def compile_one(source: Path) -> Path:

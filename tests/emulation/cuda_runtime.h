@@ -24,12 +24,12 @@
 namespace emulation {
 
 // One of the numbers in threadIdx and the like: what the running CUDA thread sees.
-template <Index Position::*index, unsigned Index::*axis>
+template <Index Position::* index, unsigned Index::* axis>
 struct Number {
   operator unsigned() const { return position().*index.*axis; }
 };
 
-template <Index Position::*index>
+template <Index Position::* index>
 struct Numbers {
   Number<index, &Index::x> x;
   Number<index, &Index::y> y;

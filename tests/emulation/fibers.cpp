@@ -281,7 +281,7 @@ const uint64_t* warp_exchange(unsigned mask, uint64_t value) {
 
 }  // namespace emulation
 
-// torch without CUDA has no current CUDA stream; here there is but one.
+// torch without CUDA has no current CUDA stream; the emulation has only one.
 extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;

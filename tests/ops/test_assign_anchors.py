@@ -19,6 +19,11 @@ nan, inf = float("nan"), float("inf")
 FORCES = ("bipartite", "argmax", "low_quality", "none")
 
 
+def assign_anchors_inputs(images, size, dtype):
+    counts = torch.arange(images) % 5
+    return cases.boxes(1, size, dtype=dtype), cases.boxes(images, 4, dtype=dtype), counts
+
+
 def compare(*args, **options):
     got = ssd_ops.assign_anchors(*args, **options)
     expected = reference.assign_anchors(*args, **options)

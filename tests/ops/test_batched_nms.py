@@ -17,6 +17,12 @@ pytestmark = pytest.mark.usefixtures("backend")
 nan, inf = float("nan"), float("inf")
 
 
+def batched_nms_inputs(images, size, dtype):
+    count = images * size
+    classes = torch.randint(0, 3, (count,))
+    return cases.boxes(count, dtype=dtype), torch.rand(count).to(dtype), classes, 0.5
+
+
 def by_class(boxes, scores, idxs, threshold):
     """`reference.batched_nms` for sets of thousands."""
     kept = torch.cat(

@@ -15,6 +15,11 @@ from ssd_ops import reference
 pytestmark = pytest.mark.usefixtures("backend")
 
 
+def box_iou_inputs(images, size, dtype):
+    anchors = cases.boxes(1, size, dtype=dtype).expand(images, size, 4)
+    return cases.boxes(images, size, dtype=dtype), anchors
+
+
 def check(a, b):
     got, expected = ssd_ops.box_iou(a, b), reference.box_iou(a, b)
     assert got.dtype == expected.dtype

@@ -16,6 +16,11 @@ nan, inf = float("nan"), float("inf")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
+def detect_inputs(images, size, dtype):
+    logits = torch.randn(images, size, 3).to(dtype)
+    return logits, torch.randn(images, size, 4).to(dtype), cases.boxes(1, size, dtype=dtype)
+
+
 def detect(*args, **options) -> tuple:
     """The op with its results as a plain tuple, which every backend can move."""
     return tuple(ssd_ops.detect(*args, **options))

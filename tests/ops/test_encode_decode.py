@@ -17,6 +17,14 @@ nan, inf = float("nan"), float("inf")
 VARIANCES = [(0.1, 0.1, 0.2, 0.2), (1, 1, 1, 1), (0.3, 0.05, 2, 0.7)]
 
 
+def encode_boxes_inputs(images, size, dtype):
+    return cases.boxes(images, size, dtype=dtype), cases.boxes(1, size, dtype=dtype)
+
+
+def decode_boxes_inputs(images, size, dtype):
+    return torch.randn(images, size, 4).to(dtype), cases.boxes(1, size, dtype=dtype)
+
+
 def close(actual, expected):
     """Equal but for the last bits of exp and log; infinities and NaN in the same places."""
     assert actual.dtype == expected.dtype

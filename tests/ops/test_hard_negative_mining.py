@@ -14,6 +14,10 @@ pytestmark = pytest.mark.usefixtures("backend")
 nan, inf = float("nan"), float("inf")
 
 
+def hard_negative_mining_inputs(images, size, dtype):
+    return torch.rand(images, size).to(dtype), torch.randint(-1, 2, (images, size))
+
+
 def random_labels(images: int, anchors: int, positives: float, ignored: float = 0.1):
     draw = torch.rand(images, anchors)
     labels = torch.randint(1, 21, (images, anchors))

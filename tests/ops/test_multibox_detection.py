@@ -16,6 +16,11 @@ nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
+def multibox_detection_inputs(images, size, dtype):
+    probs, offsets = torch.rand(images, 3, size), torch.randn(images, 4 * size)
+    return probs.to(dtype), offsets.to(dtype), cases.boxes(1, size, dtype=dtype)
+
+
 @pytest.fixture
 def same_exp(monkeypatch):
     monkeypatch.setattr(reference, "_exp", cases.library_exp)

@@ -23,6 +23,15 @@ OPTIONS = [
 ]
 
 
+def multibox_prior_inputs(images, size, dtype):
+    return torch.zeros(images, 8, 7, 6, dtype=dtype), [0.5, 0.3], [1, 2]
+
+
+def multibox_priors_inputs(images, size, dtype):
+    maps = [torch.zeros(images, 8, n, n, dtype=dtype) for n in (7, 4)]
+    return maps, [[0.5, 0.3]] * 2, [[1, 2]] * 2
+
+
 @pytest.mark.parametrize("shape, sizes, ratios, cell, box", golden.PRIOR_BOXES)
 def test_known_boxes(shape, sizes, ratios, cell, box):
     anchors = ssd_ops.multibox_prior(torch.zeros(1, 3, *shape), sizes, ratios)

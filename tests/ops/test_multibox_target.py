@@ -18,6 +18,10 @@ nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
+def multibox_target_inputs(images, size, dtype):
+    return cases.boxes(1, size, dtype=dtype), cases.labels(images, 4, dtype=dtype)
+
+
 def check(got, expected):
     """Masks and classes equal; offsets to the last bits of log."""
     offsets, masks, classes = got
@@ -84,7 +88,7 @@ def test_equals_reference_on_small_images(dtype):
 @pytest.mark.parametrize("kind", ["grid", "copies"])
 def test_equal_overlaps(kind):
     """Anchors and ground truths of the same few boxes: ties everywhere."""
-    for _ in range(20):
+    for _ in cases.rounds(20):
         few = cases.boxes(4, kind=kind)
         anchors = few[torch.randint(0, 4, (30,))]
         box = few[torch.randint(0, 4, (16, 9))]

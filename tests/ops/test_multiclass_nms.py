@@ -14,6 +14,10 @@ pytestmark = pytest.mark.usefixtures("backend")
 nan, inf = float("nan"), float("inf")
 
 
+def multiclass_nms_inputs(images, size, dtype):
+    return cases.boxes(images, size, dtype=dtype), torch.rand(images, size, 3).to(dtype)
+
+
 def multiclass_nms(*args, **options) -> tuple:
     """The op with its results as a plain tuple, which every backend can move."""
     return tuple(ssd_ops.multiclass_nms(*args, **options))

@@ -18,6 +18,15 @@ nan, inf = float("nan"), float("inf")
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
+def nms_inputs(images, size, dtype):
+    count = images * size
+    return cases.boxes(count, dtype=dtype), torch.rand(count).to(dtype), 0.5
+
+
+def nms_padded_inputs(images, size, dtype):
+    return cases.boxes(images, size, dtype=dtype), torch.rand(images, size).to(dtype), 0.5
+
+
 def fast_nms(boxes, scores, iou_threshold):
     """`reference.nms` in NumPy, with the boxes kept so far in arrays: for sets of thousands."""
     order = scores.sort(descending=True, stable=True).indices
@@ -103,7 +112,7 @@ def test_float32_iou_is_compared_with_the_threshold_itself():
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_equals_reference(dtype):
-    for kind, repeat in itertools.product(cases.KINDS, range(4)):
+    for kind, repeat in itertools.product(cases.KINDS, cases.rounds(4)):
         for count in (1, 2, 3, 7, 15, 16, 17, 33, 64, 100):
             boxes = cases.boxes(count, kind=kind, dtype=dtype)
             scores = cases.scores(count, kind=kind, dtype=dtype)
@@ -114,7 +123,7 @@ def test_equals_reference(dtype):
 def test_equals_reference_on_small_sets(threshold):
     """Hundreds of sets for each threshold, with ties in scores and in overlaps."""
     for kind in cases.KINDS:
-        for _ in range(40):
+        for _ in cases.rounds(40):
             compare(cases.boxes(12, kind=kind), cases.scores(12, kind="ties"), threshold)
 
 

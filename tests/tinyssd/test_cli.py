@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,16 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("PIL", reason="the commands read and write pictures with Pillow")
+pytest.importorskip("PIL", reason="the commands read and write images with Pillow")
+pytest.importorskip("tyro", reason="the command line is made by tyro")
 
 from PIL import Image
 
-from ssd_ops.tinyssd import cli
+import ssd_ops
+from ssd_ops.tinyssd import checkpoint, cli
 from ssd_ops.tinyssd.data.draw_bananas import make_bananas
+from ssd_ops.tinyssd.measure import evaluate, metrics
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
+from ssd_ops.tinyssd.settings import PRESETS, Settings
+from ssd_ops.tinyssd.show import plot
 
-COMMANDS = [
-    "demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "figures", "info",
-]  # fmt: skip
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "info"]
 
 
 def call(*args):
@@ -51,7 +59,94 @@ def run(bananas, tmp_path_factory):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command, capsys):
     assert call(command, "--help") == 0
-    assert f"example: ssd-ops {command}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"example: ssd-ops {command}" in shown.out
+    assert shown.err == ""
+
+
+def test_every_command_is_named_without_one_and_without_an_error(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert call(*arguments) == 0
+        shown = capsys.readouterr()
+        assert re.findall(r"^  (\w\S+) +[A-Z]\w", shown.out, re.MULTILINE) == COMMANDS
+        assert shown.err == ""
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"ssd-ops {ssd_ops.__version__}\n"
+
+
+def names_of(record, prefix=""):
+    """The names of all settings, those of a record within as `record.name`."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from names_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+@pytest.mark.parametrize("command", ["train", "anchors"])
+def test_every_setting_is_an_option(command, capsys):
+    assert call(command, "--help") == 0
+    text = capsys.readouterr().out
+    names = list(names_of(Settings()))
+    assert len(names) > 20
+    for name in names:
+        option = re.escape(name.replace("_", "-"))
+        assert re.search(rf"^[│ ]+--{option}[ ,.]", text, re.MULTILINE), name
+
+
+def test_help_shows_the_defaults_of_the_preset(capsys):
+    shown = []
+    for preset in ("chapter", "photos"):
+        assert call("train", "--preset", preset, "--help") == 0
+        shown.append(
+            re.search(r"--nms-threshold .*?default:\W+([\d.]+)\)", capsys.readouterr().out, re.S)[1]
+        )
+    assert shown == ["0.5", "0.45"]
+
+
+def options(*words):
+    """The settings that the arguments of `train` ask for."""
+    return cli.parse("train", ["DATA", *map(str, words)]).keywords["options"]
+
+
+def test_options_are_stronger_than_the_file_and_that_than_the_preset(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('preset = "paper"\nepochs = 5\nlr = 0.3\n')
+    assert options() == Settings()
+    assert options("--preset", "photos") == PRESETS["photos"]
+    assert options("--settings", own) == dataclasses.replace(PRESETS["paper"], epochs=5, lr=0.3)
+    given = options("--lr", 1e-3, "--settings", own, "--preset=photos", "--no-channels-last")
+    wanted = dataclasses.replace(PRESETS["photos"], epochs=5, lr=1e-3, channels_last=False)
+    assert given == wanted
+    assert options("--preset", "photos", "--input-size", "None").input_size is None
+
+
+def test_options_take_lists():
+    given = options("--channels", 4, 4, 8, 8, 8, 8, "--sizes.0", 0.1, 0.15, "--lr-drops", 3, 5)
+    assert given.channels == (4, 4, 8, 8, 8, 8)
+    assert given.sizes == ((0.1, 0.15), *Settings().sizes[1:])
+    assert given.lr_drops == (3, 5)
+
+
+def test_options_reach_a_record_within():
+    assert options("--preset", "paper", "--loss.sigma", 2).loss.sigma == 2
+    assert options("--loss.normalize=positives").loss.normalize == "positives"
+    assert options().loss == Settings().loss
+
+
+def test_one_score_decides_what_is_shown_and_counted():
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    shown = [default(cli.detect, "threshold")]
+    shown += [default(function, "threshold") for function in (plot.draw_detections, plot.draw_grid)]
+    counting = (evaluate.measure, evaluate.evaluate, metrics.count_found)
+    shown += [default(function, "score_threshold") for function in counting]
+    assert set(shown) == {SHOW_THRESHOLD}
 
 
 def test_train_leaves_checkpoint_history_and_curves(run):
@@ -83,38 +178,46 @@ def test_evaluate_prints_measures(run, bananas, capsys):
     assert call("evaluate", run, bananas) == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"found \d+ of 4 objects .* \d+ false boxes\nclass error \S+, offset error \S+", text
+        r"found \d+ of 4 ground truths .* \d+ false boxes\nclass error \S+, offset error \S+", text
     )
     assert call("evaluate", run, bananas, "--json") == 0
     measures = json.loads(capsys.readouterr().out)
-    assert measures["truths"] == 4
+    assert measures["gts"] == 4
     assert {"found", "false_boxes", "class_error", "offset_error", "ap", "ap50"} <= set(measures)
 
 
 def test_evaluate_leaves_measures_curves_and_a_sheet(run, bananas, tmp_path, capsys):
     assert call("evaluate", run, bananas, "--out", tmp_path / "a" / "b", "--worst", 2) == 0
     text = capsys.readouterr().out
-    for words in ("COCO AP", "ap_small", "COCO AR", "VOC AP50", "11 points"):
+    for words in ("COCO AP", "ap50", "ap_small", "COCO AR", "ar100"):
         assert words in text
     out = tmp_path / "a" / "b"
     measures = json.loads((out / "measures.json").read_text())
-    assert {"ap75", "ar100", "voc_ap", "voc_ap11", "per_class"} <= set(measures)
-    assert measures["per_class"][0]["name"] == "banana"
+    assert {"ap75", "ar100", "per_class"} <= set(measures)
+    (banana,) = measures["per_class"]
+    assert banana == {
+        "name": "banana", "gts": 4, "ap": pytest.approx(measures["ap"]),
+        "ap50": pytest.approx(measures["ap50"]),
+    }  # fmt: skip
     with Image.open(out / "worst.png") as sheet:
         assert 2 * 256 < sheet.width < 3 * 256
     assert Image.open(out / "precision_recall.png").width > 300
+
+
+def test_evaluate_without_faster_coco_eval(run, bananas, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert call("evaluate", run, bananas, "--out", tmp_path) == 0
+    said = capsys.readouterr()
+    assert re.search(r"found \d+ of 4 ground truths", said.out) and "ap50 -" in said.out
+    assert "no precision-recall curves" in said.err and "pip install ssd_ops[train]" in said.err
+    assert json.loads((tmp_path / "measures.json").read_text())["ap"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["measures.json", "worst.png"]
 
 
 def test_curves_are_drawn_from_the_log(run, capsys):
     (run / "curves.png").unlink()
     assert call("curves", run) == 0
     assert Image.open(run / "curves.png").width > 600
-
-
-def test_figures(tmp_path, capsys):
-    assert call("figures", "--out", tmp_path / "figures") == 0
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["focal_loss.png", "smooth_l1.png"]
 
 
 def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
@@ -125,7 +228,7 @@ def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
     assert call("anchors", bananas, "--settings", tmp_path / "own.toml", "--out", out) == 0
     text = capsys.readouterr().out
     found = re.search(
-        r"8 objects, \d+ anchors .* 64 x 64: (\d+) objects that no anchor covers", text
+        r"8 ground truths, \d+ anchors .* 64 x 64: (\d+) ground truths that no anchor covers", text
     )
     assert int(found[1]) > 0 and "banana  " in text
     better = re.search(r"Better, (\d+) uncovered .*\n(sizes = .*\nratios = .*)\n", text)
@@ -133,7 +236,7 @@ def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
     # What is suggested can be used as it stands.
     (tmp_path / "better.toml").write_text(better[2])
     assert call("anchors", bananas, "--settings", tmp_path / "better.toml", "--out", out) == 0
-    again = re.search(r"(\d+) objects that no anchor covers", capsys.readouterr().out)
+    again = re.search(r"(\d+) ground truths that no anchor covers", capsys.readouterr().out)
     assert again[1] == better[1]
     assert Image.open(out).width > 5 * 320
 
@@ -166,7 +269,7 @@ def photos(tmp_path_factory):
 def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
     own = tmp_path / "own.toml"
     own.write_text('preset = "paper"\nepochs = 5\nbatch_size = 4\n')
-    settings = ["--settings", own, "--set", "schedule=cosine", "--set", "channels=[4,4,8,8,8,8]"]
+    settings = ["--settings", own, "--schedule", "cosine", "--channels", 4, 4, 8, 8, 8, 8]
     run = tmp_path / "run"
     size = ["--epochs", 1, "--input-size", 96, "--letterbox"]
     assert call("train", photos, "--out", run, *settings, *size) == 0
@@ -181,7 +284,7 @@ def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
 
     assert call("evaluate", run, photos / "val.json") == 0
     text = capsys.readouterr().out
-    assert re.search(r"class +truths +COCO AP.*\nstop sign +3 .*\nmailbox +3 ", text)
+    assert re.search(r"class +gts +ap +ap50\nstop sign +3 .*\nmailbox +3 ", text)
     assert (run / "evaluation" / "worst.png").exists()
 
     (photos / "val" / "broken.png").write_text("not a picture")
@@ -203,10 +306,10 @@ def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
 def test_json_files_by_name(photos, tmp_path, capsys):
     run = tmp_path / "run"
     data = [photos / "train.json", "--val", photos / "val.json"]
-    small = ["--set", "channels=[4,4,8,8,8,8]", "--set", "preset=paper"]
-    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small) == 2
-    assert "got 'preset'" in capsys.readouterr().err
-    assert call("train", *data, "--out", run, "--epochs", 1, "--input-size", 64, *small[:2]) == 0
+    small = ["--input-size", 64, "--channels", 4, 4, 8, 8, 8, 8]
+    assert call("train", *data, "--out", run, "--epochs", 1, *small) == 0
+    assert call("train", data[0], "--out", run, "--epochs", 1, *small) == 2
+    assert "--val must name the validation set" in capsys.readouterr().err
 
 
 def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsys):
@@ -215,11 +318,13 @@ def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsy
     source = bananas / "bananas_val" / "images" / "0.png"
     before = source.read_bytes()
     out = source.parent  # the worst place to write to: a picture of this name is there already
-    assert call("detect", run, source, wide, "--out", out, "--threshold", 0.9) == 0
+    assert call("detect", run, source, wide, "--out", out) == 0
     assert source.read_bytes() == before
     assert Image.open(out / "0-2.png").size == (64, 64)
     assert Image.open(out / "wide.png").size == (150, 70)
     assert len(re.findall(r"\d+ found, drawn in", capsys.readouterr().out)) == 2
+    report = json.loads((out / "detections.json").read_text())
+    assert all(row["score"] >= SHOW_THRESHOLD for image in report for row in image["detections"])
     (out / "detections.json").unlink()
     (out / "0-2.png").unlink()
     (out / "wide.png").unlink()
@@ -246,9 +351,15 @@ def test_demo_goes_from_nothing_to_pictures_and_is_quick_again(tmp_path, monkeyp
 
     monkeypatch.setattr(maker, "make_bananas", few)
     out = tmp_path / "demo"
-    assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
+    with monkeypatch.context() as patch:
+        # The trainer returns the model: nothing is read back.
+        patch.delattr(checkpoint, "load")
+        assert call("demo", "--out", out, "--epochs", 1, "--seed", 2) == 0
     text = capsys.readouterr().out
-    assert re.search(r"found \d+ of 12 objects", text)
+    steps = ("Drawing 1,100 banana images into", "Training TinySSD", "Drawing what it finds")
+    said = [line for line in text.splitlines() if line.startswith(steps)]
+    assert [line.startswith(step) for line, step in zip(said, steps, strict=True)] == [True] * 3
+    assert re.search(r"found \d+ of 12 ground truths", text)
     with Image.open(out / "detections.png") as sheet:
         assert sheet.width > 4 * 64
     assert (out / "curves.png").exists()
@@ -263,7 +374,6 @@ def test_demo_goes_from_nothing_to_pictures_and_is_quick_again(tmp_path, monkeyp
 
 
 MISTAKES = {
-    "no command": [],
     "unknown command": ["paint"],
     "no set": ["train", "nowhere"],
     "unknown preset": ["train", "SET", "--preset", "fast"],
@@ -277,9 +387,17 @@ MISTAKES = {
     "resume and overwrite": ["train", "SET", "--out", "RUN", "--resume", "--overwrite"],
     "nothing to resume": ["train", "SET", "--out", "TMP/new", "--resume"],
     "settings file": ["train", "SET", "--settings", "nowhere.toml"],
-    "setting": ["train", "SET", "--set", "learning=1"],
-    "setting without a value": ["train", "SET", "--set", "lr"],
-    "setting of another kind": ["train", "SET", "--set", "lr=fast"],
+    "setting": ["train", "SET", "--learning", "1"],
+    "setting before the set": ["train", "--learning", "1", "SET"],
+    "setting without a value": ["train", "SET", "--lr"],
+    "setting of another kind": ["train", "SET", "--lr", "fast"],
+    "setting of neither kind": ["train", "SET", "--clip-norm", "little"],
+    "list of another kind": ["train", "SET", "--channels", "many", "more"],
+    "flag with a value": ["train", "SET", "--compile", "yes"],
+    "train without a set": ["train"],
+    "two sets": ["train", "SET", "SET"],
+    "info on something": ["info", "SET"],
+    "detect without images": ["detect", "RUN"],
     "a file alone": ["train", "SET/bananas_train/label.csv"],
     "no JSON": ["train", "SET/bananas_train/label.csv", "--val", "SET"],
     "anchors of nothing": ["anchors", "nowhere"],
@@ -309,8 +427,120 @@ def test_a_mistake_is_one_sentence(arguments, run, bananas, tmp_path, capsys):
     assert call(*words) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1, errors
-    assert errors[0].startswith("ssd-ops")
-    assert "Traceback" not in errors[0]
+    assert errors[0].startswith(
+        f"ssd-ops {arguments[0]}: " if arguments[0] in COMMANDS else "ssd-ops: "
+    )
+    assert "Traceback" not in errors[0] and not re.search("[│╭─]", errors[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["paint"], f"ssd-ops: the command must be one of {', '.join(COMMANDS)}, got 'paint'"),
+        (["train"], "ssd-ops train: DATA must be given"),
+        (["detect", "run"], "ssd-ops detect: IMAGES must be given"),
+        (["train", "a", "--lr", "x"], "ssd-ops train: --lr must be a number, got 'x'"),
+        (["train", "a", "--epochs"], "ssd-ops train: --epochs must have a value"),
+        (
+            ["train", "a", "--clip-norm", "x"],
+            "ssd-ops train: --clip-norm must be {None}|FLOAT, got 'x'",
+        ),
+        (
+            ["train", "a", "--channels", "x"],
+            "ssd-ops train: --channels must be values of its kind, got ['x']",
+        ),
+        (
+            ["train", "--learning", "1", "a"],
+            "ssd-ops train: every option must be one of --help, got another",
+        ),
+        (
+            ["train", "a", "--learning", "1"],
+            "ssd-ops train: arguments must be those of `ssd-ops train --help`, got --learning 1",
+        ),
+        (
+            ["train", "a", "--loss.sigma", "-2"],
+            "ssd-ops train: MultiBoxLoss: sigma must be positive, got -2.0",
+        ),
+        (
+            ["make-data", "a", "--val", "x"],
+            "ssd-ops make-data: --val must be a whole number, got 'x'",
+        ),
+    ],
+)
+def test_the_parser_speaks_plainly(words, sentence, capsys):
+    assert call(*words) == 2
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--traceback", "curves", "x"], ["curves", "x", "--traceback"]]
+)
+def test_traceback_shows_where_an_error_arose(arguments):
+    with pytest.raises(FileNotFoundError):
+        cli.main(arguments)
+
+
+def test_ctrl_c_is_one_line_and_code_130(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt("train: stopped")
+
+    monkeypatch.setattr(cli, "info", stop)
+    assert call("info") == 130
+    assert capsys.readouterr().err == "ssd-ops info: train: stopped\n"
+
+
+def test_a_reader_that_has_gone_is_no_error_to_speak_of():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        result = subprocess.run(
+            [sys.executable, "-m", "ssd_ops", "info"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            timeout=120,
+        )
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Missing(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None
+
+sys.meta_path.insert(0, Missing)
+from ssd_ops.tinyssd.cli import main
+main(sys.argv[1:])
+"""
+EXTRA = ["tyro", "PIL", "matplotlib", "tqdm", "safetensors", "faster_coco_eval", "pooch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "out", "err"),
+    [
+        (["info"], 0, "devices:", ""),
+        ([], 0, "All commands but info need tyro: pip install 'ssd_ops[train]'", ""),
+        (["train", "x"], 2, "", "ssd-ops train: tyro is needed: pip install 'ssd_ops[train]'"),
+    ],
+)
+def test_without_the_extra_train(words, code, out, err):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(missing=EXTRA), *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert (result.returncode, result.stderr.strip()) == (code, err)
+    assert out in result.stdout
 
 
 def test_runs_as_a_module():
@@ -318,7 +548,7 @@ def test_runs_as_a_module():
         [sys.executable, "-m", "ssd_ops", "evaluate", "nowhere", "nowhere"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         timeout=120,
     )
     assert result.returncode == 2

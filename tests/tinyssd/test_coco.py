@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from ssd_ops.tinyssd.data import coco
-from ssd_ops.tinyssd.data import images as pictures
-from ssd_ops.tinyssd.data.bananas import BananaDetection, apply_transforms, seeded
+from ssd_ops.tinyssd.data import coco, images
+from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.coco import CocoDetection
 from ssd_ops.tinyssd.data.images import DataError
 from ssd_ops.tinyssd.data.sets import open_set
+from ssd_ops.tinyssd.data.transforms import apply_transforms, seeded
 
 Image = pytest.importorskip("PIL.Image")
 
 
 def content():
-    """Two pictures of different sizes, three categories of odd ids, a crowd, degenerate boxes."""
+    """Two images of different sizes, three categories of odd ids, a crowd, degenerate boxes."""
     return {
         "info": {"year": 2024},
         "images": [
@@ -54,7 +54,7 @@ def write(folder, what=None, name="set.json"):
     return path
 
 
-def test_pictures_boxes_and_classes_are_those_of_the_file(tmp_path):
+def test_images_boxes_and_classes_are_those_of_the_file(tmp_path):
     dataset = CocoDetection(write(tmp_path))
     assert len(dataset) == 3 and dataset.names == ["wide.png", "sub/tall.jpg", "empty.png"]
     assert dataset.class_names == ["bicycle", "train", "toothbrush"]
@@ -69,6 +69,14 @@ def test_pictures_boxes_and_classes_are_those_of_the_file(tmp_path):
     assert dataset[2][1].shape == (0, 5)
     with pytest.raises(IndexError):
         dataset[3]
+
+
+def test_a_sliver_without_width_in_single_precision_is_left_out(tmp_path):
+    what = content()
+    what["annotations"].append({"id": 8, "image_id": 9, "category_id": 2, "bbox": [20, 5, 1e-7, 5]})
+    dataset = CocoDetection(write(tmp_path, what))
+    assert dataset.dropped["degenerate"] == 4
+    assert (dataset[0][1][:, 1] < dataset[0][1][:, 3]).all() and len(dataset[0][1]) == 2
 
 
 def test_a_validation_set_takes_the_classes_of_its_training_set(tmp_path):
@@ -104,7 +112,7 @@ def spoil(what, *keys, value):
         (["images", 1, "file_name"], "../x.png", r"images\[1\]: file_name must be a file inside"),
         (["images", 1, "file_name"], "/etc/x.png", r"images\[1\]: file_name must be a file inside"),
         (["images", 1, "file_name"], 3, r"images\[1\]: file_name must be a file inside"),
-        (["images", 1, "file_name"], "set.json", r"images\[1\]: .* must be a readable picture"),
+        (["images", 1, "file_name"], "set.json", r"images\[1\]: .* must be a readable image"),
         (["images", 1, "width"], 11, r"images\[1\]: .*must be 10 x 30 as its file is, got 11 x 30"),
         (["images", 1], "text", r"images\[1\]: id must be"),
         (["annotations", 1, "image_id"], 99, r"annotations\[1\]: image_id must be that of an image"),
@@ -146,17 +154,17 @@ def test_sizes_are_limited(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="must have at most 100 bytes, got more"):
         CocoDetection(path)
     monkeypatch.undo()
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 500)
+    monkeypatch.setattr(images, "MAX_PIXELS", 500)
     with pytest.raises(DataError, match=r"images\[0\]: .*wide.png .*40 x 20 pixels, more than 500"):
         CocoDetection(path)
 
 
-def test_a_picture_that_breaks_later_is_named(tmp_path):
+def test_an_image_that_breaks_later_is_named(tmp_path):
     path = write(tmp_path)
     dataset = CocoDetection(path)
     whole = (tmp_path / "wide.png").read_bytes()
     (tmp_path / "wide.png").write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"set\.json, wide\.png: must be a readable picture"):
+    with pytest.raises(DataError, match=r"set\.json, wide\.png: must be a readable image"):
         dataset[0]
     Image.new("RGB", (41, 20)).save(tmp_path / "wide.png")
     with pytest.raises(DataError, match=r"wide\.png: .*another size than before"):
@@ -166,11 +174,11 @@ def test_a_picture_that_breaks_later_is_named(tmp_path):
 def test_sixteen_bit_grey_is_brought_to_eight(tmp_path):
     values = np.array([[0, 255, 256, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    assert pictures.read_picture(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert images.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]
 
 
 @pytest.mark.parametrize(
-    "name, images",
+    "name, folder",
     [
         ("train.json", "images"),
         ("train.json", "train"),
@@ -181,8 +189,8 @@ def test_sixteen_bit_grey_is_brought_to_eight(tmp_path):
         ("train/_annotations.coco.json", "train"),
     ],
 )
-def test_sets_are_found_where_they_commonly_lie(tmp_path, name, images):
-    write(tmp_path / images, name="unused.txt")
+def test_sets_are_found_where_they_commonly_lie(tmp_path, name, folder):
+    write(tmp_path / folder, name="unused.txt")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(json.dumps(content()))
     assert len(open_set(tmp_path, "train")) == 3
@@ -192,10 +200,10 @@ def test_sets_are_found_where_they_commonly_lie(tmp_path, name, images):
         open_set(tmp_path, "val")
 
 
-def test_a_named_file_and_a_named_folder_of_pictures(tmp_path):
-    write(tmp_path / "pictures", name="unused.txt")
+def test_a_named_file_and_a_named_folder_of_images(tmp_path):
+    write(tmp_path / "elsewhere", name="unused.txt")
     (tmp_path / "any.json").write_text(json.dumps(content()))
-    assert len(open_set(tmp_path / "any.json", images=tmp_path / "pictures")) == 3
+    assert len(open_set(tmp_path / "any.json", images=tmp_path / "elsewhere")) == 3
     with pytest.raises(DataError, match="no such file"):
         open_set(tmp_path / "any.json")
     (tmp_path / "train.json").write_text("{}")
@@ -216,7 +224,7 @@ def crop(image, boxes, labels):
     return image[:, height:, width:], boxes - torch.tensor([width, height] * 2), labels
 
 
-def test_transforms_change_pictures_and_boxes(tmp_path):
+def test_transforms_change_images_and_boxes(tmp_path):
     dataset = CocoDetection(write(tmp_path), transforms=crop)
     image, rows = dataset[0]
     assert image.shape == (3, 10, 20)

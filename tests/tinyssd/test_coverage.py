@@ -1,4 +1,4 @@
-"""Which objects anchors cover, and that what is suggested is never worse."""
+"""Which ground truths anchors cover, and that what is suggested is never worse."""
 
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ def test_boxes_of_both_kinds_of_sets():
             boxes, labels = coverage.boxes_of(dataset, Preprocess((32, 32), letterbox=letterbox))
             torch.testing.assert_close(boxes, torch.tensor([expected], dtype=torch.float32))
             assert labels.tolist() == [1]
-    with pytest.raises(ValueError, match="the set must hold an object at least, got none"):
+    with pytest.raises(ValueError, match="the set must hold a ground truth at least, got none"):
         coverage.boxes_of(SimpleNamespace(rows=[rows[1:]], sizes=[(1, 1)]), Preprocess())
 
 

@@ -24,7 +24,7 @@ pytest.importorskip("safetensors.torch")
 SETTINGS = replace(
     PRESETS["paper"], epochs=2, batch_size=4, input_size=None, device="cpu", precision="float32",
     channels=(4, 4, 8, 8, 8, 8), optimizer="sgd", lr=0.002, jitter=0.1, clip_norm=5.0,
-    min_negatives=3,
+    loss=replace(PRESETS["paper"].loss, min_negatives=3),
 )  # fmt: skip
 
 WORKER = """
@@ -39,11 +39,11 @@ from ssd_ops.tinyssd import train as trainer
 rank, dies = int(os.environ["RANK"]), {dies!r}
 if dies and rank == 1:
     real, calls = step.TrainStep._step, []
-    def die(self, *args):
+    def die(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, *args)
+        return real(self, *args, **kwargs)
     step.TrainStep._step = die
 settings = Settings(**json.loads({settings!r}))
 model, history = trainer.train(settings, *sets(), {out!r}, resume={resume!r}, progress=False)
@@ -93,7 +93,7 @@ def numbers(history):
 
 @pytest.mark.parametrize("normalize", ["positives", "mean"])
 def test_two_processes_are_one(tmp_path, normalize):
-    settings = replace(SETTINGS, normalize=normalize)
+    settings = replace(SETTINGS, loss=replace(SETTINGS.loss, normalize=normalize))
     model, history = train(settings, *sets(), tmp_path / "one", progress=False)
     result = launch(tmp_path / "two", settings)
     assert result.returncode == 0, result.stderr

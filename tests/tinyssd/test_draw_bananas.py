@@ -1,7 +1,10 @@
 """The drawn sets: their format, their boxes, and that a seed says all."""
 
+import contextlib
 import csv
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 
 from ssd_ops.tinyssd.data import draw_bananas as bananas
 from ssd_ops.tinyssd.data.bananas import BananaDetection
-from ssd_ops.tinyssd.data.draw_bananas import draw_picture, make_bananas
+from ssd_ops.tinyssd.data.draw_bananas import draw_image, make_bananas
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -42,33 +45,33 @@ def test_the_format_is_that_of_the_published_set(small):
         names = {path.name for path in (small / split / "images").iterdir()}
         assert names == {row[0] for row in rows}
         for number, row in enumerate(rows):
-            picture = draw_picture(3, split, number, 64)
-            assert row[2:] == [str(corner) for corner in picture.box]
+            drawn = draw_image(3, split, number, 64)
+            assert row[2:] == [str(corner) for corner in drawn.box]
             with Image.open(small / split / "images" / row[0]) as image:
                 assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
-                assert np.array_equal(np.asarray(image), picture.image)
+                assert np.array_equal(np.asarray(image), drawn.image)
 
 
 def test_the_reader_takes_it(small):
     dataset = BananaDetection(small, "val")
     for number, name in enumerate(dataset.names):
-        picture = draw_picture(3, "bananas_val", int(name.removesuffix(".png")), 64)
-        image = torch.from_numpy(picture.image).permute(2, 0, 1)
+        drawn = draw_image(3, "bananas_val", int(name.removesuffix(".png")), 64)
+        image = torch.from_numpy(drawn.image).permute(2, 0, 1)
         assert torch.equal(dataset.images[number], image)
-        assert torch.equal(dataset.labels[number, 0, 1:] * 64, torch.tensor(picture.box).float())
+        assert torch.equal(dataset.labels[number, 0, 1:] * 64, torch.tensor(drawn.box).float())
 
 
 def test_a_seed_says_all(small, tmp_path):
     settings = {"val": 2, "size": 64}
     again = make_bananas(tmp_path / "again", train=4, seed=3, **settings)
     assert files(again) == files(small)
-    # A picture does not depend on how many there are.
+    # An image does not depend on how many there are.
     more = files(make_bananas(tmp_path / "more", train=6, seed=3, **settings))
-    pictures = {name: content for name, content in files(small).items() if name.endswith("png")}
-    assert pictures.items() <= more.items()
+    images = {name: content for name, content in files(small).items() if name.endswith("png")}
+    assert images.items() <= more.items()
     other = files(make_bananas(tmp_path / "other", train=4, seed=4, **settings))
-    assert not any(other[name] == content for name, content in pictures.items())
-    assert len(set(pictures.values())) == 6
+    assert not any(other[name] == content for name, content in images.items())
+    assert len(set(images.values())) == 6
 
 
 def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
@@ -76,7 +79,13 @@ def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
     monkeypatch.setattr(bananas, "_processors", lambda: 1)
     alone = files(make_bananas(tmp_path / "alone", **settings))
     monkeypatch.setattr(bananas, "_processors", lambda: 2)
-    monkeypatch.setattr(bananas, "_draw_file", lambda *_: pytest.fail("drawn here"))
+    here, draw = os.getpid(), bananas.draw_image
+
+    def elsewhere(*job):
+        assert os.getpid() != here, "drawn here"
+        return draw(*job)
+
+    monkeypatch.setattr(bananas, "draw_image", elsewhere)
     assert files(make_bananas(tmp_path / "two", **settings)) == alone
     assert len(alone) == 35
 
@@ -104,18 +113,17 @@ def test_a_script_without_main_guard_may_call_it(tmp_path):
 
 @pytest.mark.parametrize("size", [64, 100, 256])
 def test_boxes_are_those_of_the_pixels_that_the_banana_covers(monkeypatch, size):
-    """Two pictures, of a black and a white banana, differ by how much of a pixel it covers."""
+    """Two images, of a black and a white banana, differ by how much of a pixel it covers."""
     banana = bananas._banana
-    monkeypatch.setattr(bananas, "_develop", lambda rng, image: image)
+    monkeypatch.setattr(bananas, "_photograph", lambda rng, image: image)
 
     def drawn(number, paint):
         def painted(rng, size):
-            layer = banana(rng, size)
-            layer[..., :3] = paint
-            return layer
+            alpha, colours = banana(rng, size)
+            return alpha, np.full_like(colours, paint)
 
         monkeypatch.setattr(bananas, "_banana", painted)
-        return draw_picture(7, "bananas_train", number, size)
+        return draw_image(7, "bananas_train", number, size)
 
     for number in range(12):
         black, white = drawn(number, 0.0), drawn(number, 1.0)
@@ -128,43 +136,71 @@ def test_boxes_are_those_of_the_pixels_that_the_banana_covers(monkeypatch, size)
 
 
 def test_bananas_vary_and_can_be_told_by_their_colour():
-    pictures = [draw_picture(1, "bananas_train", number, 96) for number in range(40)]
-    boxes = np.array([picture.box for picture in pictures])
+    images = [draw_image(1, "bananas_train", number, 96) for number in range(40)]
+    boxes = np.array([drawn.box for drawn in images])
     longer = (boxes[:, 2:] - boxes[:, :2]).max(1) / 96
     assert 0.1 < longer.min() < 0.3 and 0.5 < longer.max() < 0.75
     wide = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
     assert wide.min() < 0.6 and wide.max() > 1.6
     centers = (boxes[:, :2] + boxes[:, 2:]) / 192
     assert (centers.min(0) < 0.3).all() and (centers.max(0) > 0.7).all()
-    red, green, blue = np.array([p.image[p.mask].mean(0) for p in pictures]).T
+    red, green, blue = np.array([p.image[p.mask].mean(0) for p in images]).T
     assert (np.minimum(red, green) > 1.4 * blue).mean() >= 0.95
     # Around them there is something to see.
-    assert min(picture.image[~picture.mask].std() for picture in pictures) > 4
+    assert min(drawn.image[~drawn.mask].std() for drawn in images) > 4
 
 
 def test_a_set_that_was_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    draw = bananas._draw_file
+    draw = bananas.draw_image
 
-    def stop(folder, seed, size, job):
-        if job == ("bananas_train", 2):
+    def stop(seed, split, number, size):
+        if number == 2:
             raise KeyboardInterrupt
-        return draw(folder, seed, size, job)
+        return draw(seed, split, number, size)
 
-    monkeypatch.setattr(bananas, "_draw_file", stop)
+    monkeypatch.setattr(bananas, "draw_image", stop)
     with pytest.raises(KeyboardInterrupt):
         make_bananas(tmp_path / "in" / "set", train=4, val=1, size=64)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    failing = tmp_path / "python"
-    failing.write_text("#!/bin/sh\necho 'OSError: the disk is full' >&2\nexit 1\n")
-    failing.chmod(0o755)
+def test_an_interrupt_while_processes_draw_ends_them_and_leaves_nothing(tmp_path, monkeypatch):
+    class Bar(contextlib.nullcontext):
+        count = 0
+
+        def update(self, _):
+            self.count += 1
+            if self.count == 5:
+                raise KeyboardInterrupt
+
     monkeypatch.setattr(bananas, "_processors", lambda: 2)
-    monkeypatch.setattr(sys, "executable", str(failing))
-    with pytest.raises(OSError, match="drawing must go to the end, got OSError: the disk is full"):
+    monkeypatch.setattr(bananas, "progress_bar", lambda *_: Bar(Bar()))
+    with pytest.raises(KeyboardInterrupt):
+        make_bananas(tmp_path / "in" / "set", train=40, val=1, size=64)
+    assert list(tmp_path.iterdir()) == []
+    assert multiprocessing.active_children() == []
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, processors):
+    monkeypatch.setattr(bananas, "_processors", lambda: processors)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
         make_bananas(tmp_path / "set", train=40, val=1, size=64)
-    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_dies_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bananas, "_processors", lambda: 2)
+    monkeypatch.setattr(bananas, "draw_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="worker"):
+        make_bananas(tmp_path / "set", train=40, val=1, size=64)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_something_is_left_alone(small, tmp_path):
@@ -194,7 +230,7 @@ def test_progress_is_shown_when_asked_for(tmp_path, capfd):
     make_bananas(tmp_path / "quiet", train=2, val=1, size=64)
     assert capfd.readouterr() == ("", "")
     make_bananas(tmp_path / "shown", train=2, val=1, size=64, progress=True)
-    assert "3/3" in capfd.readouterr().err
+    assert "drawing: 100%" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["PIL", "tqdm"])

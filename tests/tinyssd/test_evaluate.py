@@ -10,10 +10,17 @@ import torch
 from torch import nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.measure.evaluate import evaluate
+from ssd_ops.tinyssd.measure import metrics
+from ssd_ops.tinyssd.measure.evaluate import collect, evaluate
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.model import TinySSD
-from ssd_ops.tinyssd.predict import Prediction, predict, predict_batch
+from ssd_ops.tinyssd.predict import (
+    SCORE_THRESHOLD,
+    Prediction,
+    predict,
+    predict_batch,
+    predictions,
+)
 from ssd_ops.tinyssd.preprocess import Preprocess
 
 ANCHORS = torch.tensor(
@@ -44,7 +51,7 @@ def small():
     return TinySSD(2, channels=(4, 4, 8, 8, 8, 8), preprocess=Preprocess(size=(64, 64)))
 
 
-def truths(*rows):
+def gt_rows(*rows):
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
 
 
@@ -111,18 +118,67 @@ def test_grey_and_transparent_files(small, tmp_path):
         assert predict(small, path).boxes.shape[1] == 4
 
 
-def test_predict_is_the_chapters_pipeline(small):
-    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+@pytest.mark.parametrize("nms_threshold", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_predict_is_the_chapters_pipeline(num_classes, nms_threshold):
+    """Its softmax and its `multibox_detection`, on models of random weights."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        preprocess = Preprocess(size=(64, 64), mean=(127.5,) * 3, std=(64.0,) * 3)
+        model = TinySSD(num_classes, channels=(4, 4, 8, 8, 8, 8), preprocess=preprocess).eval()
+        images = torch.randint(0, 256, (3, 3, 48, 96), dtype=torch.uint8)
+        with torch.no_grad():
+            for scale in range(model.num_scales):  # else every score is about the same
+                getattr(model, f"cls_{scale}").weight *= 60
+            anchors, cls_preds, bbox_preds = model(preprocess(images))
+            probs = cls_preds.softmax(2).transpose(1, 2)
+        for threshold in (SCORE_THRESHOLD, 0.5):
+            rows = ops.multibox_detection(probs, bbox_preds, anchors, nms_threshold, threshold)
+            found = predict_batch(
+                model, images, nms_threshold=nms_threshold, score_threshold=threshold
+            )
+            for one, image in zip(found, rows, strict=True):
+                kept = image[image[:, 0] != -1]
+                assert len(kept) > 0 and (one.scores.diff() <= 0).all()
+                torch.testing.assert_close(one.labels, kept[:, 0].long())
+                torch.testing.assert_close(one.scores, kept[:, 1])
+                pixels = kept[:, 2:] * torch.tensor([96.0, 48.0, 96.0, 48.0])
+                torch.testing.assert_close(one.boxes, pixels)
+
+
+def test_a_score_at_the_threshold_counts():
+    """As in the chapter: of equal odds the score is 0.5, to the bit."""
+    model = Fixed([[0.5], [0.001], [0.001], [0.001]])
+    image = torch.zeros(3, 8, 8)
+    assert predict(model, image, score_threshold=0.5).scores.tolist() == [0.5]
+    above = np.nextafter(np.float32(0.5), np.float32(1)).item()
+    assert not len(predict(model, image, score_threshold=above).scores)
+    assert len(predict(model, image, score_threshold=0.0, nms_threshold=1.0).scores) == 4
+    with pytest.raises(ValueError, match="score_threshold must be"):
+        predict(model, image, score_threshold=-0.5)
+
+
+def test_an_anchor_is_found_once_with_its_best_class():
+    """Also where nothing suppresses its other classes: no IoU is above 1, none of a box without area."""
+    model = Fixed([[0.3, 0.6], [0.5, 0.2], [0.001, 0.001], [0.001, 0.001]])
+    labels, scores, _ = predict(model, torch.zeros(3, 8, 8), nms_threshold=1.0)
+    assert labels.tolist() == [1, 0]
+    torch.testing.assert_close(scores, torch.tensor([0.6, 0.5]))
+
+
+def test_predictions_are_those_of_predict_batch(small):
+    """In the pixels of each image, whatever its size."""
     small.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        anchors, cls_preds, bbox_preds = small(images.float())
-        rows = ops.multibox_detection(cls_preds.softmax(2).transpose(1, 2), bbox_preds, anchors)
-    for one, image in zip(predict_batch(small, images), rows, strict=True):
-        kept = image[image[:, 0] != -1]
-        torch.testing.assert_close(one.labels, kept[:, 0].long())
-        torch.testing.assert_close(one.scores, kept[:, 1])
-        torch.testing.assert_close(one.boxes, kept[:, 2:] * 64)
-        assert (one.scores.diff() <= 0).all()
+        outputs = small(small.preprocess(images))
+    twice = predictions(small, outputs, [(64, 64), (128, 192)])
+    for one, expected, sides in zip(
+        twice, predict_batch(small, images), ((1, 1), (3, 2)), strict=True
+    ):
+        assert torch.equal(one.labels, expected.labels) and len(one.labels) > 0
+        torch.testing.assert_close(one.boxes, expected.boxes * torch.tensor([*sides] * 2))
+    assert predictions(small, (outputs[0], outputs[1][:0], outputs[2][:0]), []) == []
 
 
 @pytest.mark.parametrize(
@@ -146,10 +202,10 @@ def test_bad_images(small, image, error, message):
         predict(small, image)
 
 
-def test_a_file_that_is_no_picture(small, tmp_path):
+def test_a_file_that_is_not_an_image(small, tmp_path):
     path = tmp_path / "words.png"
-    path.write_text("not a picture")
-    with pytest.raises(ValueError, match=r"image must be a picture that Pillow can read, got"):
+    path.write_text("not an image")
+    with pytest.raises(ValueError, match=r"image must be a file that Pillow can read, got"):
         predict(small, path)
 
 
@@ -169,8 +225,8 @@ def test_predict_batch_wants_a_batch(small):
     [
         pytest.param([], [], (0, 0), id="nothing"),
         pytest.param([], [[0, 0, 0, 4, 4]], (0, 0), id="missed"),
-        pytest.param([[0, 0.9, 0, 0, 4, 4]], [], (0, 1), id="no object"),
-        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[-1] * 5], (0, 1), id="padding is no object"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [], (0, 1), id="no ground truth"),
+        pytest.param([[0, 0.9, 0, 0, 4, 4]], [[-1] * 5], (0, 1), id="padding is no ground truth"),
         pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8]], (1, 0), id="IoU 0.5 is enough"),
         pytest.param([[0, 0.9, 0, 0, 4, 4]], [[0, 0, 0, 4, 8.1]], (0, 1), id="below is not"),
         pytest.param([[0, 0.5, 0, 0, 4, 4]], [[0, 0, 0, 4, 4]], (1, 0), id="score 0.5 is enough"),
@@ -186,7 +242,7 @@ def test_predict_batch_wants_a_batch(small):
             id="two on two",
         ),
         pytest.param(
-            # The first takes the box it overlaps most; what is left is another object's.
+            # The first takes the box it overlaps most; what is left is for the second.
             [[0, 0.9, 0, 0, 4, 4], [0, 0.8, 0, 0, 4, 4]],
             [[0, 0, 0, 4, 4], [0, 0, 1, 4, 5]],
             (2, 0),
@@ -195,26 +251,45 @@ def test_predict_batch_wants_a_batch(small):
     ],
 )
 def test_count_found(detections, boxes, expected):
-    assert count_found(prediction(*detections), truths(*boxes)) == expected
+    assert count_found(prediction(*detections), gt_rows(*boxes)) == expected
 
 
 def test_evaluate_by_hand():
-    """One object on anchor 0 of each image, and an image without any."""
+    """A ground truth on anchor 0 of two images, and an image without any."""
     model = Fixed([[0.9], [0.2], [0.7], [0.1]])
     labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]], [[0, 0.1, 0.1, 0.5, 0.5]], [[-1.0] * 5]])
     dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
     for batch_size in (1, 2, 32):
         got = evaluate(model, dataset, batch_size=batch_size)
-        assert (got.found, got.truths, got.false_boxes) == (2, 2, 4)
-        # Anchors 0 and 1 are positive where there is an object: 1 and 2 of 4 are wrong, then 2.
+        assert (got.found, got.gts, got.false_boxes) == (2, 2, 4)
+        # Anchors 0 and 1 are positive where there is a ground truth: 1 and 2 of 4 are wrong, then 2.
         assert got.class_error == pytest.approx(((1 + 1) * 2 + 2) / 12)
         # Anchor 0 is exact; for anchor 1 the x centre is off by 0.01 and the width by log.
         expected = 10 * 0.01 / 0.38 + 5 * np.log(0.4 / 0.38)
         assert got.offset_error == pytest.approx(2 * expected / 48, rel=1e-4)
     pytest.importorskip("faster_coco_eval")
-    # The true boxes are found first, and ahead of every false one: an image without objects has
-    # a detection of the same score.
+    # The right boxes come first, but for an equal score in the image without ground truths.
     assert 0.5 < got.ap50 <= 1 and got.ap == pytest.approx(got.ap50)
+
+
+def test_collect_keeps_the_order_and_the_pixels_of_the_images():
+    """Padding left out, whatever the batches are."""
+    model = Fixed([[0.9], [0.001], [0.001], [0.001]])
+    labels = torch.full((3, 2, 5), -1.0)
+    labels[0, 1] = torch.tensor([0, 0.0, 0.5, 0.5, 1.0])
+    labels[2] = torch.tensor([[1, 0.1, 0.1, 0.5, 0.5], [0, 0.0, 0.0, 0.2, 0.2]])
+    dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
+    for batch_size in (1, 2, 32):
+        results = collect(model, dataset, batch_size=batch_size)
+        assert [rows.tolist() for rows in results.gts] == [
+            [[0, 0, 10, 15, 20]],
+            [],
+            [[1, 3, 2, 15, 10], pytest.approx([0, 0, 0, 6, 4])],
+        ]
+        assert [prediction.boxes.tolist() for prediction in results.predictions] == [
+            [pytest.approx([3, 2, 15, 10])]
+        ] * 3
+        assert results.class_names == ["class 0", "class 1"]
 
 
 def test_evaluate_a_perfect_model_has_average_precision_one():
@@ -227,15 +302,15 @@ def test_evaluate_a_perfect_model_has_average_precision_one():
     assert got.ap == pytest.approx(1) and got.ap50 == pytest.approx(1)
 
 
-def test_evaluate_nothing_found_and_no_object():
+def test_evaluate_nothing_found_and_no_ground_truth():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     quiet = Fixed([[0.0001]] * 4)
     nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
     numbers = asdict(nothing)
     assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
-    assert [numbers.pop(key) for key in ("found", "truths", "false_boxes")] == [0, 0, 0]
+    assert [numbers.pop(key) for key in ("found", "gts", "false_boxes")] == [0, 0, 0]
     (only,) = numbers.pop("per_class")
-    assert only == {"name": "class 0", "truths": 0, "ap": None, "voc_ap": None, "voc_ap11": None}
+    assert only == {"name": "class 0", "gts": 0, "ap": None, "ap50": None}
     assert set(numbers.values()) == {None}
     one = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]] * 2)
     assert evaluate(quiet, SimpleNamespace(images=images, labels=one)).found == 0
@@ -250,16 +325,16 @@ def test_classes_that_the_set_does_not_name_get_a_number():
     assert (got.found, got.false_boxes) == (0, 1)
 
 
-def test_boxes_of_letterboxed_pictures_are_in_their_own_pixels():
-    """Anchor 0 is the upper left of the input; the picture takes its middle rows."""
+def test_boxes_of_letterboxed_images_are_in_their_own_pixels():
+    """Anchor 0 is the upper left of the input; the image takes its middle rows."""
     model = Fixed([[0.9], [0.001], [0.001], [0.001]])
     model.preprocess = Preprocess(size=(8, 8), letterbox=True)
     image = torch.zeros(3, 40, 80, dtype=torch.uint8)
     box = predict(model, image).boxes
     expected = torch.tensor([[8.0, -12.0, 40.0, 20.0]])
     torch.testing.assert_close(box, expected)
-    truth = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
-    got = evaluate(model, SimpleNamespace(images=image[None], labels=truth))
+    labels = torch.tensor([[[0, 0.1, -0.3, 0.5, 0.5]]])
+    got = evaluate(model, SimpleNamespace(images=image[None], labels=labels))
     assert (got.found, got.false_boxes) == (1, 0) and got.class_error == 0.25
 
 
@@ -274,4 +349,7 @@ def test_evaluate_without_faster_coco_eval(monkeypatch):
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     labels = torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
     got = evaluate(Fixed([[0.9]] * 4), SimpleNamespace(images=images, labels=labels))
-    assert got.ap is None and got.ap50 is None and got.found == 1
+    assert got.found == got.gts == 1
+    numbers = {name: getattr(got, name) for name in metrics.COCO_NAMES}
+    assert len(numbers) == 12 and set(numbers.values()) == {None}
+    assert got.per_class == [{"name": "class 0", "gts": 1, "ap": None, "ap50": None}]

@@ -1,4 +1,4 @@
-"""Batches from memory and from workers, the same; letterboxed pictures and their boxes."""
+"""Batches from memory and from workers, the same; letterboxed images and their boxes."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ ORDER = [[3, 0], [2], [1, 4, 0]]
 
 
 class Sizes:
-    """Pictures of five sizes; number i has i boxes, and every pixel the value 40 i."""
+    """Images of five sizes; number i has i boxes, and every pixel the value 40 i."""
 
     class_names = ("a", "b")
     names = tuple("vwxyz")
@@ -34,7 +34,7 @@ class Sizes:
 
     def __getitem__(self, index):
         if index == self.broken:
-            raise DataError(f"data: {self.names[index]}: must be a readable picture, got none")
+            raise DataError(f"data: {self.names[index]}: must be a readable image, got none")
         if index >= len(self):
             raise IndexError(index)
         self.read.append(index)
@@ -114,9 +114,9 @@ def test_transforms_draw_the_same_for_any_number_of_workers():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_one_sentence_wherever_it_is_read(workers):
+def test_a_broken_image_is_one_sentence_wherever_it_is_read(workers):
     lazy = Loader(Sizes(broken=4), Preprocess((16, 16)), workers=workers, cache_gb=0)
-    with pytest.raises(DataError, match=r"^data: z: must be a readable picture, got none$"):
+    with pytest.raises(DataError, match=r"^data: z: must be a readable image, got none$"):
         list(lazy.batches(ORDER))
     with pytest.raises(DataError, match=r"^data: z: must be"):
         Loader(Sizes(broken=4), Preprocess((16, 16)))

@@ -228,16 +228,18 @@ def test_gradients_are_those_of_the_formula():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
+        ({"offset_loss": "l2"}, "offset_loss must be l1 or smooth_l1, got 'l2'"),
         ({"sigma": 0}, "sigma must be positive, got 0"),
-        ({"cls_loss": "hinge"}, "cls_loss must be 'cross_entropy' or 'focal', got 'hinge'"),
+        ({"cls_loss": "hinge"}, "cls_loss must be cross_entropy or focal, got 'hinge'"),
         ({"focal_gamma": -1}, "focal_gamma must be 0 or more"),
         ({"focal_alpha": 0}, "focal_alpha must be positive"),
         ({"cls_weight": -1}, "cls_weight must be 0 or more"),
-        ({"negative_mining_ratio": -1.0}, "negative_mining_ratio must be positive or None"),
+        ({"negative_mining_ratio": -1.0}, "negative_mining_ratio must be positive, got"),
         ({"min_negatives": -1}, "min_negatives must be 0 or more"),
-        ({"normalize": "anchors"}, "normalize must be 'mean' or 'positives'"),
+        ({"normalize": "anchors"}, "normalize must be mean or positives"),
         ({"offset_weight": -1}, "offset_weight must be 0 or more"),
+        ({"sigma": "1"}, "sigma must be a finite number, got '1'"),
+        ({"min_negatives": 1.5}, "min_negatives must be a whole number, got 1.5"),
     ],
 )
 def test_bad_options(options, message):

@@ -1,4 +1,4 @@
-"""Average precision: cases worked by hand, and random sets against pycocotools."""
+"""Average precision: cases worked by hand, random sets against pycocotools and a plain loop."""
 
 import contextlib
 import io
@@ -19,61 +19,76 @@ def found(*rows):
     return Prediction(rows[:, 0].long(), rows[:, 1], rows[:, 2:])
 
 
-def truths(*rows):
+def gt_rows(*rows):
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
 
 
 BOX, FAR = [0, 0, 10, 10], [50, 50, 60, 60]
 
 
-def test_voc_by_hand():
-    """Right, wrong, right by descending score, over three true boxes in two images."""
+def test_precision_by_hand():
+    """Right, wrong, right by descending score, over three ground truths in two images."""
+    pytest.importorskip("faster_coco_eval")
     predictions = [found([0, 0.9, *BOX], [0, 0.8, *FAR]), found([0, 0.7, *BOX])]
-    rows = [truths([0, *BOX], [0, 20, 20, 30, 30]), truths([0, *BOX], [-1] * 5)]
-    (curve,) = metrics.precision_recall(predictions, rows, 1)
-    np.testing.assert_allclose(curve.precision, [1, 1 / 2, 2 / 3])
-    np.testing.assert_allclose(curve.recall, [1 / 3, 1 / 3, 2 / 3])
-    assert curve.truths == 3
-    assert curve.ap() == pytest.approx(1 / 3 + 1 / 3 * 2 / 3)
-    # Recall 0 to 0.3 at precision 1, 0.4 to 0.6 at 2/3, nothing above.
-    assert curve.ap11() == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    rows = [gt_rows([0, *BOX], [0, 20, 20, 30, 30]), gt_rows([0, *BOX], [-1] * 5)]
+    numbers, precision = metrics.coco(predictions, rows, 1)
+    assert precision.shape == (10, 101, 1)
+    # Recall 0 to 0.33 at precision 1, 0.34 to 0.66 at 2/3, nothing above; alike at every IoU.
+    expected = np.array([1] * 34 + [2 / 3] * 33 + [0] * 34)
+    np.testing.assert_allclose(precision, np.tile(expected[:, None], (10, 1, 1)), rtol=1e-9)
+    for name in ("ap", "ap50", "ap75", "ap_small"):
+        assert numbers[name] == pytest.approx((34 + 33 * 2 / 3) / 101)
+    assert numbers["ar100"] == pytest.approx(2 / 3) and numbers["ap_large"] is None
 
 
-def test_voc_counts_a_second_box_on_an_object_as_false_even_beside_a_free_one():
-    """VOC asks for the object that is overlapped most; COCO for the free one."""
+def test_a_second_box_may_find_the_free_one_beside():
     one, other = [0, 0, 10, 10], [0, 2, 10, 12]
     prediction = found([0, 0.9, *one], [0, 0.8, 0, 0.5, 10, 10.5])
-    rows = truths([0, *one], [0, *other])
-    (curve,) = metrics.precision_recall([prediction], [rows], 1)
-    np.testing.assert_allclose(curve.precision, [1, 1 / 2])
-    coco, _ = metrics.coco([prediction], [rows], 1)
-    assert coco["ap50"] == pytest.approx(1.0)
+    pytest.importorskip("faster_coco_eval")
+    numbers, _ = metrics.coco([prediction], [gt_rows([0, *one], [0, *other])], 1)
+    assert numbers["ap50"] == pytest.approx(1.0)
 
 
-def test_classes_are_apart_and_absent_ones_have_no_ap():
+def test_classes_are_apart_and_absent_ones_have_no_precision():
+    pytest.importorskip("faster_coco_eval")
     predictions = [found([1, 0.9, *BOX], [0, 0.8, *BOX])]
-    curves = metrics.precision_recall(predictions, [truths([1, *BOX])], 3)
-    assert [curve.ap() for curve in curves] == [None, 1.0, None]
-    assert [curve.ap11() for curve in curves] == [None, 1.0, None]
-    nothing = metrics.precision_recall([found()], [truths([0, *BOX])], 1)[0]
-    assert (nothing.ap(), nothing.ap11()) == (0.0, 0.0)
+    _, precision = metrics.coco(predictions, [gt_rows([1, *BOX])], 3)
+    np.testing.assert_allclose(precision[0], np.tile([-1.0, 1.0, -1.0], (101, 1)))
+    _, nothing = metrics.coco([found()], [gt_rows([0, *BOX])], 1)
+    assert (nothing == 0).all()
 
 
 def test_measures_name_the_classes_and_skip_absent_ones_in_the_mean():
     results = Results(
         [found([0, 0.9, *BOX]), found([2, 0.9, *FAR])],
-        [truths([0, *BOX]), truths([2, *BOX])],
+        [gt_rows([0, *BOX]), gt_rows([2, *BOX])],
         ["cup", "cat", "cow"],
         0.1,
         0.2,
     )
     got = measure(results)
     assert (got.class_error, got.offset_error) == (0.1, 0.2)
-    assert (got.found, got.truths, got.false_boxes) == (1, 2, 1)
+    assert (got.found, got.gts, got.false_boxes) == (1, 2, 1)
+    assert [list(row) for row in got.per_class] == [["name", "gts", "ap", "ap50"]] * 3
     assert [row["name"] for row in got.per_class] == ["cup", "cat", "cow"]
-    assert [row["voc_ap"] for row in got.per_class] == [1.0, None, 0.0]
-    assert got.voc_ap == got.voc_ap11 == 0.5
-    assert got.ap_large is None and got.ap50 == pytest.approx(0.5)
+    assert [row["gts"] for row in got.per_class] == [1, 0, 1]
+    pytest.importorskip("faster_coco_eval")
+    for name in ("ap", "ap50"):
+        assert [row[name] for row in got.per_class] == [pytest.approx(1.0), None, 0.0]
+        assert getattr(got, name) == pytest.approx(0.5)
+    assert got.ap_large is None
+
+
+def test_per_class_numbers_are_those_of_the_class_alone():
+    pytest.importorskip("faster_coco_eval")
+    predictions, rows = random_set(3)
+    got = measure(Results(predictions, rows, ["a", "b", "c"], 0.0, 0.0))
+    for label, row in enumerate(got.per_class):
+        own = [Prediction(*(part[p.labels == label] for part in p)) for p in predictions]
+        gts = [some[some[:, 0] == label] for some in rows]
+        alone = measure(Results(own, gts, ["a", "b", "c"], 0.0, 0.0))
+        assert row["gts"] == alone.gts > 0 and 0 < row["ap"] < row["ap50"]
+        assert row["ap"] == pytest.approx(alone.ap) and row["ap50"] == pytest.approx(alone.ap50)
 
 
 def random_set(seed, classes=3, images=12):
@@ -85,7 +100,7 @@ def random_set(seed, classes=3, images=12):
         corner = rng.uniform(0, 300, (count, 2))
         boxes = np.concatenate((corner, corner + np.exp(rng.uniform(1.5, 5.5, (count, 2)))), 1)
         labels = rng.integers(0, classes, count)
-        rows.append(truths(*([k, *box] for k, box in zip(labels, boxes, strict=True))))
+        rows.append(gt_rows(*([k, *box] for k, box in zip(labels, boxes, strict=True))))
         times = rng.integers(0, 4, count)
         near = np.repeat(boxes, times, axis=0)
         near += rng.normal(0, 0.08, near.shape) * (near[:, 2:] - near[:, :2]).repeat(2, axis=1)
@@ -112,7 +127,7 @@ def test_equals_pycocotools(seed):
 
     classes = 3
     predictions, rows = random_set(seed, classes)
-    numbers, of_class = metrics.coco(predictions, rows, classes)
+    numbers, curves = metrics.coco(predictions, rows, classes)
 
     with contextlib.redirect_stdout(io.StringIO()):
         gt = coco_module.COCO()
@@ -147,31 +162,68 @@ def test_equals_pycocotools(seed):
     assert list(numbers) == list(metrics.COCO_NAMES)
     for name, want in zip(metrics.COCO_NAMES, expected, strict=True):
         assert numbers[name] == pytest.approx(want, abs=1e-6), name
-    precision = theirs.eval["precision"]
-    for k in range(classes):
-        own = precision[:, :, k, 0, -1]
-        want = own[own > -1].mean() if (own > -1).any() else None
-        assert of_class[k] == pytest.approx(want, abs=1e-6)
+    np.testing.assert_allclose(curves, theirs.eval["precision"][:, :, :, 0, -1], atol=1e-6)
     assert 0.05 < numbers["ap"] < 0.95
+
+
+def plain_curve(predictions, rows, label, threshold):
+    """The precision at 101 recalls, box by box: the best free ground truth is taken, by score."""
+    hits, count = [], 0
+    for image, (prediction, gts) in enumerate(zip(predictions, rows, strict=True)):
+        free = [box for kind, *box in gts.tolist() if kind == label]
+        count += len(free)
+        boxes = zip(*(part.tolist() for part in prediction), strict=True)
+        for _, score, box in sorted((b for b in boxes if b[0] == label), key=lambda b: -b[1]):
+            best = max(free, key=lambda gt: overlap(box, gt), default=None)
+            right = best is not None and overlap(box, best) >= threshold
+            if right:
+                free.remove(best)
+            hits.append((-score, image, right))
+    hits.sort(key=lambda hit: hit[:2])
+    right = np.cumsum([hit[2] for hit in hits])
+    recall, precision = right / count, right / np.arange(1, len(hits) + 1)
+    # COCO's own levels, to the bit: a recall of 7 / 20 is below its level 0.35.
+    return [precision[recall >= level].max(initial=0) for level in np.linspace(0, 1, 101)]
+
+
+def overlap(one, other):
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    inter = max(width, 0) * max(height, 0)
+    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return inter / (area - inter)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_curves_equal_a_plain_loop(seed):
+    pytest.importorskip("faster_coco_eval")
+    predictions, rows = random_set(seed)
+    _, curves = metrics.coco(predictions, rows, 3)
+    for place, threshold in ((0, 0.5), (5, 0.75)):
+        for label in range(3):
+            expected = plain_curve(predictions, rows, label, threshold)
+            np.testing.assert_allclose(curves[place, :, label], expected, atol=1e-6)
 
 
 def test_coco_without_the_library_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
-        metrics.coco([found()], [truths([0, *BOX])], 1)
+        metrics.coco([found()], [gt_rows([0, *BOX])], 1)
 
 
-def test_coco_of_no_truth_and_of_no_detection():
+def test_coco_of_no_ground_truth_and_of_no_detection():
     pytest.importorskip("faster_coco_eval")
-    assert set(metrics.coco([found()], [truths()], 2)[0].values()) == {None}
-    numbers, of_class = metrics.coco([found()], [truths([0, *BOX])], 2)
-    assert numbers["ap"] == 0.0 and of_class == [0.0, None]
+    for prediction in (found(), found([0, 0.9, *BOX])):
+        numbers, curves = metrics.coco([prediction], [gt_rows()], 2)
+        assert set(numbers.values()) == {None} and (curves == -1).all()
+    numbers, curves = metrics.coco([found()], [gt_rows([0, *BOX])], 2)
+    assert numbers["ap"] == 0.0 and curves.mean(axis=(0, 1)).tolist() == [0.0, -1.0]
 
 
 def test_badness_orders_images():
-    row = truths([0, *BOX])
+    row = gt_rows([0, *BOX])
     sure, unsure, missed = found([0, 0.9, *BOX]), found([0, 0.5, *BOX]), found()
     wrong = found([0, 0.9, *FAR])
     values = [badness(p, row) for p in (sure, unsure, missed, wrong)]
     assert values == pytest.approx([0.01, 0.25, 1.0, 1.81])
-    assert badness(found(), truths([-1] * 5)) == 0
+    assert badness(found(), gt_rows([-1] * 5)) == 0

@@ -1,5 +1,6 @@
-"""Pictures: what is drawn, where, at which size, and that a file at its path is whole."""
+"""Images and charts: what is drawn, where, at which size, and that a file at its path is whole."""
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -8,11 +9,17 @@ import pytest
 import torch
 
 from ssd_ops.tinyssd.show import plot
-from ssd_ops.tinyssd.show.plot import draw_curves, draw_detections, draw_grid
+from ssd_ops.tinyssd.show.plot import (
+    draw_curves,
+    draw_detections,
+    draw_grid,
+    draw_precision_recall,
+)
 
 Image = pytest.importorskip("PIL.Image")
+getrgb = pytest.importorskip("PIL.ImageColor").getrgb
 
-RED = plot.COLOURS[0]
+RED, DARK = getrgb(plot.COLOURS[0]), getrgb(plot.DARK)
 
 
 def read(path):
@@ -55,6 +62,11 @@ def test_a_box_is_drawn_on_its_first_and_last_pixels(tmp_path):
     changed = (pixels != 128).any(-1)
     assert changed[39:81, 29:91].sum() == changed.sum()
     assert not changed[43:77, 33:87].any()
+    dark = has(pixels, DARK)
+    for row, column in ((39, 29), (80, 29), (42, 32), (77, 32)):
+        assert dark[row, column : 120 - column].all()
+    for row, column in ((39, 29), (39, 90), (42, 32), (42, 87)):
+        assert dark[row : 120 - row, column].all()
 
 
 def test_an_image_comes_as_path_array_or_tensor(tmp_path):
@@ -66,9 +78,7 @@ def test_an_image_comes_as_path_array_or_tensor(tmp_path):
         "path": tmp_path / "image.png",
         "string": str(tmp_path / "image.png"),
         "array": image,
-        "channels first": image.transpose(2, 0, 1),
         "tensor": torch.from_numpy(image).permute(2, 0, 1),
-        "channels last": torch.from_numpy(image),
     }
     boxes, scores = torch.tensor([[10.2, 20.7, 50.1, 40.4]]), torch.tensor([0.95])
     drawn = [
@@ -83,10 +93,11 @@ def test_an_image_comes_as_path_array_or_tensor(tmp_path):
 def test_boxes_below_the_threshold_are_left_out(tmp_path):
     boxes = [[10, 30, 40, 60], [60, 30, 90, 60], [100, 30, 130, 60], [20, 70, 60, 90]]
     scores = [0.9, 0.8999, 0.97, float("nan")]
-    red = has(read(draw_detections(grey(), boxes, scores, path=tmp_path / "a.png")), RED)
+    high = draw_detections(grey(), boxes, scores, threshold=0.9, path=tmp_path / "a.png")
+    red = has(read(high), RED)
     corners = [red[box[3] - 1, box[2] - 1] for box in boxes]
     assert corners == [True, False, True, False]
-    low = draw_detections(grey(), boxes, scores, threshold=0.5, path=tmp_path / "b.png")
+    low = draw_detections(grey(), boxes, scores, path=tmp_path / "b.png")
     assert has(read(low), RED)[59, 89]
     none = draw_detections(grey(), [], [], [], path=tmp_path / "c.png")
     assert np.array_equal(read(none), grey())
@@ -96,7 +107,7 @@ def test_classes_have_colours_and_names(tmp_path):
     boxes, scores, labels = [[5, 30, 60, 90], [70, 30, 130, 90]], [0.95, 0.96], [0, 1]
     plain = read(draw_detections(grey(), boxes, scores, labels, path=tmp_path / "a.png"))
     for colour, box in zip(plot.COLOURS[:2], boxes, strict=True):
-        assert has(plain, colour)[box[3] - 1, box[0] : box[2]].all()
+        assert has(plain, getrgb(colour))[box[3] - 1, box[0] : box[2]].all()
     named = read(
         draw_detections(
             grey(), boxes, scores, labels, class_names=["pear", "fig"], path=tmp_path / "b.png"
@@ -109,7 +120,7 @@ def test_classes_have_colours_and_names(tmp_path):
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (90, 0), (0, 60), (90, 60), (-30, -30), (120, 80)])
-def test_a_label_stays_inside_the_picture(tmp_path, corner):
+def test_a_label_stays_inside_the_image(tmp_path, corner):
     x, y = corner
     box, name = [x, y, x + 50, y + 40], "something"
     options = {"class_names": [name], "path": tmp_path / "a.png"}
@@ -119,7 +130,7 @@ def test_a_label_stays_inside_the_picture(tmp_path, corner):
     assert letters(pixels).sum() == letters(away).sum() > 100
 
 
-def test_lines_and_letters_grow_with_the_picture(tmp_path):
+def test_lines_and_letters_grow_with_the_image(tmp_path):
     small = read(draw_detections(grey(256, 256), [[64, 64, 192, 192]], path=tmp_path / "a.png"))
     large = read(draw_detections(grey(1000, 1000), [[250, 250, 750, 750]], path=tmp_path / "b.png"))
     assert has(small, RED)[128, :128].sum() == 2
@@ -155,9 +166,11 @@ def test_boxes_over_the_border_and_beyond(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((grey().astype(float), []), r"image must be uint8 .* got float64 \[100, 140, 3\]"),
+        ((grey().astype(float), []), r"image must be a uint8 array .* got float64 \[100, 140, 3\]"),
         ((grey()[..., 0], []), r"got uint8 \[100, 140\]"),
         ((grey()[:0], []), r"got uint8 \[0, 140, 3\]"),
+        ((grey().transpose(2, 0, 1), []), r"got uint8 \[3, 100, 140\]"),
+        ((torch.from_numpy(grey()), []), r"got torch.uint8 \[100, 140, 3\]"),
         ((grey(), [[1, 2, 3]]), r"boxes must be \[K, 4\], got \[1, 3\]"),
         ((grey(), [1, 2, 3, 4]), r"boxes must be \[K, 4\], got \[4\]"),
         ((grey(), [[1, 2, 3, 4]], [0.9, 0.9]), r"scores must be \[1\] like the boxes, got \[2\]"),
@@ -178,38 +191,49 @@ def test_a_class_without_a_name(tmp_path):
 
 
 def test_paths_that_do_not_work(tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(FileNotFoundError, match=r"image must be a file, got .*none\.png"):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(FileNotFoundError, match=r"image must be a readable file, got .*none\.png"):
         draw_detections(tmp_path / "none.png", [], path=tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"image must be a picture, got .*text\.png"):
+    with pytest.raises(ValueError, match=r"image must be a readable file, got .*text\.png"):
         draw_detections(tmp_path / "text.png", [], path=tmp_path / "a.png")
     with pytest.raises(FileNotFoundError, match="the folder of path must exist"):
         draw_detections(grey(), [], path=tmp_path / "none" / "a.png")
-    for name in ("picture", "picture.banana"):
-        with pytest.raises(ValueError, match=r"path must end in a picture format such as \.png"):
+    for name in ("image", "image.banana"):
+        with pytest.raises(ValueError, match=r"path must end in a format such as \.png"):
             draw_detections(grey(), [], path=tmp_path / name)
-        with pytest.raises(ValueError, match=r"path must end in a picture format such as \.png"):
+        with pytest.raises(ValueError, match=r"path must end in a format such as \.png"):
             draw_curves([{"loss": 1.0}], tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["text.png"]
 
 
-def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["encoding", "writing"])
+def test_a_failure_leaves_the_image_before(tmp_path, monkeypatch, place):
     path = tmp_path / "a.png"
     draw_detections(grey(), [], path=path)
     before = path.read_bytes()
 
-    def fill_the_disk(self, path, **options):
-        path.write_bytes(b"half a pict")
+    def fill_the_disk(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    if place == "encoding":
+        monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    else:
+        monkeypatch.setattr(os, "replace", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         draw_detections(grey(), [[10, 10, 50, 50]], path=path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_sheet_has_a_cell_for_each_image(tmp_path):
+@pytest.mark.parametrize("ending", ["png", "PNG", "jpg", "jpeg", "bmp", "webp"])
+def test_the_ending_names_the_format(tmp_path, ending):
+    path = draw_detections(grey(), [[10, 10, 50, 50]], path=tmp_path / f"a.{ending}")
+    with Image.open(path) as image:
+        assert image.format == {"jpg": "JPEG"}.get(ending.lower(), ending.upper())
+        assert image.size == (140, 100)
+
+
+def test_a_grid_has_a_cell_for_each_image(tmp_path):
     values = (50, 100, 150, 200, 250)
     images = torch.stack([torch.full((3, 40, 60), value, dtype=torch.uint8) for value in values])
     pixels = read(draw_grid(images, [found()] * 5, columns=2, path=tmp_path / "a.png"))
@@ -230,11 +254,11 @@ def test_a_sheet_has_a_cell_for_each_image(tmp_path):
     assert (pixels[20 + 2 * gap : 70 + 2 * gap, gap : gap + 30] == 128).all()
 
 
-def test_a_sheet_shows_what_was_found_and_what_is_there(tmp_path):
+def test_a_grid_shows_what_was_found_and_what_is_there(tmp_path):
     detections = [found([[20, 30, 60, 70], [70, 30, 95, 70]], [0.8, 0.3], [0, 0]), found()]
-    truths = [torch.tensor([[24.0, 34.0, 64.0, 74.0]]), torch.zeros(0, 4)]
+    gt_boxes = [torch.tensor([[24.0, 34.0, 64.0, 74.0]]), torch.zeros(0, 4)]
     images = [grey(), grey()]
-    pixels = read(draw_grid(images, detections, truths, columns=2, path=tmp_path / "a.png"))
+    pixels = read(draw_grid(images, detections, gt_boxes, columns=2, path=tmp_path / "a.png"))
     gap = plot.GAP
     first = pixels[gap : gap + 100, gap : gap + 140]
     assert has(first, RED)[69, 20:60].all() and not has(first, RED)[69, 70:95].any()
@@ -243,34 +267,32 @@ def test_a_sheet_shows_what_was_found_and_what_is_there(tmp_path):
     assert (second == 128).all()
     without = read(draw_grid(images, detections, columns=2, path=tmp_path / "b.png"))
     legend = pixels[without.shape[0] :]
-    assert has(legend, RED).any() and has(legend, plot.DARK).any()
+    assert has(legend, RED).any() and has(legend, DARK).any()
     higher = read(draw_grid(images, detections, columns=2, threshold=0.9, path=tmp_path / "c.png"))
     assert not has(higher, RED).any()
 
 
-def test_a_sheet_that_does_not_fit(tmp_path):
+def test_a_grid_that_does_not_fit(tmp_path):
     path = tmp_path / "a.png"
-    with pytest.raises(ValueError, match="a sheet must have images and columns, got 0, 4"):
+    with pytest.raises(ValueError, match="a grid must have images and columns, got 0, 4"):
         draw_grid([], [], path=path)
-    with pytest.raises(ValueError, match="a sheet must have images and columns, got 1, 0"):
+    with pytest.raises(ValueError, match="a grid must have images and columns, got 1, 0"):
         draw_grid([grey()], [found()], columns=0, path=path)
     with pytest.raises(ValueError, match="detections must be for 2 images, got 1"):
         draw_grid([grey()] * 2, [found()], path=path)
-    with pytest.raises(ValueError, match="truths must be for 1 images, got 2"):
+    with pytest.raises(ValueError, match="gt_boxes must be for 1 images, got 2"):
         draw_grid([grey()], [found()], [[], []], path=path)
     assert list(tmp_path.iterdir()) == []
 
 
-NAMES = ("loss", "val_loss", "class_error", "offset_error", "val_class_error", "val_offset_error")
 TEXTS = {
     "loss": "training",
-    "train_loss": "training",
-    "val_loss": "validation",
     "class_error": "class error, training",
     "offset_error": "offset error (MAE), training",
     "val_class_error": "class error, validation",
     "val_offset_error": "offset error (MAE), validation",
 }
+NAMES = tuple(TEXTS)
 
 
 def history(*names, epochs=5):
@@ -285,7 +307,7 @@ def matplotlib():
     return pytest.importorskip("matplotlib")
 
 
-def test_curves_are_a_picture(tmp_path, matplotlib):
+def test_curves_are_an_image(tmp_path, matplotlib):
     path = draw_curves(history(*NAMES), tmp_path / "curves.png")
     pixels = read(path)
     assert pixels.shape == (480, 1200, 3)
@@ -302,8 +324,7 @@ def test_each_curve_has_its_label(tmp_path, matplotlib, names):
     for name in ("epoch", "Loss", "Errors", "loss", "error"):
         assert f"<!-- {name} -->" in text
     for name, label in TEXTS.items():
-        others = [other for other in names if TEXTS[other] == label]
-        assert (f"<!-- {label} -->" in text) == bool(others), name
+        assert (f"<!-- {label} -->" in text) == (name in names), name
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), 0.0])
@@ -311,7 +332,8 @@ def test_epochs_without_a_number(tmp_path, matplotlib, bad):
     rows = history(*NAMES)
     rows[2] = dict.fromkeys(NAMES, bad)
     draw_curves(rows, tmp_path / "some.png")
-    draw_curves([dict.fromkeys(NAMES, bad)], tmp_path / "none.png")
+    none = draw_curves([dict.fromkeys(NAMES, bad)], tmp_path / "none.svg").read_text()
+    assert ("<!-- training -->" in none) == (bad == 0), "a curve without points has no name"
     draw_curves(history("loss", epochs=1), tmp_path / "one.png")
 
 
@@ -332,12 +354,13 @@ def test_without_the_extras(tmp_path, monkeypatch):
         lambda: draw_detections(grey(), [], path=tmp_path / "a.png"),
         lambda: draw_grid([grey()], [found()], path=tmp_path / "a.png"),
         lambda: draw_curves(history("loss"), tmp_path / "a.png"),
+        lambda: draw_precision_recall(np.ones((101, 1)), ["a"], tmp_path / "a.png"),
     ):
         with pytest.raises(ImportError, match=r"pip install ssd_ops\[train\]"):
             call()
 
 
-def test_a_sheet_of_tiles_with_titles(tmp_path):
+def test_a_grid_of_tiles_with_titles(tmp_path):
     """Images of two shapes are brought to one tile, and their boxes with them."""
     images = [
         torch.zeros(3, 100, 200, dtype=torch.uint8),
@@ -348,12 +371,43 @@ def test_a_sheet_of_tiles_with_titles(tmp_path):
         SimpleNamespace(boxes=torch.zeros(0, 4), scores=None, labels=None),
     ]
     options = {"columns": 2, "tile": 100, "titles": ["first", "a title too long for a tile" * 9]}
-    path = plot.draw_grid(images, found, path=tmp_path / "sheet.png", **options)
+    path = draw_grid(images, found, path=tmp_path / "grid.png", **options)
     sheet = read(path)
     assert sheet.shape[:2] == (100 + 18 + 2 * plot.GAP, 200 + 3 * plot.GAP)
-    # The box's left side, at half its place, between rows 10 and 40 of the picture.
+    # The box's left side, at half its place, between rows 10 and 40 of the image.
     column = sheet[plot.GAP + 15 : plot.GAP + 35, plot.GAP + 10]
-    assert (column == plot.COLOURS[0]).all()
+    assert (column == RED).all()
     assert (sheet[plot.GAP + 50 + 3 : plot.GAP + 50 + 14, plot.GAP : plot.GAP + 30] < 128).any()
     with pytest.raises(ValueError, match="titles must be for 2 images, got 1"):
-        plot.draw_grid(images, found, titles=["one"], path=tmp_path / "sheet.png")
+        draw_grid(images, found, titles=["one"], path=tmp_path / "grid.png")
+    # A title ends within its tile.
+    strip = sheet[-18:, -plot.GAP - 100 :]
+    assert (strip[:, : -plot.GAP] < 128).any() and (strip[:, -plot.GAP :] == 255).all()
+
+
+def test_precision_recall_has_a_line_and_a_name_for_each_class(tmp_path, matplotlib, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    curves = np.full((101, 3), -1.0)
+    curves[:, 0] = np.linspace(1, 0, 101) > 0.5
+    curves[:, 2] = 0
+    path = draw_precision_recall(curves, ["cup", "cat", "cow"], tmp_path / "curves.svg")
+    text = path.read_text()
+    for words in ("cup  AP 0.495", "cow  AP 0.000", "recall", "precision"):
+        assert f"<!-- {words} -->" in text
+    assert "<!-- cat" not in text, "a class without ground truth has no curve"
+    many = draw_precision_recall(np.ones((101, 25)), ["name"] * 25, tmp_path / "many.svg")
+    assert "<!-- name" not in many.read_text(), "more names than there is room for"
+    with pytest.raises(ValueError, match="zip"):
+        draw_precision_recall(curves, ["cup"], tmp_path / "curves.svg")
+
+
+def test_a_precision_recall_curve_goes_as_far_as_its_recall(tmp_path, matplotlib, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.step", lambda self, x, y, *args, **options: drawn.append((x, y))
+    )
+    curve = np.array([1.0] * 41 + [0.5] * 20 + [0.0] * 40)
+    draw_precision_recall(curve[:, None], ["cup"], tmp_path / "curves.png")
+    ((recall, precision),) = drawn
+    np.testing.assert_allclose(recall, np.arange(61) / 100)
+    np.testing.assert_allclose(precision, curve[:61])

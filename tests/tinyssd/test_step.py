@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ssd_ops.tinyssd import step as steps
+from ssd_ops.tinyssd.graph import WARM_UP
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_optimizer
 from ssd_ops.tinyssd.settings import PRESETS, Settings
-from ssd_ops.tinyssd.step import TrainStep, make_optimizer
+from ssd_ops.tinyssd.step import TrainStep
 
 QUICK = replace(PRESETS["paper"], precision="float32", device="cpu", channels=(4, 4, 8, 8, 8, 8))
 CHANNELS = QUICK.channels
@@ -34,10 +35,20 @@ def make(settings, device="cpu"):
     return TrainStep(settings, model, make_optimizer(settings, model))
 
 
+def set_rate(step, lr):
+    """As a scheduler does."""
+    for group in step.optimizer.param_groups:
+        assert isinstance(group["lr"], float), "a scheduler would have to read it from the device"
+        group["lr"] = lr
+
+
 def run(step, count=8):
     """Sums of each step; the last batch is smaller, as at the end of an epoch."""
     sizes = [4] * (count - 1) + [2]
-    rows = [step(*batch(n, size), lr=0.01 / (1 + n)) for n, size in enumerate(sizes)]
+    rows = []
+    for number, size in enumerate(sizes):
+        set_rate(step, 0.01 / (1 + number))
+        rows.append(step(*batch(number, size)))
     return torch.stack(rows).cpu(), {k: v.cpu() for k, v in step.model.state_dict().items()}
 
 
@@ -45,19 +56,20 @@ def test_clipping_scales_gradients_to_the_norm():
     settings = Settings(precision="float32", lr=1.0, weight_decay=0.0, clip_norm=0.01)
     step = make(settings)
     before = copy.deepcopy(step.model.state_dict())
-    step(*batch(0), lr=1.0)
+    step(*batch(0))
     moved = [p - before[name] for name, p in step.model.named_parameters()]
     norm = torch.stack([change.norm() for change in moved]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
     free = make(replace(settings, clip_norm=None))
-    free(*batch(0), lr=1.0)
+    free(*batch(0))
     assert not torch.equal(free.model.cls_0.weight, step.model.cls_0.weight)
 
 
-def test_the_rate_is_that_of_the_call():
+def test_the_rate_is_that_of_the_optimizer():
     step = make(replace(QUICK, optimizer="sgd", weight_decay=0.0))
     before = copy.deepcopy(step.model.state_dict())
-    step(*batch(0), lr=0.0)
+    set_rate(step, 0.0)
+    step(*batch(0))
     assert torch.equal(step.model.cls_0.weight, before["cls_0.weight"])
 
 
@@ -98,16 +110,19 @@ def on_cpu(monkeypatch, step):
     @contextlib.contextmanager
     def record(graph):
         graphs.append(graph)
-        owner = next(g for g in step.graphs.values() if g.graph is graph)
         state = copy.deepcopy((step.model.state_dict(), step.optimizer.state_dict()))
-
-        def body():
-            owner.sums.copy_(step._step(owner.images, owner.labels, owner.in_all))
-
-        graph.body = body
+        groups = step.optimizer.param_groups
         yield
         step.model.load_state_dict(state[0])
         step.optimizer.load_state_dict(state[1])
+        step.optimizer.param_groups = groups
+
+        def body():
+            owner = next(found for found in step.graph.graphs.values() if found[0] is graph)
+            assert step.optimizer.param_groups[0]["lr"] is step.rate
+            owner[2].copy_(step._step(*owner[1], in_all=len(owner[1][0])))
+
+        graph.body = body
 
     class Stream:
         def wait_stream(self, other):
@@ -119,6 +134,7 @@ def on_cpu(monkeypatch, step):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     step.graphed = True
+    step.rate = step.rate.double()  # so that the results are those of a number, to the bit
     return graphs
 
 
@@ -131,7 +147,7 @@ def test_graphed_steps_are_each_made_once_and_from_their_own_batch(monkeypatch):
     assert torch.equal(got, rows)
     for name in state:
         assert torch.equal(same[name], state[name]), name
-    assert [graph.replays for graph in graphs] == [9 - steps.WARM_UP]
+    assert [graph.replays for graph in graphs] == [9 - WARM_UP]
 
 
 def test_without_a_gpu_the_flag_changes_nothing():
@@ -147,14 +163,12 @@ def test_without_a_gpu_the_flag_changes_nothing():
 def test_a_step_reads_no_value(optimizer, precision, offset_loss, normalize):
     """Of tensors that have none: what reads one, as `float` does, would make a GPU wait, and could
     not be recorded."""
-    settings = replace(
-        QUICK, optimizer=optimizer, precision=precision, offset_loss=offset_loss,
-        normalize=normalize, cls_loss="focal", clip_norm=0.5,
-    )  # fmt: skip
+    loss = replace(QUICK.loss, offset_loss=offset_loss, normalize=normalize, cls_loss="focal")
+    settings = replace(QUICK, optimizer=optimizer, precision=precision, loss=loss, clip_norm=0.5)
     with FakeTensorMode():
         model = TinySSD(1, channels=CHANNELS).train()
         step = TrainStep(settings, model, make_optimizer(settings, model))
-        sums = [step(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 2, 5), 0.1)
+        sums = [step(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, 2, 5))
                 for _ in range(2)][-1]  # fmt: skip
         assert sums.shape == (3,)
         with pytest.raises(DataDependentOutputException):
@@ -170,7 +184,7 @@ def test_cuda_graph_on_a_gpu_is_the_eager_step(optimizer, clip_norm, precision):
     rows, state = run(make(settings, "cuda"), 12)
     step = make(replace(settings, cuda_graph=True), "cuda")
     got, same = run(step, 12)
-    assert any(graph.graph is not None for graph in step.graphs.values())
+    assert step.graph.graphs
     torch.testing.assert_close(got, rows, atol=1e-3, rtol=1e-3)
     for name in state:
         torch.testing.assert_close(same[name], state[name], atol=1e-3, rtol=1e-3)
@@ -181,9 +195,9 @@ def test_a_step_on_a_gpu_waits_for_nothing():
     step = make(QUICK, "cuda")
     images, labels = (tensor.cuda() for tensor in batch(0))
     for _ in range(3):
-        step(images, labels, lr=0.01)
+        step(images, labels)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(images, labels, lr=0.01)
+        step(images, labels)
     finally:
         torch.cuda.set_sync_debug_mode("default")

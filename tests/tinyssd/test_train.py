@@ -18,14 +18,16 @@ from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.checkpoint import load
 from ssd_ops.tinyssd.data.augment import augment
-from ssd_ops.tinyssd.data.bananas import apply_transforms
+from ssd_ops.tinyssd.data.transforms import apply_transforms
+from ssd_ops.tinyssd.files import replace_file
+from ssd_ops.tinyssd.loss import LossOptions, MultiBoxLoss
 from ssd_ops.tinyssd.model import TinySSD
+from ssd_ops.tinyssd.optimizer import make_scheduler
 from ssd_ops.tinyssd.predict import predict
 from ssd_ops.tinyssd.preprocess import Preprocess
 from ssd_ops.tinyssd.settings import (
     PRESETS,
     Settings,
-    learning_rate,
     pick_device,
     pick_dtype,
     read_settings,
@@ -93,17 +95,15 @@ def test_learns_to_find_rectangles(tmp_path):
         settings, rectangles(120, seed=1), rectangles(20, seed=2), tmp_path, progress=False
     )
     assert history[-1]["loss"] < history[0]["loss"] / 2
-    assert history[-1]["found"] >= 10 and history[-1]["truths"] == 20
+    assert history[-1]["found"] >= 10 and history[-1]["gts"] == 20
 
 
 def test_history_and_files(unbroken):
     folder, model, history = unbroken
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert set(history[0]) == {
-        "epoch", "loss", "class_error", "offset_error", "val_class_error", "val_offset_error",
-        "found", "truths", "false_boxes", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-        "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large", "voc_ap", "voc_ap11", "lr",
-        "examples_per_second",
+        "epoch", "loss", "class_error", "offset_error", "lr", "examples_per_second",
+        "val_class_error", "val_offset_error", "found", "gts", "false_boxes", "ap", "ap50", "ap75",
     }  # fmt: skip
     lines = (folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == history
@@ -118,6 +118,7 @@ def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     """One epoch of one batch: the weights are those of a plain step of gradient descent."""
     settings = replace(QUICK, epochs=1, batch_size=10, flip=0.0, flip_vertical=0.0)
     settings = replace(settings, match_iou=0.5, optimizer="sgd", precision="float32")
+    settings = replace(settings, lr=4e-5, schedule="constant")
     model, history = train(settings, *sets, tmp_path, progress=False)
     torch.manual_seed(settings.seed)
     plain = TinySSD(1, preprocess=Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3))
@@ -126,13 +127,15 @@ def test_first_step_is_the_loop_written_plainly(sets, tmp_path):
     images, labels = sets[0].images[order], sets[0].labels[order]
     anchors, cls_preds, bbox_preds = plain((images.float() - 127.5) / 64.0)
     bbox_labels, bbox_masks, cls_labels = ops.multibox_target(anchors, labels)
-    loss = settings.criterion()(cls_preds, cls_labels, bbox_preds, bbox_labels, bbox_masks).mean()
+    loss = MultiBoxLoss(**vars(settings.loss))(
+        cls_preds, cls_labels, bbox_preds, bbox_labels, bbox_masks
+    ).mean()
     loss.backward()
     assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     with torch.no_grad():
         for parameter in plain.parameters():
             step = parameter.grad + settings.weight_decay * parameter
-            parameter -= settings.lr / 25 * step
+            parameter -= settings.lr * step
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-6, rtol=1e-4)
 
@@ -226,6 +229,7 @@ def test_resume_refuses_what_does_not_fit(unbroken, sets, tmp_path):
     for change, message in (
         ({"lr": 0.5}, r"lr must be .* as in the checkpoint, got 0\.5"),
         ({"epochs": 5}, "epochs must be 3 as in the checkpoint, got 5"),
+        ({"loss": LossOptions()}, r"loss\.offset_loss must be 'smooth_l1' as in the checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):
             train(replace(QUICK, **change), *sets, folder, resume=True, progress=False)
@@ -325,7 +329,7 @@ def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, let
     own = Pictures(), Pictures()
     moving = Pictures(noisy), Pictures()
     model, history = train(settings, *moving, tmp_path / "a", progress=False)
-    assert history[-1]["truths"] == 7 and model.preprocess.letterbox == letterbox
+    assert history[-1]["gts"] == 7 and model.preprocess.letterbox == letterbox
     steady, _ = train(replace(settings, epochs=1, schedule="constant"), *own, tmp_path / "s",
                       progress=False)  # fmt: skip
     assert not torch.equal(steady.cls_0.weight, model.cls_0.weight)
@@ -403,7 +407,7 @@ def test_load_refuses_foreign_and_damaged_files(unbroken, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoint.write_aside(path, b"old")
+    replace_file(path, b"old")
 
     def fail(*_):
         raise OSError("disk full")
@@ -411,9 +415,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
-            checkpoint.write_aside(path, b"new")
+            replace_file(path, b"new")
     assert path.read_bytes() == b"old"
-    checkpoint.write_aside(path, b"new")
+    replace_file(path, b"new")
     assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -429,7 +433,7 @@ def test_interrupt_while_a_checkpoint_is_written(sets, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupt)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match=r"stopped in epoch 1; .* holds the 0 finished"):
             train(QUICK, *sets, tmp_path, progress=False)
     assert load(tmp_path)[2]["epoch"] == 0
 
@@ -482,9 +486,11 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
         ({"optimizer": "lion"}, "optimizer must be sgd or adamw, got 'lion'"),
         ({"momentum": 1.0}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more"),
-        ({"schedule": "linear"}, "schedule must be one of constant, .*, got 'linear'"),
+        ({"schedule": "linear"}, "schedule must be constant, .* or one_cycle, got 'linear'"),
         ({"warmup": 0}, "warmup must be between 0 and 1"),
-        ({"offset_loss": "l2"}, "offset_loss must be 'l1' or 'smooth_l1', got 'l2'"),
+        ({"loss": {"offset_loss": "l2"}}, r"loss\.offset_loss must be l1 or smooth_l1, got 'l2'"),
+        ({"loss": {"sigma": "x"}}, r"loss\.sigma must be a finite number, got 'x'"),
+        ({"loss": 3}, "loss must be a table of the options of MultiBoxLoss, got 3"),
         ({"flip": 2}, "flip must be in 0..1"),
         ({"match_iou": 1.5}, "match_iou must be in 0..1"),
         ({"precision": "int8"}, "precision must be auto, float32 or bfloat16"),
@@ -504,38 +510,78 @@ def test_defaults_are_the_chapters():
     assert s == Settings()
     assert (s.epochs, s.batch_size, s.lr, s.weight_decay, s.momentum) == (20, 32, 0.2, 5e-4, 0.0)
     assert s.schedule == "constant" and s.input_mean == 0 and s.input_std == 1
-    loss = s.criterion()
-    assert loss.offset_loss == "l1" and loss.negative_mining_ratio is None
+    loss = s.loss
+    assert loss == LossOptions() and loss.offset_loss == "l1" and loss.negative_mining_ratio is None
     assert loss.normalize == "mean"
 
 
 def test_paper_preset():
-    loss = PRESETS["paper"].criterion()
+    loss = PRESETS["paper"].loss
     assert loss.offset_loss == "smooth_l1" and loss.negative_mining_ratio == 3.0
     assert loss.normalize == "positives"
 
 
-def test_one_cycle_fits_any_number_of_steps():
-    s = Settings(lr=0.4, schedule="one_cycle", warmup=0.25)
-    for total in (4, 40, 4000):
-        rates = [learning_rate(s, step, total) for step in range(total + 1)]
-        assert rates[0] == pytest.approx(0.4 / 25) and max(rates) == pytest.approx(0.4)
-        assert np.argmax(rates) == total // 4 and rates[-1] == pytest.approx(0)
-    assert learning_rate(Settings(), 7, 9) == 0.2
+def rates_of(settings, steps_per_epoch, finished=0):
+    """The rate of every step of a run that is to come."""
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD(weights, settings.lr)
+    scheduler = make_scheduler(settings, optimizer, steps_per_epoch, finished)
+    rates = []
+    for _ in range((settings.epochs - finished) * steps_per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert scheduler.get_last_lr() == rates[-1:]
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_one_cycle_by_hand():
+    """As torch defines it: from lr / 25 at step 0 to lr at step warmup * N - 1, and from there to
+    lr / 250,000 at step N - 1, both along half a cosine."""
+    s = Settings(lr=0.4, schedule="one_cycle", warmup=0.25, epochs=4)
+    rates = rates_of(s, 9)  # 36 steps, the highest is step 8
+    assert rates[0] == pytest.approx(0.4 / 25) and rates[8] == pytest.approx(0.4) == max(rates)
+    assert rates[4] == pytest.approx((0.4 / 25 + 0.4) / 2)  # half way up
+    assert rates[2] == pytest.approx(0.4 / 25 + (0.4 - 0.4 / 25) * (1 - math.cos(math.pi / 4)) / 2)
+    assert rates[-1] == pytest.approx(0.4 / 25 / 1e4)
+    assert rates[17] == pytest.approx(1.6e-6 + (0.4 - 1.6e-6) * (1 + math.cos(math.pi / 3)) / 2)
+    assert np.diff(rates[:9]).min() > 0 > np.diff(rates[8:]).max()
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 10, 1000])
+def test_one_cycle_fits_any_number_of_steps(steps_per_epoch):
+    """Also one of which the rise takes one step, where torch itself divides by zero."""
+    s = Settings(lr=0.4, schedule="one_cycle", warmup=0.25, epochs=4)
+    rates = rates_of(s, steps_per_epoch)
+    assert rates[0] == pytest.approx(0.4 / 25) and rates[-1] == pytest.approx(1.6e-6)
+    assert np.argmax(rates) == max(steps_per_epoch - 1, 1)
+    assert steps_per_epoch == 1 or max(rates) == pytest.approx(0.4)
 
 
 def test_schedules_by_hand():
-    total = 40  # of 4 epochs
     step = Settings(lr=1.0, epochs=4, schedule="step", lr_drops=[1, 3], lr_drop=0.5)
-    rates = [learning_rate(step, n, total) for n in range(total)]
-    assert rates == [1.0] * 10 + [0.5] * 20 + [0.25] * 10
+    assert rates_of(step, 10) == [1.0] * 10 + [0.5] * 20 + [0.25] * 10
+    late = replace(step, warmup_steps=4)
+    assert rates_of(late, 10) == [0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.5] * 20 + [0.25] * 10
     cosine = Settings(lr=1.0, epochs=4, schedule="cosine", warmup_steps=4)
-    rates = [learning_rate(cosine, n, total) for n in range(total)]
+    rates = rates_of(cosine, 10)
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[22] == pytest.approx(0.5) and rates[-1] == pytest.approx(0, abs=0.01)
     assert np.diff(rates[4:]).max() < 0
-    warm = Settings(lr=0.2, warmup_steps=2)
-    assert [learning_rate(warm, n, total) for n in range(4)] == [0.1, 0.2, 0.2, 0.2]
+    warm = Settings(lr=0.2, warmup_steps=2, epochs=4)
+    assert rates_of(warm, 10)[:4] == [0.1, 0.2, 0.2, 0.2]
+    assert rates_of(replace(warm, warmup_steps=1), 10) == [0.2] * 40
+    assert rates_of(Settings(epochs=3), 3) == [0.2] * 9
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one_cycle"])
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_a_resumed_schedule_goes_on_with_the_same_bits(schedule, warmup_steps, recwarn):
+    s = Settings(lr=0.3, epochs=4, schedule=schedule, lr_drops=[1, 3], warmup_steps=warmup_steps)
+    whole = rates_of(s, 7)
+    for finished in range(5):
+        assert rates_of(s, 7, finished) == whole[7 * finished :]
+    assert not recwarn.list, "torch warns of a schedule wound on"
 
 
 def test_settings_from_a_file(tmp_path):
@@ -546,6 +592,10 @@ def test_settings_from_a_file(tmp_path):
         PRESETS["paper"], lr=1, sizes=((0.1, 0.2), (0.5,)), clip_norm=5.0, epochs=3
     )
     assert read_settings(path, "chapter").optimizer == "sgd"
+    path.write_text('preset = "paper"\n[loss]\nsigma = 2.0\nnormalize = "mean"\n')
+    got = read_settings(path, loss={"normalize": "positives", "cls_weight": 3})
+    paper = PRESETS["paper"]
+    assert got == replace(paper, loss=replace(paper.loss, sigma=2.0, cls_weight=3))
     assert read_settings() == Settings()
     for text, message in {
         "lr = ": r"own\.toml must be TOML, got ",
@@ -557,6 +607,9 @@ def test_settings_from_a_file(tmp_path):
         "channels = [8.5]": "channels must be a list of whole numbers",
         "compile = 1": "compile must be true or false, got 1",
         'clip_norm = "x"': "clip_norm must be a finite number",
+        "loss = 3": "loss must be a table of the options of MultiBoxLoss, got 3",
+        "[loss]\nsigmas = 3": r"a setting must be one of .*, got 'loss\.sigmas' in .*own\.toml",
+        "[loss]\nsigma = 0": r"loss\.sigma must be positive, got 0",
     }.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=f"settings: {message}|settings: .*{message}"):

@@ -1,4 +1,4 @@
-"""Reads detection sets in COCO's JSON format: any classes, any number of objects, any sizes."""
+"""Reads detection sets in COCO's JSON format: any classes, any number of boxes, any sizes."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssd_ops.tinyssd.data.bananas import Transforms, apply_transforms
-from ssd_ops.tinyssd.data.images import DataError, picture_size, pillow, read_picture, reason
+from ssd_ops.tinyssd.data.images import DataError, image_size, pillow, read_image, reason
+from ssd_ops.tinyssd.data.transforms import Transforms, apply_transforms
 
 MAX_JSON = 2_000_000_000  # bytes; the instances of COCO's own training set have 450 million
 
 
 class CocoDetection(Dataset):
-    """Pictures and boxes of one annotation file; each picture is decoded when it is taken.
+    """Images and boxes of one annotation file; each image is decoded when it is taken.
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
-    y1, x2, y2), corners in fractions of the picture, in the file's order, none for a picture without
-    objects. Classes are numbered from 0 by the ids of their categories. Boxes are cut at the border.
+    y1, x2, y2), corners in fractions of the image, in the file's order; G may be 0. Classes are
+    numbered from 0 by the ids of their categories. Boxes are cut at the border.
 
-    Every picture's file is opened when the set is, and its size compared, so that what is missing is
-    found at once and not in the middle of an epoch.
+    The head of every image file is read when the set is opened, so that what is missing or of
+    another size is found at once and not in the middle of an epoch.
 
     Args:
-        path: The JSON file, with ``images``, ``annotations`` and ``categories``.
-        images: The folder that ``file_name`` is relative to. None (the default) looks beside the
+        path: the JSON file, with ``images``, ``annotations`` and ``categories``.
+        images: the folder that ``file_name`` is relative to. None (the default) looks beside the
             JSON file, in ``images`` there, and in ``images`` or the split's folder above it.
-        class_names: Categories to read, in the order of their classes; one that is in the file and
+        class_names: categories to read, in the order of their classes; one that is in the file and
             not among them is an error. None (the default): those of the file. Read a validation set
             with the names of its training set.
-        transforms: What changes an example whenever it is taken, see `apply_transforms`;
+        transforms: what changes an example whenever it is taken, see `apply_transforms`;
             None (the default) changes nothing.
 
     Attributes:
-        names: The file names, in the order of the file.
-        sizes: (height, width) of each picture.
-        rows: What ``dataset[i]`` returns of the boxes, before `transforms`.
-        class_names: The category names.
-        dropped: How many boxes were left out: ``{"crowd": ..., "degenerate": ...}``, the latter of no
-            width or height within the picture.
+        names: the file names, in the order of the file.
+        sizes: (height, width) of each image.
+        rows: what ``dataset[i]`` returns of the boxes, before `transforms`.
+        class_names: the category names.
+        dropped: how many boxes were left out: ``{"crowd": ..., "degenerate": ...}``; a degenerate box
+            has no width or height within the image.
 
     Raises:
         DataError: a file is missing, malformed or too large; the message names file and entry.
@@ -77,25 +77,18 @@ class CocoDetection(Dataset):
         class_names: Sequence[str] | None = None,
         transforms: Transforms | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.transforms = transforms
-        content = _read_json(self.path)
-        classes, self.class_names = self._classes(content["categories"], class_names)
+        self.path, self.transforms = Path(path), transforms
         pillow()
+        content = _read_json(self.path)
         self._places: list[Path] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
-        numbers: dict[Any, int] = {}
-        roots = [Path(images)] if images is not None else _roots(self.path)
-        for place, entry in enumerate(content["images"]):
-            self._add_image(f"images[{place}]", entry, numbers, roots)
-        if not numbers:
-            raise DataError(f"data: {self.path}, images: must have an entry at least, got none")
         self.dropped = {"crowd": 0, "degenerate": 0}
-        boxes: list[list[list[float]]] = [[] for _ in self.names]
-        for place, entry in enumerate(content["annotations"]):
-            self._add_box(f"annotations[{place}]", entry, numbers, classes, boxes)
-        self.rows = [torch.tensor(some).reshape(-1, 5) for some in boxes]
+        # By the ids of the file: the class of a category, the number of an image.
+        classes, self.class_names = self._read_categories(content["categories"], class_names)
+        roots = _roots(self.path) if images is None else [Path(images)]
+        numbers = self._read_images(content["images"], roots)
+        self.rows = self._read_boxes(content["annotations"], classes, numbers)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,105 +96,102 @@ class CocoDetection(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         name, size = self.names[index], self.sizes[index]
         try:
-            pixels = read_picture(self._places[index])
+            pixels = read_image(self._places[index])
             if pixels.shape[:2] != size:
                 raise DataError("another size than before")
         except DataError as error:
-            raise DataError(
-                f"data: {self.path}, {name}: must be a readable picture, got {error}"
-            ) from None
+            self._wrong(name, "must be a readable image", error)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.transforms is None:
             return image, self.rows[index]
         return apply_transforms(self.transforms, image, self.rows[index], name)
 
-    def _wrong(self, entry: str, wanted: str, got: object) -> DataError:
-        return DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}")
+    def _wrong(self, entry: str, wanted: str, got: object) -> NoReturn:
+        raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
 
-    def _classes(
+    def _check(self, right: bool, entry: str, wanted: str, value: object) -> None:
+        if not right:
+            self._wrong(entry, wanted, repr(value))
+
+    def _read_categories(
         self, categories: list[Any], wanted: Sequence[str] | None
     ) -> tuple[dict[Any, int], list[str]]:
-        """Classes by category id, and their names."""
         found: dict[int, str] = {}
         for place, entry in enumerate(categories):
             where = f"categories[{place}]"
             number, name = _get(entry, "id"), _get(entry, "name")
-            if not _whole(number) or number in found:
-                raise self._wrong(where, "id must be a whole number of its own", repr(number))
-            if not isinstance(name, str) or name in found.values():
-                raise self._wrong(where, "name must be a text of its own", repr(name))
-            if wanted is not None and name not in wanted:
-                names = ", ".join(wanted)
-                raise self._wrong(
-                    where, f"name must be a class of the training set ({names})", name
-                )
+            own = _whole(number) and number not in found
+            self._check(own, where, "id must be a whole number of its own", number)
+            own = isinstance(name, str) and name not in found.values()
+            self._check(own, where, "name must be a text of its own", name)
+            if wanted is not None:
+                known = f"name must be a class of the training set ({', '.join(wanted)})"
+                self._check(name in wanted, where, known, name)
             found[number] = name
         if not found:
-            raise self._wrong("categories", "must have an entry at least", "none")
-        order = list(wanted) if wanted is not None else [found[key] for key in sorted(found)]
-        return {number: order.index(name) for number, name in found.items()}, order
+            self._wrong("categories", "must have an entry at least", "none")
+        names = [found[number] for number in sorted(found)] if wanted is None else list(wanted)
+        return {number: names.index(name) for number, name in found.items()}, names
 
-    def _add_image(
-        self, where: str, entry: Any, numbers: dict[Any, int], roots: list[Path]
-    ) -> None:
-        number, name = _get(entry, "id"), _get(entry, "file_name")
-        if not isinstance(number, int | str) or number in numbers:
-            raise self._wrong(where, "id must be a number or text of its own", repr(number))
-        # Nothing outside of the folder can be named.
-        parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ()
-        if not parts or Path(name).is_absolute() or ".." in parts:
-            raise self._wrong(where, "file_name must be a file inside the folder", repr(name))
-        place = next((root / name for root in roots if (root / name).is_file()), roots[0] / name)
-        try:
-            size = picture_size(place)
-        except DataError as error:
-            raise self._wrong(where, f"{place} must be a readable picture", error) from None
-        said = _get(entry, "height"), _get(entry, "width")
-        if said not in (size, (None, None)):
-            raise self._wrong(
-                where,
-                f"{name} must be {size[1]} x {size[0]} as its file is",
-                f"{said[1]} x {said[0]}",
-            )
-        numbers[number] = len(self.names)
-        self.names.append(name)
-        self.sizes.append(size)
-        self._places.append(place)
+    def _read_images(self, images: list[Any], roots: list[Path]) -> dict[Any, int]:
+        numbers: dict[Any, int] = {}
+        for place, entry in enumerate(images):
+            where = f"images[{place}]"
+            number, name = _get(entry, "id"), _get(entry, "file_name")
+            own = isinstance(number, int | str) and number not in numbers
+            self._check(own, where, "id must be a number or text of its own", number)
+            # Nothing outside of the folder can be named.
+            parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ()
+            inside = bool(parts) and not Path(name).is_absolute() and ".." not in parts
+            self._check(inside, where, "file_name must be a file inside the folder", name)
+            files = [root / name for root in roots]
+            file = next((file for file in files if file.is_file()), files[0])
+            try:
+                size = image_size(file)
+            except DataError as error:
+                self._wrong(where, f"{file} must be a readable image", error)
+            height, width = _get(entry, "height"), _get(entry, "width")
+            if (height, width) not in (size, (None, None)):
+                wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
+                self._wrong(where, wanted, f"{width} x {height}")
+            numbers[number] = len(self.names)
+            self.names.append(name)
+            self.sizes.append(size)
+            self._places.append(file)
+        if not numbers:
+            self._wrong("images", "must have an entry at least", "none")
+        return numbers
 
-    def _add_box(
-        self,
-        where: str,
-        entry: Any,
-        numbers: dict[Any, int],
-        classes: dict[Any, int],
-        boxes: list[list[list[float]]],
-    ) -> None:
-        image, category, box = (_get(entry, key) for key in ("image_id", "category_id", "bbox"))
-        if not isinstance(image, int | str) or image not in numbers:
-            raise self._wrong(where, "image_id must be that of an image", repr(image))
-        if not _whole(category) or category not in classes:
-            raise self._wrong(where, "category_id must be that of a category", repr(category))
-        four = isinstance(box, list) and len(box) == 4
-        if not four or not all(_finite(number) for number in box):
-            raise self._wrong(where, "bbox must be four finite numbers", repr(box))
-        if _get(entry, "iscrowd"):
-            self.dropped["crowd"] += 1
-            return
-        index = numbers[image]
-        height, width = self.sizes[index]
-        x, y, w, h = map(float, box)
-        x1, x2 = (min(max(value, 0.0), width) / width for value in (x, x + w))
-        y1, y2 = (min(max(value, 0.0), height) / height for value in (y, y + h))
-        # In the precision they are kept in: a sliver may vanish there.
-        corners = np.array([x1, y1, x2, y2], np.float32)
-        if not (corners[0] < corners[2] and corners[1] < corners[3]):
-            self.dropped["degenerate"] += 1
-            return
-        boxes[index].append([float(classes[category]), *corners.tolist()])
+    def _read_boxes(
+        self, annotations: list[Any], classes: dict[Any, int], numbers: dict[Any, int]
+    ) -> list[Tensor]:
+        rows: list[list[list[float]]] = [[] for _ in self.names]
+        for place, entry in enumerate(annotations):
+            where = f"annotations[{place}]"
+            image, category, box = (_get(entry, key) for key in ("image_id", "category_id", "bbox"))
+            known = isinstance(image, int | str) and image in numbers
+            self._check(known, where, "image_id must be that of an image", image)
+            known = _whole(category) and category in classes
+            self._check(known, where, "category_id must be that of a category", category)
+            four = isinstance(box, list) and len(box) == 4 and all(map(_finite, box))
+            self._check(four, where, "bbox must be four finite numbers", box)
+            if _get(entry, "iscrowd"):
+                self.dropped["crowd"] += 1
+                continue
+            height, width = self.sizes[numbers[image]]
+            x, y, w, h = map(float, box)
+            corners = x / width, y / height, (x + w) / width, (y + h) / height
+            # In the precision they are kept in: a sliver may vanish there.
+            x1, y1, x2, y2 = np.array(corners, np.float32).clip(0, 1).tolist()
+            if x1 < x2 and y1 < y2:
+                rows[numbers[image]].append([classes[category], x1, y1, x2, y2])
+            else:
+                self.dropped["degenerate"] += 1
+        return [torch.tensor(some, dtype=torch.float32).reshape(-1, 5) for some in rows]
 
 
 def _roots(path: Path) -> list[Path]:
-    """Where the pictures of an annotation file may lie, the likeliest first."""
+    """Where the images of an annotation file may lie, the likeliest first."""
     here, above = path.absolute().parent, path.absolute().parent.parent
     split = path.stem.removeprefix("instances_")
     folders = [here, here / "images", here / split, above / split, above / "images"]

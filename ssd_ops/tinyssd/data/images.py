@@ -1,4 +1,4 @@
-"""Reads picture files, within limits: no file makes this fill the memory."""
+"""Reads image files, within limits: no file makes this fill the memory."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ from typing import Any
 
 import numpy as np
 
-MAX_PIXELS = 64_000_000  # of one picture: more is taken for a decompression bomb
+MAX_PIXELS = 64_000_000  # of one image: more is taken for a decompression bomb
 
 
 class DataError(ValueError):
-    """A picture or a data set that cannot be read or fetched; the message names file and entry."""
+    """An image or a data set that cannot be read or fetched; the message names file and entry."""
 
 
 def pillow() -> Any:
     """The module PIL.Image.
 
     Raises:
-        ImportError: Pillow is not installed; the message says how to.
+        ImportError: Pillow is not installed; the message says how to install it.
     """
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("pictures: Pillow is needed: pip install ssd_ops[train]") from None
+        raise ImportError("images: Pillow is needed: pip install ssd_ops[train]") from None
     return Image
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture as uint8 ``[H, W, 3]``, RGB.
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image as uint8 ``[H, W, 3]``, RGB.
 
-    Transparency is dropped, 16-bit grey is brought to 8, of an animation the first frame is taken,
-    and a note in the file that the picture be turned is not followed, as boxes are not turned either.
+    Transparency is dropped, 16-bit grey is brought to 8, and of an animation the first frame is
+    taken. A note in the file that the image is to be turned is not followed: boxes would not turn.
 
     Args:
         path: a file of any format that Pillow reads.
 
     Raises:
-        DataError: no such file, no picture, a cut one, or one of more than `MAX_PIXELS` pixels, which
-            is found before it is decoded; the message is the reason alone.
+        DataError: the file is missing, not an image, cut off, or has more than `MAX_PIXELS` pixels,
+            which is seen before it is decoded; the message is the reason alone.
         ImportError: Pillow is not installed.
 
     Example:
-        >>> read_picture("nowhere.png")
+        >>> read_image("nowhere.png")
         Traceback (most recent call last):
         ssd_ops.tinyssd.data.images.DataError: no such file
     """
     return _open(path, decode=True)
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of a picture, from the head of its file.
-
-    Args:
-        path: as for `read_picture`, which raises the same.
-    """
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of an image, from the head of its file; see `read_image` for errors."""
     return _open(path, decode=False)
 
 
@@ -72,8 +68,6 @@ def _open(path: str | os.PathLike[str], *, decode: bool) -> Any:
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
             return np.array(image.convert("RGB"))
-    except DataError:
-        raise
     except (OSError, ValueError, SyntaxError, *bombs) as error:
         raise DataError(reason(error)) from None
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssd_ops.tinyssd.data.bananas import seeded
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.data.transforms import seeded
 from ssd_ops.tinyssd.preprocess import Preprocess
 
 TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends with an error
@@ -33,19 +33,19 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Batches of a set. Pictures are decoded once and kept, as uint8, where they fit in memory.
+    """Batches of a set. Images are decoded once and kept, as uint8, where they fit in memory.
 
-    Where they do not, or where a transform makes another picture of them each time, workers decode
-    them in every epoch. What transforms draw at random follows from the seed, the epoch and the
-    number of the image, so it does not depend on the number of workers or processes.
+    Where they do not, or where the set has transforms, workers decode them in every epoch. What
+    transforms draw at random follows from the seed, the epoch and the number of the image, so it
+    does not depend on the number of workers or processes.
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
             ``images`` and ``labels`` tensors, as `BananaDetection` has.
         preprocess: of the model; its size is that of the batches.
-        workers: processes, where pictures are not kept; 0 decodes in this one.
-        cache_gb: the most that kept pictures may take.
-        device: where kept pictures go.
+        workers: processes, where images are not kept; 0 decodes in this one.
+        cache_gb: the most that kept images may take.
+        device: where kept images go.
         seed: of transforms.
 
     Raises:
@@ -70,16 +70,14 @@ class Loader:
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
-        self.examples = _Examples(dataset, preprocess, seed)
+        self.examples, self.workers = _Examples(dataset, preprocess, seed), workers
         if not len(self.examples):
             raise ValueError("data: a set must hold an image at least, got none")
-        self.workers = workers
-        height, width = preprocess.size
-        fits = 3 * height * width * len(self.examples) <= cache_gb * 1e9
+        size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
-        if fits and self.examples.transforms is None:
-            kept = self._keep()
-            self.kept = Batch(kept.images.to(device), kept.labels.to(device), kept.sizes)
+        if size <= cache_gb * 1e9 and self.examples.transforms is None:
+            images, labels, sizes = self._keep()
+            self.kept = Batch(images.to(device), labels.to(device), sizes)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,17 +87,15 @@ class Loader:
         images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
-        kept = torch.empty(0)
-        rows: list[Tensor] = []
-        sizes: list[tuple[int, int]] = []
+        kept, rest = torch.empty(0), list[Any]()
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for image, some, shape in pool.map(examples.__getitem__, range(len(self))):
-                if not sizes:
+            for image, *others in pool.map(examples.__getitem__, range(len(self))):
+                if not rest:
                     kept = image.new_empty((len(self), *image.shape))
-                kept[len(sizes)] = image
-                rows.append(some)
-                sizes.append(shape)
+                kept[len(rest)] = image
+                rest.append(others)
+        rows, sizes = zip(*rest, strict=True)
         return Batch(kept, _padded(rows), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
@@ -110,7 +106,7 @@ class Loader:
             epoch: another one, other draws of the transforms.
 
         Raises:
-            DataError: a picture cannot be read, or a transform fails.
+            DataError: an image cannot be read, or a transform fails.
             RuntimeError: a worker died, or takes minutes for a batch.
         """
         if self.kept is not None:
@@ -123,7 +119,7 @@ class Loader:
         loading: Any = DataLoader(
             self.examples,
             batch_sampler=[list(map(int, numbers)) for numbers in order],
-            collate_fn=_gather_or_error,
+            collate_fn=_gather,
             num_workers=workers,
             timeout=TIMEOUT if workers else 0,
             # Forked, a worker shares what its parent has read. It runs on one thread, as torch sees
@@ -139,29 +135,23 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """See that something is a set, as `Loader` wants it.
+    """Raise a ValueError if a set holds no image, or tensors of another shape or dtype.
 
     Args:
         name: of the argument, for errors.
         dataset: as for `Loader`.
-
-    Raises:
-        ValueError: it holds no image, or tensors of another shape or dtype.
     """
-    if not hasattr(dataset, "images") or not hasattr(dataset, "labels"):
+    images, labels = (getattr(dataset, key, None) for key in ("images", "labels"))
+    if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
         return
-    images, labels = dataset.images, dataset.labels
+    got = f"{images.dtype} {list(images.shape)}"
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(
-            f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {images.dtype} "
-            f"{list(images.shape)}"
-        )
+        raise ValueError(f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {got}")
     if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
-        raise ValueError(
-            f"train: {name}.labels must be [{len(images)}, G, 5], got {list(labels.shape)}"
-        )
+        wanted = f"[{len(images)}, G, 5]"
+        raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
 class _Examples(Dataset):
@@ -179,21 +169,18 @@ class _Examples(Dataset):
         return len(self.dataset if self.indexed else self.dataset.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        if self.transforms is None:
-            image, rows = self._take(index)
+        if not self.indexed:
+            image, rows = self.dataset.images[index], self.dataset.labels[index]
+        elif self.transforms is None:
+            image, rows = self.dataset[index]
         else:
             with seeded(self.seed, self.epoch, index):
-                image, rows = self._take(index)
+                image, rows = self.dataset[index]
         height, width = image.shape[1:]
         rows = rows[rows[:, 0] >= 0]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
-
-    def _take(self, index: int) -> tuple[Tensor, Tensor]:
-        if self.indexed:
-            return self.dataset[index]
-        return self.dataset.images[index], self.dataset.labels[index]
 
     def __getitems__(self, numbers: list[int]) -> list[Any] | DataError:
         # As a value: raised in a worker, it would arrive with a traceback in its message.
@@ -203,14 +190,12 @@ class _Examples(Dataset):
             return error
 
 
-def _gather_or_error(items: Any) -> Batch | DataError:
-    return items if isinstance(items, DataError) else _gather(items)
-
-
-def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> Batch:
+def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]] | DataError) -> Batch | DataError:
+    if isinstance(items, DataError):
+        return items
     images, rows, sizes = zip(*items, strict=True)
-    return Batch(torch.stack(images), _padded(list(rows)), torch.tensor(sizes))
+    return Batch(torch.stack(images), _padded(rows), torch.tensor(sizes))
 
 
-def _padded(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1.0)
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1.0)

@@ -53,16 +53,10 @@ def open_set(
         raise DataError(f"data: {path} must be a folder or a COCO JSON file, got neither")
     if (path / f"bananas_{split}").is_dir():
         return BananaDetection(path, split)
-    found = [
-        file
-        for name in NAMES[split]
-        for place in PLACES
-        for file in sorted(path.glob(place.format(split=name)))
-    ]
+    places = [place.format(split=name) for name in NAMES[split] for place in PLACES]
+    found = [file for place in places for file in sorted(path.glob(place))]
     if len(found) != 1:
-        looked = ", ".join(place.format(split=split) for place in PLACES)
-        raise DataError(
-            f"data: {path} must hold bananas_{split} or one of {looked}, "
-            f"got {', '.join(str(file.relative_to(path)) for file in found) or 'none of them'}"
-        )
+        wanted = f"bananas_{split} or one of {', '.join(places[: len(PLACES)])}"
+        got = ", ".join(str(file.relative_to(path)) for file in found) or "none of them"
+        raise DataError(f"data: {path} must hold {wanted}, got {got}")
     return CocoDetection(found[0], images, class_names=class_names)

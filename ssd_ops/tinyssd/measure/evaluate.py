@@ -1,10 +1,11 @@
-"""A trained model measured over a data set; `predict`, for one image, can be had from here too."""
+"""A trained model measured over a data set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,27 +14,25 @@ from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
-from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.predict import (
     SCORE_THRESHOLD,
+    SHOW_THRESHOLD,
     Prediction,
-    detect,
     inference,
-    own_nms_threshold,
-    to_prediction,
+    predictions,
 )
 
 
 class Results(NamedTuple):
-    """What a model says of a data set, and what is true.
+    """What a model says of a data set, and its ground truths.
 
-    ``predictions`` a `Prediction` for each image; ``truths`` for each image its true boxes, float32
-    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels; ``class_names``, those of the set, and numbers
-    for what else occurs; ``class_error`` and ``offset_error`` as in `Measures`.
+    ``predictions`` and ``gts``: for each image a `Prediction`, and float32 ``[G, 5]`` rows (class, x1,
+    y1, x2, y2) in pixels; ``class_names``: those of the set, and numbers for other classes that
+    occur; ``class_error`` and ``offset_error`` as in `Measures`.
     """
 
     predictions: list[Prediction]
-    truths: list[Tensor]
+    gts: list[Tensor]
     class_names: list[str]
     class_error: float
     offset_error: float
@@ -41,39 +40,24 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Measures:
-    """What `evaluate` found. None stands where there is nothing to measure, as without a true box.
+    """How good a model is.
 
-    Args:
-        class_error: share of anchors whose class is predicted wrong, as the chapter counts it.
-        offset_error: absolute offset error averaged over all 4A offsets of the images, those of
-            background anchors counted as zeros, as the chapter counts it.
-        found: true boxes that a detection above the score threshold matches.
-        truths: true boxes in the set.
-        false_boxes: detections above the score threshold that match no true box, or one that a
-            detection of higher score has already matched.
-        ap: COCO average precision, mean over IoU 0.50 to 0.95; like all of COCO's, None also without
-            faster-coco-eval.
-        ap50: at IoU 0.5.
-        ap75: at IoU 0.75.
-        ap_small: of true boxes below 32 x 32 pixels of their image.
-        ap_medium: of those up to 96 x 96.
-        ap_large: of those above.
-        ar1: COCO average recall with a detection an image.
-        ar10: with ten.
-        ar100: with a hundred.
-        ar_small: with a hundred, of small true boxes.
-        ar_medium: the same, of medium ones.
-        ar_large: the same, of large ones.
-        voc_ap: Pascal VOC average precision at IoU 0.5, the whole area below the curve (from 2010
-            on), mean over the classes that have true boxes.
-        voc_ap11: the same at eleven recalls (until 2009).
-        per_class: for each class its "name", "truths", "ap", "voc_ap" and "voc_ap11".
+    The chapter's: ``class_error``, the share of anchors whose class is wrong; ``offset_error``, the mean
+    absolute error of all 4A offsets of an image, 0 for background anchors.
+    Counts: the ``gts``; those ``found`` by a detection above the score threshold; ``false_boxes``, the
+    other detections above it.
+    COCO's average precision: ``ap``, mean over IoU 0.50 to 0.95; ``ap50`` at IoU 0.5, ``ap75`` at
+    0.75; ``ap_small`` of ground truths below 32 x 32 pixels, ``ap_medium`` up to 96 x 96,
+    ``ap_large`` above. Its average recall: ``ar1``, ``ar10``, ``ar100`` with so many detections an
+    image; ``ar_small``, ``ar_medium``, ``ar_large`` with a hundred. They are None without
+    faster-coco-eval, and where there is no ground truth.
+    ``per_class`` holds a dict for each class, with "name", "gts", "ap" and "ap50".
     """
 
     class_error: float
     offset_error: float
     found: int
-    truths: int
+    gts: int
     false_boxes: int
     ap: float | None
     ap50: float | None
@@ -87,21 +71,13 @@ class Measures:
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
-    voc_ap: float | None
-    voc_ap11: float | None
     per_class: list[dict[str, Any]]
 
 
 def collect(
-    model: nn.Module,
-    dataset: Any,
-    *,
-    batch_size: int = 32,
-    nms_threshold: float | None = None,
+    model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
 ) -> Results:
-    """What a model says of every image of a set, and the chapter's two errors.
-
-    Where processes share a run, each looks at its part, and all get the whole.
+    """What a model says of every image of a set. Processes that share a run each look at a part.
 
     Args:
         model: as for `predict_batch`.
@@ -111,143 +87,88 @@ def collect(
 
     Raises:
         ValueError: an empty set.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> from ssd_ops.tinyssd.model import TinySSD
-        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
-        >>> collect(TinySSD(), one).truths
-        [tensor([[ 0., 16., 16., 32., 32.]])]
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
-    nms = own_nms_threshold(model, nms_threshold)
     batches = torch.arange(len(loader)).split(batch_size)
     own = batches[distributed.rank() :: distributed.size()]
+    thresholds: Any = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": nms_threshold}
     sums = torch.zeros(4, dtype=torch.float64)
     results: list[tuple[int, Prediction, Tensor]] = []
     with inference(model) as device:
         for numbers, batch in zip(own, loader.batches(own), strict=True):
             outputs = model(preprocess(batch.images.to(device)))
             anchors, cls_preds, bbox_preds = outputs
-            bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
-                anchors, batch.labels.to(device)
-            )
-            right = cls_eval(cls_preds, cls_labels)
-            wrong = bbox_eval(bbox_preds, bbox_labels, bbox_masks)
-            seen = cls_labels.numel(), bbox_labels.numel()
-            sums += torch.tensor([right, wrong, *seen], dtype=torch.float64)
-            detections = detect(outputs, SCORE_THRESHOLD, nms)
-            for number, rows, labels, (height, width) in zip(
-                numbers.tolist(), detections, batch.labels.cpu(), batch.sizes.tolist(), strict=True
-            ):
-                labels = labels[labels[:, 0] >= 0]
-                boxes = preprocess.to_pixels(labels[:, 1:], height, width)
-                prediction = to_prediction(model, rows, height, width)
-                results.append((number, prediction, torch.cat((labels[:, :1], boxes), dim=1)))
-    parts = distributed.gather(results)
-    everything = sorted((one for part in parts for one in part), key=lambda one: one[0])
-    right, wrong, anchors_seen, offsets_seen = sum(distributed.gather(sums)).tolist()
+            offsets, masks, classes = ops.multibox_target(anchors, batch.labels.to(device))
+            right, wrong = cls_eval(cls_preds, classes), bbox_eval(bbox_preds, offsets, masks)
+            sums += sums.new_tensor([right, wrong, classes.numel(), offsets.numel()])
+            sizes = batch.sizes.tolist()
+            found = predictions(model, outputs, sizes, **thresholds)
+            gts = [rows[rows[:, 0] >= 0] for rows in batch.labels.cpu()]
+            for rows, size in zip(gts, sizes, strict=True):
+                rows[:, 1:] = preprocess.to_pixels(rows[:, 1:], *size)
+            results += zip(numbers.tolist(), found, gts, strict=True)
+    results = [result for part in distributed.gather(results) for result in part]
+    results.sort(key=lambda result: result[0])
+    right, wrong, anchors_seen, offsets_seen = distributed.all_sum(sums).tolist()
     names = list(getattr(loader.examples.dataset, "class_names", ()))
-    labels = [rows[:, 0].long() for _, _, rows in everything]
-    labels += [prediction.labels for _, prediction, _ in everything]
-    count = 1 + max((int(some.max()) for some in labels if len(some)), default=0)
+    labels = [torch.cat((found.labels, rows[:, 0])) for _, found, rows in results]
+    count = 1 + int(max((some.max() for some in labels if len(some)), default=0))
     names += [f"class {number}" for number in range(len(names), count)]
-    return Results(
-        [prediction for _, prediction, _ in everything],
-        [rows for _, _, rows in everything],
-        names,
-        class_error=1 - right / anchors_seen,
-        offset_error=wrong / offsets_seen,
-    )
+    _, all_found, all_gts = map(list, zip(*results, strict=True))
+    return Results(all_found, all_gts, names, 1 - right / anchors_seen, wrong / offsets_seen)
 
 
 def measure(
-    results: Results, *, score_threshold: float = 0.5, iou_threshold: float = 0.5
+    results: Results, *, score_threshold: float = SHOW_THRESHOLD, iou_threshold: float = 0.5
 ) -> Measures:
     """The measures of results.
 
     Args:
         results: of `collect`.
-        score_threshold: as for `evaluate`.
-        iou_threshold: as for `evaluate`.
+        score_threshold: the least score of a detection that counts as found or false; 0.5 by
+            default. The average precisions take every detection.
+        iou_threshold: the least IoU of a detection that finds a ground truth; 0.5 by default.
 
     Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
-        >>> results = Results([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0.0, 0.0)
-        >>> measure(results).found
+        >>> nothing = Prediction(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
+        >>> measure(Results([nothing], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0, 0)).gts
         1
     """
-    predictions, truths, names = results.predictions, results.truths, results.class_names
-    counts = [
-        count_found(p, t, score_threshold=score_threshold, iou_threshold=iou_threshold)
-        for p, t in zip(predictions, truths, strict=True)
-    ]
+    found, gts, names = results.predictions, results.gts, results.class_names
+    thresholds: Any = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    counts = [metrics.count_found(*pair, **thresholds) for pair in zip(found, gts, strict=True)]
     try:
-        coco, coco_of_class = metrics.coco(predictions, truths, len(names))
+        coco, precision = metrics.coco(found, gts, len(names))
     except ImportError:
-        coco, coco_of_class = dict.fromkeys(metrics.COCO_NAMES), [None] * len(names)
-    curves = metrics.precision_recall(predictions, truths, len(names))
-    per_class: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "truths": curve.truths,
-            "ap": ap,
-            "voc_ap": curve.ap(),
-            "voc_ap11": curve.ap11(),
-        }
-        for name, curve, ap in zip(names, curves, coco_of_class, strict=True)
-    ]
+        coco, precision = dict.fromkeys(metrics.COCO_NAMES), np.full((1, 1, len(names)), -1.0)
+    labels = torch.cat(gts)[:, 0].long().bincount(minlength=len(names))
+    per_class = []
+    for name, number, curves in zip(names, labels.tolist(), precision.T, strict=True):
+        ap, ap50 = (None if p < 0 else float(p) for p in (curves.mean(), curves[:, 0].mean()))
+        per_class.append({"name": name, "gts": number, "ap": ap, "ap50": ap50})
     return Measures(
         class_error=results.class_error,
         offset_error=results.offset_error,
-        found=sum(found for found, _ in counts),
-        truths=sum(map(len, truths)),
+        found=sum(right for right, _ in counts),
+        gts=int(labels.sum()),
         false_boxes=sum(false for _, false in counts),
         **coco,
-        voc_ap=_mean([row["voc_ap"] for row in per_class]),
-        voc_ap11=_mean([row["voc_ap11"] for row in per_class]),
         per_class=per_class,
     )
 
 
-def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
-
-
 def evaluate(
-    model: nn.Module,
-    dataset: Any,
-    *,
-    batch_size: int = 32,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-    nms_threshold: float | None = None,
+    model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
 ) -> Measures:
-    """Measures of a model over a data set.
-
-    Args:
-        model: as for `predict_batch`.
-        dataset: as for `collect`, such as a `BananaDetection`.
-        batch_size: as for `collect`.
-        score_threshold: the least score of a detection that counts as found or false. The
-            average precisions use every detection of the chapter's threshold and above.
-        iou_threshold: the least IoU of a detection that finds a true box.
-        nms_threshold: as for `predict_batch`.
-
-    Raises:
-        ValueError: an empty set.
+    """The measures of a model over a data set: `measure` of what `collect` returns for these arguments.
 
     Example:
         >>> from types import SimpleNamespace
         >>> from ssd_ops.tinyssd.model import TinySSD
         >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.2, 0.2, 0.6, 0.6]]]))
-        >>> evaluate(TinySSD(), one).truths
+        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
+        >>> evaluate(TinySSD(), one).gts
         1
     """
-    results = collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold)
-    return measure(results, score_threshold=score_threshold, iou_threshold=iou_threshold)
+    return measure(collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold))

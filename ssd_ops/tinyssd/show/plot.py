@@ -1,12 +1,11 @@
-"""Pictures: boxes drawn on images, sheets of images, and the curves of a training run.
-
-Every file is written aside and renamed, so that a picture at its path is whole.
-"""
+"""Boxes drawn on images, grids of images, the curves of a run, precision-recall curves."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_picture
+from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
+from ssd_ops.tinyssd.files import replace_file
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
-Colour = tuple[int, int, int]
 
 # By class, in turn: strong enough for a line two pixels wide, and none is like the next.
-COLOURS: tuple[Colour, ...] = (
-    (230, 25, 75),
-    (0, 110, 255),
-    (145, 30, 180),
-    (0, 150, 90),
-    (245, 130, 48),
-    (0, 160, 185),
-    (200, 30, 160),
-    (120, 80, 40),
-)
-TRUTH: Colour = (255, 255, 255)
-DARK: Colour = (20, 20, 20)
-GAP = 4  # pixels between the images of a sheet
+COLOURS = ("#e6194b", "#006eff", "#911eb4", "#00965a", "#f58230", "#00a0b9", "#c81ea0", "#785028")
+GT, DARK, GREY = "#ffffff", "#141414", "#808080"
+GAP = 4  # pixels between the images of a grid
 
 
 def draw_detections(
@@ -43,379 +33,315 @@ def draw_detections(
     labels: Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.9,
+    threshold: float = SHOW_THRESHOLD,
     path: str | os.PathLike[str],
 ) -> Path:
     """Write an image, at its own size, with boxes and their scores; the file's path comes back.
 
-    Lines and letters grow with the image. A label stands on the upper left corner of its box, or
-    within the box where there is no room above, and never leaves the image. Of overlapping labels
-    that of the highest score is on top.
+    Lines and letters grow with the image. A label stands on its box, at the border of the image
+    where there is no room. Of overlapping labels that of the highest score is on top.
 
     Args:
-        image: the path of a picture, or uint8 ``[3, H, W]`` or ``[H, W, 3]``, RGB.
-        boxes: ``[K, 4]``, xyxy in pixels of the image. What reaches over the border is drawn along
-            it; a box outside of the image, or with NaN, is left out.
+        image: the path of an image, a uint8 array ``[H, W, 3]`` or a uint8 tensor ``[3, H, W]``, RGB.
+        boxes: ``[K, 4]``, xyxy in pixels, cut at the border; one outside, or with NaN, is left out.
         scores: ``[K]``; None (the default) draws every box, without a number.
         labels: ``[K]``, 0-based classes, which choose the colour; None is class 0 for all.
         class_names: names to write before the scores; None (the default) writes none.
         threshold: boxes whose score is below it are left out; 0.9 is the book's.
-        path: the file to write, whose ending names the format (``.png``, ``.jpg``, ...).
+        path: the file to write, replaced whole, whose ending names the format (``.png``, ...).
 
     Raises:
-        ValueError: a shape, dtype or count does not fit, a class has no name, the picture cannot be
-            read, or the ending names no format.
-        FileNotFoundError: the picture, or the folder of `path`, does not exist.
+        ValueError: a shape, dtype, count or class that does not fit, an image that cannot be read, or
+            an ending that names no format.
+        FileNotFoundError: the image, or the folder of `path`, does not exist.
         ImportError: Pillow is not installed.
-
-    Source: the pictures of Dive into Deep Learning, section 14.7.3.
 
     Example:
         >>> import tempfile
-        >>> image = torch.zeros(3, 120, 160, dtype=torch.uint8)
-        >>> path = draw_detections(
-        ...     image, [[20, 30, 90, 80]], [0.97], path=Path(tempfile.mkdtemp()) / "found.png"
-        ... )
-        >>> path.name
+        >>> image, folder = torch.zeros(3, 120, 160, dtype=torch.uint8), Path(tempfile.mkdtemp())
+        >>> draw_detections(image, [[20, 30, 90, 80]], [0.97], path=folder / "found.png").name
         'found.png'
     """
-    picture = _picture(image)
-    _draw_boxes(picture, boxes, scores, labels, class_names, threshold)
-    return write(path, picture.save)
+    canvas = _open(image)
+    _draw_detections(canvas, _boxes(boxes), scores, labels, class_names, threshold)
+    return _write(path, canvas.save)
 
 
 def draw_grid(
     images: Iterable[Image],
     detections: Iterable[Any],
-    truths: Iterable[Boxes] | None = None,
+    gt_boxes: Iterable[Boxes] | None = None,
     *,
     columns: int = 4,
     tile: int | None = None,
     titles: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float = SHOW_THRESHOLD,
     legend: str | None = None,
     path: str | os.PathLike[str],
 ) -> Path:
-    """Write a sheet of images with their detections; the file's path comes back.
-
-    Images stand in rows from left to right. With `truths`, those boxes are thin and white, and a
-    line below the images says so.
+    """Write images with their detections in rows, from left to right; the file's path comes back.
 
     Args:
         images: each as for `draw_detections`; a tensor ``[N, 3, H, W]`` will do.
-        detections: for each image, something with ``boxes``, ``scores`` and ``labels``, as
-            `ssd_ops.tinyssd.measure.evaluate.predict` returns it.
-        truths: for each image the boxes that are there, ``[G, 4]``, xyxy in pixels; None (the
-            default) draws none.
+        detections: for each image its ``boxes``, ``scores`` and ``labels``, as a `Prediction` has.
+        gt_boxes: for each image its ground truths, ``[G, 4]``, xyxy in pixels: thin and white, with
+            a legend below the images. None (the default) draws neither.
         columns: images in a row.
-        tile: pixels that the longer side of every image is brought to; None (the default) keeps
-            their sizes.
-        titles: a line to write below each image, cut where it is too long; None writes none.
+        tile: pixels of the longer side of every image; None (the default) keeps their sizes.
+        titles: a line below each image, cut where it is too long; None (the default) writes none.
         class_names: as for `draw_detections`.
-        threshold: detections whose score is below it are left out; 0.5, by which found objects are
-            counted too.
-        legend: what the line below the images calls the detections; None: "found", and the
-            threshold.
-        path: the file to write.
+        threshold: as for `draw_detections`; 0.5 is where `evaluate` counts what is found.
+        legend: what it calls the detections; None (the default): "found", and the threshold.
+        path: as for `draw_detections`.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: as for `draw_detections`; also no image at all,
-            or not as many detections or truths as images.
+        ValueError, FileNotFoundError, ImportError: as for `draw_detections`; no image, or not as many
+            detections, ground truths or titles as images.
 
     Example:
         >>> import tempfile
         >>> from types import SimpleNamespace
-        >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-        >>> nothing = SimpleNamespace(boxes=torch.zeros(0, 4), scores=[], labels=[])
-        >>> path = draw_grid(
-        ...     images, [nothing] * 2, columns=2, path=Path(tempfile.mkdtemp()) / "sheet.png"
-        ... )
+        >>> images, folder = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), Path(tempfile.mkdtemp())
+        >>> nothing = SimpleNamespace(boxes=[], scores=[], labels=[])
+        >>> draw_grid(images, [nothing] * 2, columns=2, path=folder / "grid.png").name
+        'grid.png'
     """
-    pictures, found = [_picture(image) for image in images], list(detections)
-    given = None if truths is None else list(truths)
-    if not pictures or columns < 1:
-        raise ValueError(
-            f"plot: a sheet must have images and columns, got {len(pictures)}, {columns}"
-        )
-    for name, items in (("detections", found), ("truths", given), ("titles", titles)):
-        if items is not None and len(items) != len(pictures):
-            raise ValueError(f"plot: {name} must be for {len(pictures)} images, got {len(items)}")
-
-    scales = [tile / max(picture.size) if tile else 1.0 for picture in pictures]
-    if tile:
-        pictures = [
-            picture.resize([max(1, round(side * scale)) for side in picture.size])
-            for picture, scale in zip(pictures, scales, strict=True)
-        ]
-    width = max(picture.width for picture in pictures)
-    strip = 0 if titles is None else 18
-    columns = min(columns, len(pictures))
-    # Where each row begins: a row is as high as its highest image.
-    tops = [GAP]
-    for start in range(0, len(pictures), columns):
-        highest = max(picture.height for picture in pictures[start : start + columns])
-        tops.append(tops[-1] + highest + strip + GAP)
-    size = (columns * (width + GAP) + GAP, tops[-1])
-    line = 0 if given is None else 26
-    from PIL import ImageDraw
-
-    sheet = pillow().new("RGB", (size[0], size[1] + line), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (picture, detection) in enumerate(zip(pictures, found, strict=True)):
-        if given is not None:
-            for box in _boxes(given[index]) * scales[index]:
-                _outline(picture, box, TRUTH, 1)
-        boxes = _boxes(detection.boxes) * scales[index]
-        _draw_boxes(picture, boxes, detection.scores, detection.labels, class_names, threshold)
-        row, column = divmod(index, columns)
-        corner = (column * (width + GAP) + GAP, tops[row])
-        sheet.paste(picture, corner)
-        if titles is not None:
-            below = (corner[0], corner[1] + picture.height + 1)
-            draw.text(below, _cut(draw, titles[index], width), DARK, _font(12))
-    if line:
-        middle, left = size[1] + line // 2 - GAP // 2, GAP
-        called = f"found, score >= {threshold:g}" if legend is None else legend
-        for text, colour in ((called, COLOURS[0]), ("truth", TRUTH)):
-            sample = (left, middle - 6, left + 20, middle + 6)
-            draw.rectangle(sample, fill=(128, 128, 128), outline=DARK)
-            _outline(sheet, (left + 4, middle - 3, left + 17, middle + 4), colour, 1)
-            draw.text((left + 27, middle), text, DARK, _font(13), anchor="lm")
-            left += 27 + int(draw.textlength(text, _font(13))) + 24
-    return write(path, sheet.save)
-
-
-def _cut(draw: Any, text: str, width: int) -> str:
-    """As much of a line as fits."""
-    while text and draw.textlength(text, _font(12)) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    return text
+    tiles, found = [_open(image) for image in images], list(detections)
+    gts = [()] * len(tiles) if gt_boxes is None else list(gt_boxes)
+    lines = [""] * len(tiles) if titles is None else list(titles)
+    if not tiles or columns < 1:
+        raise ValueError(f"plot: a grid must have images and columns, got {len(tiles)}, {columns}")
+    for name, items in (("detections", found), ("gt_boxes", gts), ("titles", lines)):
+        if len(items) != len(tiles):
+            raise ValueError(f"plot: {name} must be for {len(tiles)} images, got {len(items)}")
+    for index, detection in enumerate(found):
+        scale = tile / max(tiles[index].size) if tile else 1.0
+        image = tiles[index].resize([max(1, round(side * scale)) for side in tiles[index].size])
+        for box in _boxes(gts[index]) * scale:
+            _draw_box(image, box, GT, 1)
+        boxes, given = _boxes(detection.boxes) * scale, (detection.scores, detection.labels)
+        _draw_detections(image, boxes, *given, class_names, threshold)
+        tiles[index] = image
+    columns, width = min(columns, len(tiles)), max(image.width for image in tiles) + GAP
+    rows = [range(len(tiles))[start : start + columns] for start in range(0, len(tiles), columns)]
+    below = GAP if titles is None else GAP + 18
+    heights = [max(tiles[index].height for index in row) + below for row in rows]
+    size = GAP + columns * width, GAP + sum(heights) + (0 if gt_boxes is None else 26)
+    sheet, top = pillow().new("RGB", size, "white"), GAP
+    for row, height in zip(rows, heights, strict=True):
+        for left, index in zip(range(GAP, size[0], width), row, strict=False):
+            sheet.paste(tiles[index], (left, top))
+            _write_text(sheet, left, top + tiles[index].height + 1, lines[index], width - GAP)
+        top += height
+    if gt_boxes is not None:
+        left, called = GAP, legend or f"found, score >= {threshold:g}"
+        for text, colour in ((called, COLOURS[0]), ("ground truth", GT)):
+            sheet.paste(GREY, (left, top + 5, left + 21, top + 18))
+            _draw_box(sheet, (left + 4, top + 8, left + 17, top + 15), colour, 1)
+            left = _write_text(sheet, left + 27, top + 4, text, size[0]) + 24
+    return _write(path, sheet.save)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
     """Write the curves of a training run; the file's path comes back.
 
-    The losses are on the left; the class error and the mean absolute error of the offsets, on a
-    logarithmic scale, on the right. Solid lines are the validation set, dashed ones the training
-    set where the right panel has both.
+    The loss is on the left; the class error and the mean absolute error of the offsets are on the
+    right, on a logarithmic scale: solid of the validation set, dashed of the training set.
 
     Args:
-        history: a dict for each epoch. ``loss`` (or ``train_loss``), ``val_loss``, ``class_error``,
-            ``offset_error``, ``val_class_error`` and ``val_offset_error`` are drawn where they are
-            there and finite; ``epoch`` defaults to the place in the list, from 1; the rest is not
-            looked at.
-        path: the file to write, whose ending names the format (``.png``, ``.svg``, ``.pdf``, ...).
+        history: a dict for each epoch, as `train` returns them. What an epoch lacks, or has as
+            infinite or NaN, is left out; "epoch" defaults to the place in the list, from 1.
+        path: as for `draw_detections`; also ``.svg`` or ``.pdf``.
 
     Raises:
         ValueError: an empty history, or an unknown format.
-        FileNotFoundError: the folder of `path` does not exist.
-        ImportError: matplotlib is not installed.
-
-    Source: the two panels show what the animated plot of Dive into Deep Learning, section 14.7.2,
-    and its losses do.
+        FileNotFoundError, ImportError: the folder of `path`, or matplotlib, is not there.
 
     Example:
         >>> import tempfile
-        >>> path = draw_curves(
-        ...     [{"loss": 1.2, "class_error": 0.1}, {"loss": 0.7, "class_error": 0.02}],
-        ...     Path(tempfile.mkdtemp()) / "curves.png",
-        ... )
+        >>> history = [{"loss": 1.2, "class_error": 0.1}, {"loss": 0.7, "class_error": 0.02}]
+        >>> draw_curves(history, Path(tempfile.mkdtemp()) / "curves.png").name
+        'curves.png'
     """
     if not history:
         raise ValueError("plot: history must have an epoch at least, got none")
-    figure = new_figure(10, 4)
-    from matplotlib.ticker import MaxNLocator
+    figure, (losses, errors) = _figure(10, 4, "Loss", "Errors")
 
-    losses, errors = figure.subplots(1, 2)
-    _curve(losses, history, ("loss", "train_loss"), "training", "tab:blue", "-")
-    _curve(losses, history, ("val_loss",), "validation", "tab:red", "-")
-    for name, text, colour in (
-        ("class_error", "class error", "tab:blue"),
-        ("offset_error", "offset error (MAE)", "tab:orange"),
-    ):
-        _curve(errors, history, (f"val_{name}",), f"{text}, validation", colour, "-")
-        _curve(errors, history, (name,), f"{text}, training", colour, "--")
-    losses.set(title="Loss", ylabel="loss", ylim=(0, None))
-    errors.set(title="Errors", ylabel="error")
+    def draw(axes: Any, name: str, label: str, colour: str, style: str = "-") -> None:
+        rows = [(row.get("epoch", at), row.get(name)) for at, row in enumerate(history, start=1)]
+        points = [(x, y) for x, y in rows if y is not None and math.isfinite(y)]
+        if points:
+            marker = "o" if len(points) <= 30 else ""
+            axes.plot(*zip(*points, strict=True), style + marker, color=colour, label=label, ms=3)
+
+    draw(losses, "loss", "training", "tab:blue")
+    draw(errors, "val_class_error", "class error, validation", "tab:blue")
+    draw(errors, "class_error", "class error, training", "tab:blue", "--")
+    draw(errors, "val_offset_error", "offset error (MAE), validation", "tab:orange")
+    draw(errors, "offset_error", "offset error (MAE), training", "tab:orange", "--")
+    losses.set(ylabel="loss", ylim=(0, None))
+    errors.set(ylabel="error")
     if any(max(line.get_ydata()) > 0 for line in errors.lines):
         errors.set_yscale("log")
     for axes in (losses, errors):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(which="both", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         if axes.lines:
             axes.legend(frameon=False)
-    return write(path, figure.savefig)
+    return _write(path, figure.savefig)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of matplotlib, in inches.
+def draw_precision_recall(
+    precision: np.ndarray, class_names: Sequence[str], path: str | os.PathLike[str]
+) -> Path:
+    """Write the precision-recall curve of each class at IoU 0.5; the file's path comes back.
+
+    A curve ends at the highest recall that is reached. Classes without ground truth are left out.
+
+    Args:
+        precision: ``[101, C]`` at recall 0, 0.01, ... 1; ``metrics.coco(...)[1][0]``.
+        class_names: C names, written with the average precisions if there is room, for 24 classes.
+        path: as for `draw_curves`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ValueError, FileNotFoundError, ImportError: as for `draw_curves`; not as many names as curves.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "curve.png"
+        >>> draw_precision_recall(np.linspace(1, 0.5, 101)[:, None], ["cup"], path).name
+        'curve.png'
     """
+    figure, (axes,) = _figure(8, 5, "Precision and recall at IoU 0.5")
+    for name, curve in zip(class_names, precision.T, strict=True):
+        if curve[0] >= 0:
+            reached, label = curve[curve > 0], f"{name}  AP {curve.mean():.3f}"
+            style = ("-", "--", ":")[len(axes.lines) // 10 % 3]  # there are ten colours
+            axes.step(np.arange(len(reached)) / 100, reached, style, label=label)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    if 0 < len(axes.lines) <= 24:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return _write(path, figure.savefig)
+
+
+def _figure(width: float, height: float, *titles: str) -> Any:
+    """A figure of matplotlib, in inches, and its panels."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("plot: curves need matplotlib: pip install ssd_ops[train]") from None
     # Not pyplot: it keeps figures, and a choice of window system, for the whole process.
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title)
+        axes.grid(which="both", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
-def _curve(
-    axes: Any,
-    history: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    text: str,
-    colour: str,
-    style: str,
-) -> None:
-    """The first of `names` that an epoch has, over the epochs that have one."""
-    points = []
-    for place, row in enumerate(history, start=1):
-        value = next((row[name] for name in names if row.get(name) is not None), None)
-        if value is not None and np.isfinite(value):
-            points.append((row.get("epoch", place), value))
-    if points:
-        marker = "o" if len(points) <= 30 else None
-        axes.plot(
-            *zip(*points, strict=True), style, color=colour, label=text, marker=marker, markersize=3
-        )
+def _write(path: str | os.PathLike[str], save: Callable[..., Any]) -> Path:
+    """Write `path` whole, by a method of Pillow or matplotlib that takes a file and a ``format``."""
+    path, file = Path(path), BytesIO()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"plot: the folder of path must exist, got {path}")
+    ending = path.suffix[1:].lower()
+    try:
+        save(file, format={"jpg": "jpeg", "tif": "tiff"}.get(ending, ending))
+    except (ValueError, KeyError):
+        raise ValueError(f"plot: path must end in a format such as .png, got {path}") from None
+    replace_file(path, file.getvalue())
+    return path
 
 
-def _picture(image: Image) -> Any:
+def _open(image: Image) -> Any:
     """A Pillow image of its own, RGB."""
-    image_module = pillow()
     if isinstance(image, str | os.PathLike):
         try:
-            return image_module.fromarray(read_picture(image))
+            return pillow().fromarray(read_image(image))
         except DataError as error:
-            if not os.path.exists(image):
-                raise FileNotFoundError(f"plot: image must be a file, got {image}") from None
-            raise ValueError(f"plot: image must be a picture, got {image} ({error})") from None
-    # A tensor has its channels first and an array last, unless its shape says otherwise.
-    last = isinstance(image, np.ndarray)
-    array: np.ndarray = np.asarray(image if last else torch.as_tensor(image).cpu())
-    if array.ndim == 3 and 3 in (array.shape[0], array.shape[2]) and 0 not in array.shape:
-        first = array.shape[2] != 3 if last else array.shape[0] == 3
-        if first:
-            array = array.transpose(1, 2, 0)
-        if array.dtype == np.uint8:
-            return image_module.fromarray(np.array(array, order="C"))
-    raise ValueError(
-        f"plot: image must be uint8 [3, H, W] or [H, W, 3], got {array.dtype} {list(array.shape)}"
-    )
+            kind = ValueError if os.path.exists(image) else FileNotFoundError
+            raise kind(f"plot: image must be a readable file, got {image} ({error})") from None
+    array = image.movedim(0, -1).cpu().numpy() if isinstance(image, Tensor) else image
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        wanted = "a uint8 array [H, W, 3] or tensor [3, H, W]"
+        raise ValueError(f"plot: image must be {wanted}, got {image.dtype} {list(image.shape)}")
+    return pillow().fromarray(np.array(array, order="C"))
 
 
 def _boxes(boxes: Boxes) -> np.ndarray:
     array = torch.as_tensor(boxes).detach().cpu().double().numpy()
-    if array.size == 0:
-        return array.reshape(0, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise ValueError(f"plot: boxes must be [K, 4], got {list(array.shape)}")
-    return array
+    return array.reshape(-1, 4)
 
 
-def _draw_boxes(
-    picture: Any, boxes: Boxes, scores: Any, labels: Any, class_names: Any, threshold: float
+def _draw_detections(
+    image: Any, boxes: np.ndarray, scores: Any, labels: Any, class_names: Any, threshold: float
 ) -> None:
-    corners = _boxes(boxes)
-    count = len(corners)
-    values = torch.ones(count) if scores is None else _column("scores", scores, count)
-    numbers = torch.zeros(count) if labels is None else _column("labels", labels, count)
-    classes = numbers.int().tolist()
-    if class_names is not None:
-        for label in classes:
-            if not 0 <= label < len(class_names):
-                raise ValueError(
-                    f"plot: labels must be classes of {list(class_names)}, got {label}"
-                )
-    # In the dtype of the scores, where 0.9 is 0.9; in another, a float32 of 0.9 is less.
-    shown = torch.ones(count) > 0 if scores is None else values >= threshold
-    order = [index for index in values.argsort(stable=True).tolist() if shown[index]]
-    width = max(2, round(max(picture.size) / 160))
-    placed = []
-    for index in order:
-        colour = COLOURS[classes[index] % len(COLOURS)]
-        inner = _outline(picture, corners[index], colour, width)
-        if inner is not None:
-            parts = [] if class_names is None else [str(class_names[classes[index]])]
-            parts += [] if scores is None else [f"{values[index]:.2f}"]
-            placed.append((" ".join(parts), inner, colour))
-    for text, inner, colour in placed:
-        if text:
-            _label(picture, text, inner, colour)
+    count = len(boxes)
+    values = torch.zeros(count) if scores is None else torch.as_tensor(scores).cpu()
+    classes = torch.zeros(count) if labels is None else torch.as_tensor(labels).cpu()
+    for name, given in (("scores", values), ("labels", classes)):
+        if given.shape != (count,):
+            raise ValueError(f"plot: {name} must be [{count}] like the boxes, got {[*given.shape]}")
+    for label in classes.int().tolist() if class_names is not None else []:
+        if not 0 <= label < len(class_names):
+            raise ValueError(f"plot: labels must be classes of {list(class_names)}, got {label}")
+    width, texts = max(2, round(max(image.size) / 160)), []
+    for index in values.argsort(stable=True).tolist():
+        label, score = int(classes[index]), values[index]
+        # Compared as a tensor, in the dtype of the scores, where 0.9 is 0.9.
+        if scores is None or score >= threshold:
+            colour = COLOURS[label % len(COLOURS)]
+            corner = _draw_box(image, boxes[index], colour, width)
+            words = [] if class_names is None else [str(class_names[label])]
+            words += [] if scores is None else [f"{score:.2f}"]
+            if corner and words:
+                texts.append((" ".join(words), corner, colour))
+    # After all boxes, so that no line goes through a text.
+    for text, corner, colour in texts:
+        _draw_label(image, text, corner, colour)
 
 
-def _column(name: str, values: Any, count: int) -> Tensor:
-    column = torch.as_tensor(values).detach().cpu()
-    if column.shape != (count,):
-        raise ValueError(f"plot: {name} must be [{count}] like the boxes, got {list(column.shape)}")
-    return column
-
-
-def _outline(
-    picture: Any, box: Any, colour: Colour, width: int
-) -> tuple[int, int, int, int] | None:
-    """Draw a box between thin dark lines; its first and last pixels, or None if none is seen."""
+def _draw_box(image: Any, box: Any, colour: str, width: int) -> tuple[int, int] | None:
+    """Draw a box between thin dark lines; its first pixel, or None where it is not in the image."""
     from PIL import ImageDraw
 
-    x1, y1, x2, y2 = box
-    if not (
-        x1 < x2 and y1 < y2 and x1 < picture.width and y1 < picture.height and x2 > 0 and y2 > 0
-    ):
+    left, top, right, bottom = np.clip(box, 0, [*image.size, *image.size]).tolist()
+    if not (left < right and top < bottom):  # NaN too
         return None
-    left = min(round(max(0.0, x1)), picture.width - 1)
-    top = min(round(max(0.0, y1)), picture.height - 1)
-    right = max(left, round(min(float(picture.width), x2)) - 1)
-    bottom = max(top, round(min(float(picture.height), y2)) - 1)
-    draw = ImageDraw.Draw(picture)
-    for grow, paint, thick in ((1, DARK, 1), (0, colour, width), (-width, DARK, 1)):
-        corners = (left - grow, top - grow, right + grow, bottom + grow)
-        if corners[0] <= corners[2] and corners[1] <= corners[3]:
-            draw.rectangle(corners, outline=paint, width=thick)
-    return left, top, right, bottom
+    left, top = min(round(left), image.width - 1), min(round(top), image.height - 1)
+    right, bottom = max(left, round(right) - 1), max(top, round(bottom) - 1)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+    return left, top
 
 
-def _label(picture: Any, text: str, box: tuple[int, int, int, int], colour: Colour) -> None:
-    from PIL import ImageDraw
+def _draw_label(image: Any, text: str, corner: tuple[int, int], colour: str) -> None:
+    from PIL import ImageDraw, ImageFont
 
-    draw = ImageDraw.Draw(picture)
-    font = _font(max(12, round(max(picture.size) / 36)))
-    x1, y1, x2, y2 = draw.textbbox((0, 0), text, font)
-    margin = max(2, round((y2 - y1) / 4))
-    width, height = x2 - x1 + 2 * margin, y2 - y1 + 2 * margin
-    left = max(0, min(box[0], picture.width - width))
-    top = box[1] - height + 1 if box[1] - height + 1 >= 0 else box[1]
-    top = max(0, min(top, picture.height - height))
+    size = max(12, round(max(image.size) / 36))
+    font: Any = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(image)
+    margin, height = size // 5, sum(font.getmetrics())
+    width = math.ceil(draw.textlength(text, font)) + 2 * margin
+    left = max(0, min(corner[0], image.width - width))
+    top = max(0, min(corner[1] - height + 1, image.height - height))
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
-    draw.text((left + margin - x1, top + margin - y1), text, "white", font)
+    draw.text((left + margin, top), text, "white", font)
 
 
-def _font(size: int) -> Any:
-    from PIL import ImageFont
+def _write_text(image: Any, left: int, top: int, text: str, room: int) -> int:
+    """Write a line, cut to `room` pixels; where it ends."""
+    from PIL import ImageDraw, ImageFont
 
-    return ImageFont.load_default(size)
-
-
-def write(path: str | os.PathLike[str], save: Callable[[Path], Any]) -> Path:
-    """Have `save` write a picture aside, and rename it to `path`, which comes back."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"plot: the folder of path must exist, got {path}")
-    # The ending stays last, for it names the format; matplotlib would add one where there is none.
-    if not path.suffix:
-        raise ValueError(f"plot: path must end in a picture format such as .png, got {path}")
-    aside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        save(aside)
-        os.replace(aside, path)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"plot: path must end in a picture format such as .png, got {path} ({error})"
-        ) from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    shown, kept = text, len(text)
+    while kept and draw.textlength(shown, font) > room:
+        kept -= 1
+        shown = text[:kept] + "…"
+    draw.text((left, top), shown, DARK, font)
+    return left + int(draw.textlength(shown, font))

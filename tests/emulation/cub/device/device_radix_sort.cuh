@@ -19,7 +19,8 @@ struct DeviceRadixSort {
       return cudaSuccess;
     }
     const int bits = end_bit - begin_bit;
-    const Key mask = (bits >= static_cast<int>(sizeof(Key) * 8) ? ~Key(0) : (Key(1) << bits) - 1) << begin_bit;
+    const Key mask = (bits >= static_cast<int>(sizeof(Key) * 8) ? ~Key(0) : (Key(1) << bits) - 1)
+                     << begin_bit;
     std::vector<size_t> order(static_cast<size_t>(count));
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(),

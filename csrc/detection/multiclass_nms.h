@@ -6,7 +6,7 @@
 //
 // In each image:
 // 1. A pair (box, class) is a candidate where its score > score_threshold, which is rounded to the
-//    arithmetic's dtype. A NaN score is none.
+//    arithmetic's dtype. A NaN score is not.
 // 2. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
 // 3. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
 //    where its IoU with a kept one of its class (class_agnostic: of any class) is more than
@@ -15,7 +15,10 @@
 //    `boxes`. What follows them is 0, 0, -1, -1; counts tells how many they are.
 #pragma once
 
-#include "nms/nms.h"
+#include <tuple>
+
+#include "common/tensor.h"
+#include "detection/detections.h"
 
 namespace ssd_ops {
 
@@ -24,12 +27,14 @@ inline void check_selection(const char* op, double score_threshold, double iou_t
                             int64_t max_detections) {
   check_fraction(op, "score_threshold", score_threshold);
   check_fraction(op, "iou_threshold", iou_threshold);
-  if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);
+  check_topk(op, topk);
   if (max_detections < 1) fail(op, "max_detections must be 1 or more, got ", max_detections);
 }
 
-inline void check_multiclass_nms(const Tensor& boxes, const Tensor& scores, double score_threshold,
-                                 double iou_threshold, int64_t topk, int64_t max_detections) {
+inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]
+                                 const Tensor& scores,  // [B, N, C]
+                                 double score_threshold, double iou_threshold, int64_t topk,
+                                 int64_t max_detections) {
   constexpr const char* op = "multiclass_nms";
   check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
   check_shape(scores.dim() == 3 && scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1), op,
@@ -39,5 +44,36 @@ inline void check_multiclass_nms(const Tensor& boxes, const Tensor& scores, doub
   check_same_device(op, "scores", scores, "boxes", boxes);
   check_selection(op, score_threshold, iou_threshold, topk, max_detections);
 }
+
+// boxes, scores, labels, indices, counts
+using Detections = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The five results of multiclass_nms and detect, to be written.
+template <typename T>
+class DetectionTensors {
+ public:
+  DetectionTensors(const Tensor& like, int64_t num_images, int64_t max_detections)
+      : max_detections_(max_detections),
+        boxes_(new_real<T>(like, {num_images, max_detections, 4})),
+        scores_(new_real<T>(like, {num_images, max_detections})),
+        labels_(new_integers(like, {num_images, max_detections})),
+        indices_(new_integers(like, {num_images, max_detections})),
+        counts_(new_integers(like, {num_images})),
+        first_{data<T>(boxes_), data<T>(scores_), data<int64_t>(labels_), data<int64_t>(indices_),
+               data<int64_t>(counts_)} {}
+
+  DetectionRows<T> rows(int64_t image) const {
+    const int64_t row = image * max_detections_;
+    return {first_.boxes + 4 * row, first_.scores + row, first_.labels + row, first_.indices + row,
+            first_.count + image};
+  }
+
+  Detections tensors() const { return {boxes_, scores_, labels_, indices_, counts_}; }
+
+ private:
+  int64_t max_detections_;
+  Tensor boxes_, scores_, labels_, indices_, counts_;
+  DetectionRows<T> first_;
+};
 
 }  // namespace ssd_ops

@@ -3,11 +3,11 @@
 
 #include <cub/device/device_radix_sort.cuh>
 
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
 
 namespace ssd_ops {
 
-// Keys and what rides along, twice: CUB sorts from one to the other.
+// Keys and their values, each twice: CUB sorts from one buffer into the other.
 struct SortBuffers {
   uint64_t *keys, *sorted_keys;
   int32_t *values, *sorted_values;
@@ -34,7 +34,7 @@ inline void radix_sort(Launcher& launcher, const SortBuffers& b, int64_t first, 
   sort(launcher.scratch<unsigned char>(static_cast<int64_t>(bytes)), bytes);
 }
 
-// Bits that numbers below `count` have.
+// How many bits numbers below `count` need.
 inline int bits_of(int64_t count) {
   int bits = 0;
   while (bits < 63 && int64_t{1} << bits < count) ++bits;

@@ -22,10 +22,6 @@ extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void
 
 namespace ssd_ops {
 
-inline void check_cuda(const char* op, cudaError_t error) {
-  if (error != cudaSuccess) fail(op, "CUDA said: ", cudaGetErrorString(error));
-}
-
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -37,13 +33,13 @@ class Launcher {
     if (like.is_cuda()) guard_.emplace(like.get_device_index());
     void* stream = nullptr;
     if (aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) != 0)
-      fail(op, "torch has no current CUDA stream for the device of its arguments");
+      fail("torch has no current CUDA stream for the device of its arguments");
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
   cudaStream_t stream() const { return stream_; }
 
-  // A grid of one dimension, so that no count of images meets the limit of the other two.
+  // A grid of one dimension, since the other two are limited to 65,535 blocks.
   template <typename... Parameters, typename... Arguments>
   void run(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments&&... arguments) const {
     run_with_shared(kernel, blocks, threads, 0, std::forward<Arguments>(arguments)...);
@@ -53,7 +49,7 @@ class Launcher {
   void run_with_shared(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                        Arguments&&... arguments) const {
     if (blocks > std::numeric_limits<int32_t>::max())
-      fail(op_, "the arguments must need fewer than 2^31 blocks of threads, got ", blocks);
+      fail("the arguments must need fewer than 2^31 blocks of threads, got ", blocks);
     constexpr int64_t kWithoutAsking = 48 * 1024;
     if (shared_bytes > kWithoutAsking)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -67,7 +63,15 @@ class Launcher {
     check(cudaGetLastError());
   }
 
-  void check(cudaError_t error) const { check_cuda(op_, error); }
+  void check(cudaError_t error) const {
+    if (error != cudaSuccess) fail("CUDA said: ", cudaGetErrorString(error));
+  }
+
+  // An error of this op: "op: argument must be X, got Y".
+  template <typename... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    ssd_ops::fail(op_, parts...);
+  }
 
   // Bytes of dynamic shared memory that one block may ask for. What a kernel declares counts as well.
   int64_t shared_limit() const {
@@ -77,8 +81,8 @@ class Launcher {
     return bytes - kDeclared;
   }
 
-  // `count` elements from torch's allocator, for kernels of this call only. torch hands the memory to nobody
-  // else until the work queued on this stream so far is done.
+  // `count` elements from torch's allocator, for kernels of this call only. torch does not hand the memory
+  // out again before the work queued on this stream so far is done.
   template <typename T>
   T* scratch(int64_t count) {
     scratch_.push_back(torch::stable::new_empty(

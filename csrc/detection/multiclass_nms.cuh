@@ -1,7 +1,7 @@
 // The scores and the boxes of multiclass_nms, for selection.cuh.
 #pragma once
 
-#include "nms/selection.cuh"
+#include "common/device.cuh"
 
 namespace ssd_ops {
 

@@ -1,16 +1,14 @@
-#include "nms/multiclass_nms.h"
+#include "detection/multiclass_nms.h"
 
-#include <tuple>
-
-#include "nms/selection.h"
+#include "detection/selection.h"
 
 namespace ssd_ops {
 namespace {
 
-using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <typename T>
-Five run(const Tensor& boxes, const Tensor& scores, SelectionRules<T> rules) {
+Detections run(const Tensor& boxes,   // [B, N, 4]
+               const Tensor& scores,  // [B, N, C]
+               SelectionRules<T> rules) {
   const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1), num_classes = scores.size(2);
   DetectionTensors<T> out(boxes, num_images, rules.max_detections);
   const Reader<T> read_boxes(boxes), read_scores(scores);
@@ -28,22 +26,20 @@ Five run(const Tensor& boxes, const Tensor& scores, SelectionRules<T> rules) {
       selection.finish([&](int64_t i) { return load_box(rows + 4 * i); }, out.rows(image));
     }
   });
-  return {out.boxes, out.scores, out.labels, out.indices, out.counts};
+  return out.tensors();
 }
 
-Five multiclass_nms_cpu(const Tensor& boxes, const Tensor& scores, double score_threshold,
-                        double iou_threshold, int64_t topk, int64_t max_detections, bool class_agnostic) {
+Detections multiclass_nms_cpu(const Tensor& boxes,   // [B, N, 4]
+                              const Tensor& scores,  // [B, N, C]
+                              double score_threshold, double iou_threshold, int64_t topk,
+                              int64_t max_detections, bool class_agnostic) {
   check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections);
-  Five out{boxes, boxes, boxes, boxes, boxes};
-  dispatch_real(
+  return dispatch_real(
       [&](auto zero) {
-        using T = decltype(zero);
-        out = run<T>(boxes, scores,
-                     {static_cast<T>(score_threshold), round_down<T>(iou_threshold), topk, max_detections,
-                      class_agnostic});
+        return run<decltype(zero)>(boxes, scores,
+                                   {score_threshold, iou_threshold, topk, max_detections, class_agnostic});
       },
       boxes, scores);
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {

@@ -1,10 +1,9 @@
 // The core of multiclass_nms and detect on the CPU: from the scores of one image to its detections.
 //
-// Candidates are looked at from the best on, and only until max_detections are kept: whatever comes
-// later changes nothing, so most are never sorted, decoded or compared. They come in portions, each a heap:
-// first those over a score that a sample puts near the top, then more and more of the rest. In that
-// order the candidates of a class come in its own order too, so counting them is all it takes to leave
-// topk of a class.
+// Candidates are looked at from the best on, and only until max_detections are kept: later ones change
+// nothing, so most are never sorted, decoded or compared. They come in portions, each a heap: first those
+// over a score that a sample puts near the top, then more and more of the rest. In that order the candidates
+// of one class are in order too, so it is enough to count them to leave topk of a class.
 #pragma once
 
 #include <algorithm>
@@ -12,39 +11,29 @@
 #include <limits>
 #include <vector>
 
+#include "common/box_columns.h"
 #include "common/simd.h"
-#include "common/tensor.h"
+#include "detection/detections.h"
 #include "nms/grouped.h"
 
 namespace ssd_ops {
-
-template <typename T>
-struct SelectionRules {
-  T score_threshold, iou_threshold;  // the second by round_down
-  int64_t topk, max_detections;
-  bool class_agnostic;
-};
-
-// Where the detections of one image go.
-template <typename T>
-struct DetectionRows {
-  T *boxes, *scores;
-  int64_t *labels, *indices, *count;
-};
 
 constexpr int64_t kTile = 64;  // boxes whose scores are laid out class by class at a time
 
 // Appends to `found` and `at` those of kTile scores that are over the threshold, and their numbers, from
 // `first` on; returns how many. There must be room for all.
 template <typename T>
-SSD_HOST_DEVICE int64_t append_over_lanes(const T* __restrict scores, T threshold, int64_t first,
-                                          T* __restrict found, int64_t* __restrict at) {
+SSD_HOST_DEVICE int64_t append_over_lanes(const T* __restrict scores,  // [kTile]
+                                          T threshold, int64_t first,
+                                          T* __restrict found,       // [kTile]
+                                          int64_t* __restrict at) {  // [kTile]
   int64_t appended = 0;
   for (int64_t start = 0; start < kTile; start += kLanes) {
     typename FloatTraits<T>::Signed any = 0;
     for (int64_t i = start; i < start + kLanes; ++i) any |= scores[i] > threshold ? 1 : 0;
     if (!any) continue;
-    for (int64_t i = start; i < start + kLanes; ++i) {  // no branch: what is not over is written over
+    // No branch: the next score overwrites one that is not over the threshold.
+    for (int64_t i = start; i < start + kLanes; ++i) {
       found[appended] = scores[i];
       at[appended] = first + i;
       appended += scores[i] > threshold ? 1 : 0;
@@ -102,7 +91,8 @@ class Selection {
       : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {}
 
   // The scores of one class for the kTile boxes from `first` on; past the last box they are NaN.
-  void add(int64_t category, int64_t first, const T* scores) {
+  void add(int64_t category, int64_t first,
+           const T* scores) {  // [kTile]
     if (found_.size() < size_ + static_cast<size_t>(kTile)) {
       const size_t room = 2 * found_.size() + static_cast<size_t>(kTile);
       found_.resize(room);
@@ -117,7 +107,7 @@ class Selection {
   void finish(const BoxAt& box_at, DetectionRows<T> rows) {
     seen_.assign(static_cast<size_t>(num_classes_), 0);
     int64_t count = 0;
-    // Kept boxes are searched one by one; from some number on the grid of GreedyNms is worth its making.
+    // Kept boxes are searched one by one; from some number on the grid of GreedyNms is quicker.
     if (rules_.max_detections <= kMaxSearched)
       count = keep_best(box_at, rows);
     else
@@ -160,7 +150,9 @@ class Selection {
 
   template <typename BoxAt>
   int64_t keep_best(const BoxAt& box_at, DetectionRows<T> rows) {
-    clear_kept();
+    const size_t room = static_cast<size_t>((rules_.max_detections + kLanes - 1) / kLanes * kLanes);
+    kept_.assign(room);
+    classes_.assign(room, -1);
     int64_t count = 0;
     for (size_t portion = kPortion; size_ > 0 && count < rules_.max_detections; portion *= 4) {
       take_best(portion);
@@ -171,15 +163,16 @@ class Selection {
         if (!enters(best)) continue;
         const Box<T> box = box_at(best.flat % num_boxes_);
         const ClassId category = rules_.class_agnostic ? 0 : static_cast<ClassId>(best.flat / num_boxes_);
-        const KeptRows<T> kept{x1_.data(),
-                               y1_.data(),
-                               x2_.data(),
-                               y2_.data(),
-                               areas_.data(),
+        const KeptRows<T> kept{kept_.x1.data(),
+                               kept_.y1.data(),
+                               kept_.x2.data(),
+                               kept_.y2.data(),
+                               kept_.areas.data(),
                                classes_.data(),
                                (count + kLanes - 1) / kLanes * kLanes};
         if (any_of_class_over(kept, box, category, rules_.iou_threshold)) continue;
-        file(box, category, static_cast<size_t>(count));
+        kept_.set(static_cast<size_t>(count), box);
+        classes_[static_cast<size_t>(count)] = category;
         write(best, box, count++, rows);
       }
     }
@@ -233,65 +226,26 @@ class Selection {
     return count;
   }
 
-  void clear_kept() {
-    const size_t room = static_cast<size_t>((rules_.max_detections + kLanes - 1) / kLanes * kLanes);
-    for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &areas_}) values->assign(room, T(0));
-    classes_.assign(room, -1);
-  }
-
-  void file(Box<T> box, ClassId category, size_t at) {
-    x1_[at] = box.x1;
-    y1_[at] = box.y1;
-    x2_[at] = box.x2;
-    y2_[at] = box.y2;
-    areas_[at] = area(box);
-    classes_[at] = category;
-  }
-
   SelectionRules<T> rules_;
   int64_t num_boxes_, num_classes_;
   size_t size_ = 0;  // of the candidates
   std::vector<T> found_, sample_;
   std::vector<int64_t> flat_, seen_;
   std::vector<Candidate> heap_;
-  std::vector<T> x1_, y1_, x2_, y2_, areas_;
-  std::vector<ClassId> classes_;
+  BoxColumns<T> kept_;
+  std::vector<ClassId> classes_;  // of kept_
 };
 
-// rows [count, width] -> tile [width, kTile]; what is left of each row is NaN. No SSD_SIMD: wide vectors
-// would be stored element by element.
+// The rows by column; what is left of each row of the tile is NaN. No SSD_SIMD: wide vectors would be stored
+// element by element.
 template <typename T>
-void to_tile(const T* __restrict rows, int64_t count, int64_t width, T* __restrict tile) {
+void to_tile(const T* __restrict rows,  // [count, width]
+             int64_t count, int64_t width,
+             T* __restrict tile) {  // [width, kTile]
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < width; ++c) tile[c * kTile + i] = rows[i * width + c];
   for (int64_t c = 0; c < width; ++c)
     std::fill(tile + c * kTile + count, tile + (c + 1) * kTile, std::numeric_limits<T>::quiet_NaN());
 }
-
-// The five results of multiclass_nms and detect.
-template <typename T>
-class DetectionTensors {
- public:
-  DetectionTensors(const Tensor& like, int64_t num_images, int64_t max_detections)
-      : boxes(new_real<T>(like, {num_images, max_detections, 4})),
-        scores(new_real<T>(like, {num_images, max_detections})),
-        labels(torch::stable::new_empty(like, {num_images, max_detections}, ScalarType::Long)),
-        indices(torch::stable::new_empty(like, {num_images, max_detections}, ScalarType::Long)),
-        counts(torch::stable::new_empty(like, {num_images}, ScalarType::Long)),
-        first_{data<T>(boxes), data<T>(scores), data<int64_t>(labels), data<int64_t>(indices),
-               data<int64_t>(counts)},
-        places_(max_detections) {}
-
-  DetectionRows<T> rows(int64_t image) const {
-    return {first_.boxes + 4 * image * places_, first_.scores + image * places_,
-            first_.labels + image * places_, first_.indices + image * places_, first_.count + image};
-  }
-
-  Tensor boxes, scores, labels, indices, counts;
-
- private:
-  DetectionRows<T> first_;
-  int64_t places_;
-};
 
 }  // namespace ssd_ops

@@ -4,18 +4,20 @@
 #pragma once
 
 #include "common/block_select.cuh"
+#include "detection/detections.h"
 #include "nms/greedy.cuh"
 
 namespace ssd_ops {
 
 constexpr int kScoreThreads = 256;
 
-// scores [B, N, C] -> by_class [B, C, N], NaN where the score is not over the threshold. scores.row(image,
-// box) gives a function of the class.
+// The scores by class, NaN where they are not over the threshold. scores.row(image, box) gives a function of
+// the class.
 template <typename T, typename Scores>
 __global__ void __launch_bounds__(kScoreThreads)
-    scores_by_class_kernel(Scores scores, int64_t images, int64_t count, int64_t classes, T threshold,
-                           T* by_class) {
+    scores_by_class_kernel(Scores scores,  // [B, N, C]
+                           int64_t images, int64_t count, int64_t classes, T threshold,
+                           T* by_class) {  // [B, C, N]
   const int64_t at = global_index();
   if (at >= images * count) return;
   const int64_t image = at / count, box = at % count;
@@ -29,8 +31,10 @@ __global__ void __launch_bounds__(kScoreThreads)
 
 // Of each class of each image the `wanted` highest scores, and which boxes they are of; then NaN.
 template <typename T>
-__global__ void __launch_bounds__(kSelectThreads)
-    class_topk_kernel(const T* by_class, int64_t count, int64_t wanted, T* scores, int32_t* boxes) {
+__global__ void __launch_bounds__(kSelectThreads) class_topk_kernel(const T* by_class,  // [B * C, count]
+                                                                    int64_t count, int64_t wanted,
+                                                                    T* scores,         // [B * C, wanted]
+                                                                    int32_t* boxes) {  // [B * C, wanted]
   using Key = typename FloatTraits<T>::Bits;
   __shared__ SelectSpace space;
   __shared__ int num_candidates;
@@ -81,29 +85,28 @@ struct ClassCandidates {
   __device__ Box<T> box(int64_t image, int64_t i) const { return boxes(image, index(image, i)); }
 };
 
-// What is kept, in rows of `size`; then 0, 0, -1, -1.
+// Writes what is kept; then 0, 0, -1, -1.
 template <typename T, typename Candidates>
 struct DetectionWriter {
   static constexpr bool kWritesOthers = false, kWritesRanks = false;
   Candidates candidates;
-  int64_t size;
-  T *boxes, *scores;
-  int64_t *labels, *indices, *counts;
+  int64_t max_detections;
+  DetectionRows<T> rows;  // of the first image; those of the others follow
 
   __device__ void write(int64_t at, Box<T> box, T score, int64_t label, int64_t index) const {
-    store_row(boxes, at, box);
-    scores[at] = score;
-    labels[at] = label;
-    indices[at] = index;
+    store_row(rows.boxes, at, box);
+    rows.scores[at] = score;
+    rows.labels[at] = label;
+    rows.indices[at] = index;
   }
   __device__ void kept(int64_t image, int64_t place, int64_t i) const {
-    write(image * size + place, candidates.box(image, i), candidates.score(image, i),
+    write(image * max_detections + place, candidates.box(image, i), candidates.score(image, i),
           i / candidates.per_class, candidates.index(image, i));
   }
   __device__ void done(int64_t image, int64_t num_kept) const {
-    for (int64_t place = num_kept + threadIdx.x; place < size; place += blockDim.x)
-      write(image * size + place, {0, 0, 0, 0}, T(0), -1, -1);
-    if (threadIdx.x == 0) counts[image] = num_kept;
+    for (int64_t place = num_kept + threadIdx.x; place < max_detections; place += blockDim.x)
+      write(image * max_detections + place, {0, 0, 0, 0}, T(0), -1, -1);
+    if (threadIdx.x == 0) rows.count[image] = num_kept;
   }
 };
 

@@ -1,19 +1,20 @@
 // Chooses between the two ways of greedy.cuh, and launches.
 #pragma once
 
-#include "common/radix_sort.cuh"
-#include "nms/greedy.cuh"
+#include "common/radix_sort.cu.h"
+#include "nms/greedy_block.cuh"
+#include "nms/greedy_spread.cuh"
 
 namespace ssd_ops {
 
 // From so many segments on, one block for each keeps the GPU busy enough to save the other launches.
 constexpr int64_t kSegmentsForBlocks = 16;
 constexpr int64_t kAlwaysOneBlock = 256;  // boxes: for so few, spreading them costs more than it saves
+// Boxes: below, looking through all of higher rank is quicker than filing them in a grid.
 #ifdef SSD_OPS_EMULATION
 constexpr int64_t kGridFrom = 512;  // so that the tests' sets meet the grid
 #else
-constexpr int64_t kGridFrom =
-    8192;  // boxes: below, looking through all of higher rank is quicker than filing
+constexpr int64_t kGridFrom = 8192;
 #endif
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridSide = 256;
@@ -85,11 +86,11 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
 
 // Score is the type that source.score returns.
 template <typename Score, typename T, typename Source, typename Writer>
-void launch_greedy_nms(Launcher& launcher, const char* op, const Source& source, const Writer& writer,
+void launch_greedy_nms(Launcher& launcher, const Source& source, const Writer& writer,
                        const NmsPlan<T>& plan) {
   if (plan.segments == 0) return;
   if (plan.segments * plan.count > std::numeric_limits<int32_t>::max())
-    fail(op, "boxes must be fewer than 2^31 in all on a GPU, got ", plan.segments * plan.count);
+    launcher.fail("boxes must be fewer than 2^31 in all on a GPU, got ", plan.segments * plan.count);
   if constexpr (sizeof(Score) == 4) {
     const int64_t shared = nms_block_shared(plan.count);
     if ((plan.segments >= kSegmentsForBlocks || plan.count <= kAlwaysOneBlock) &&

@@ -1,4 +1,4 @@
-// NMS of one image on the CPU.
+// NMS of one image on the CPU, as nms and nms_padded do it.
 #pragma once
 
 #include "common/order.h"
@@ -7,16 +7,16 @@
 
 namespace ssd_ops {
 
-// T for the boxes, S for the scores: they are sorted in their own precision, since float64 boxes do not make
-// float32 scores any finer.
+// T for the boxes, S for the scores (common/tensor.h, `dispatch_boxes_and_scores`).
 template <typename T, typename S>
 class ImageNms {
  public:
   explicit ImageNms(T threshold) : threshold_(threshold) {}
 
   // The indices of the kept boxes of image `image`, by score.
-  const std::vector<int64_t>& run(const Reader<T>& boxes, const Reader<S>& scores, int64_t image,
-                                  int64_t count) {
+  const std::vector<int64_t>& run(const Reader<T>& boxes,   // [B, count, 4]
+                                  const Reader<S>& scores,  // [B, count]
+                                  int64_t image, int64_t count) {
     sort_descending(scores.read(image * count, count, score_buffer_), count, order_);
     const T* rows = boxes.read(4 * image * count, 4 * count, box_buffer_);
     greedy_.run(order_, [&](int64_t i) { return load_box(rows + 4 * i); }, threshold_, kept_);

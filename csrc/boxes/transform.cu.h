@@ -2,15 +2,16 @@
 #pragma once
 
 #include "boxes/transform.cuh"
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
 
 namespace ssd_ops {
 
 template <typename T, typename Convert>
-Tensor transform_cuda(const char* op, const Tensor& rows, const Tensor& anchors, Convert convert) {
-  const Launcher launcher(op, rows);
-  const std::vector<int64_t> shape(rows.sizes().begin(), rows.sizes().end());
-  Tensor out = torch::stable::new_empty(rows, shape, kScalarType<T>);
+Tensor launch_transform(const Launcher& launcher,
+                        const Tensor& rows,     // [..., A, 4]
+                        const Tensor& anchors,  // [A, 4]
+                        Convert convert) {
+  Tensor out = new_real_like<T>(rows);
   const int64_t total = rows.numel() / 4;
   if (total == 0) return out;
   const DeviceInput row_input(rows), anchor_input(anchors);

@@ -1,17 +1,18 @@
-// The two launches of matching.cuh.
+// The two launches of a match: matching.cuh, then where matches are forced.
 #pragma once
 
-#include "common/launch.cuh"
+#include "common/launch.cu.h"
+#include "target/forced_match.cuh"
 #include "target/matching.cuh"
 
 namespace ssd_ops {
 
 template <typename Problem>
-void launch_matching(Launcher& launcher, const char* op, const Problem& problem, int64_t num_images) {
+void launch_matching(Launcher& launcher, const Problem& problem, int64_t num_images) {
   using T = typename Problem::T;
   if (num_images == 0 || problem.num_anchors == 0) return;
   if (problem.num_anchors > std::numeric_limits<int32_t>::max())
-    fail(op, "anchors must be fewer than 2^31 on a GPU, got ", problem.num_anchors);
+    launcher.fail("anchors must be fewer than 2^31 on a GPU, got ", problem.num_anchors);
   MatchPlan<T> plan = {};
   const int64_t wanted = std::min(ceil_div(problem.num_anchors, kMatchThreads), kMaxTiles);
   plan.tile_size = ceil_div(ceil_div(problem.num_anchors, wanted), kMatchThreads) * kMatchThreads;

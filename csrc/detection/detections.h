@@ -1,0 +1,36 @@
+// The rules by which multiclass_nms and detect select, and where their detections go. No torch header.
+#pragma once
+
+#include <cstdint>
+
+#include "nms/prune.h"
+
+namespace ssd_ops {
+
+// What each does: detection/multiclass_nms.h.
+template <typename T>
+struct SelectionRules {
+  T score_threshold;
+  T iou_threshold;  // so that IoUs in T compare with it as with the threshold given (nms/prune.h)
+  int64_t topk;     // -1: all
+  int64_t max_detections;
+  bool class_agnostic;
+
+  SelectionRules(double score_threshold, double iou_threshold, int64_t topk, int64_t max_detections,
+                 bool class_agnostic)
+      : score_threshold(static_cast<T>(score_threshold)),
+        iou_threshold(round_down<T>(iou_threshold)),
+        topk(topk),
+        max_detections(max_detections),
+        class_agnostic(class_agnostic) {}
+};
+
+// The detections of one image: K = max_detections of them.
+template <typename T>
+struct DetectionRows {
+  T *boxes, *scores;          // [K, 4], [K]
+  int64_t *labels, *indices;  // [K], [K]
+  int64_t* count;             // [1]
+};
+
+}  // namespace ssd_ops

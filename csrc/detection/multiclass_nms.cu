@@ -1,0 +1,31 @@
+#include "detection/multiclass_nms.cuh"
+#include "detection/multiclass_nms.h"
+#include "detection/selection.cu.h"
+
+namespace ssd_ops {
+namespace {
+
+Detections multiclass_nms_cuda(const Tensor& boxes,   // [B, N, 4]
+                               const Tensor& scores,  // [B, N, C]
+                               double score_threshold, double iou_threshold, int64_t topk,
+                               int64_t max_detections, bool class_agnostic) {
+  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections);
+  const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1), num_classes = scores.size(2);
+  Launcher launcher("multiclass_nms", boxes);
+  return dispatch_real(
+      [&](auto zero) {
+        using T = decltype(zero);
+        const DeviceInput box_input(boxes), score_input(scores);
+        const SelectionRules<T> rules(score_threshold, iou_threshold, topk, max_detections, class_agnostic);
+        return launch_selection(launcher, boxes, ScoreRows<T>{score_input, num_boxes, num_classes},
+                                BoxRows<T>{box_input, num_boxes}, num_images, num_boxes, num_classes, rules);
+      },
+      boxes, scores);
+}
+
+SSD_CUDA_IMPL(m) {
+  m.impl("multiclass_nms", TORCH_BOX(&multiclass_nms_cuda));
+}
+
+}  // namespace
+}  // namespace ssd_ops

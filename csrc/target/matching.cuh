@@ -147,13 +147,10 @@ __device__ __forceinline__ void meet_chunk(int64_t chunk, int count, int64_t i, 
 // What an anchor is matched with by the thresholds.
 template <typename T>
 __device__ __forceinline__ int64_t matched_by_threshold(const AnchorMatch<T>& anchor, bool usable,
-                                                        GtRange range, int first_gt,
-                                                        const MatchRules<T>& rules) {
-  // An anchor that overlaps nothing has an IoU of 0 with the first ground truth.
-  const int64_t gt = anchor.gt < 0 && first_gt != GtChunk<T, false>::kNone ? first_gt : anchor.gt;
-  if (gt < 0) return kNoGts;
+                                                        GtRange range, const MatchRules<T>& rules) {
+  if (anchor.gt < 0) return kNoGts;
   if (!usable) return kBackground;
-  if (anchor.iou >= rules.match_from) return range.begin + gt;
+  if (anchor.iou >= rules.match_from) return range.begin + anchor.gt;
   return anchor.iou < rules.background_below ? kBackground : kBetween;
 }
 
@@ -209,8 +206,9 @@ __global__ void __launch_bounds__(kMatchThreads)
     if (kLowQuality) {
       if (anchor.is_a_best) problem.write(image, i, box, range.begin + anchor.gt, anchor.iou);
     } else if (i < end) {
-      const int64_t matched = matched_by_threshold(anchor, usable, range, gts.first, problem.rules);
-      problem.write(image, i, box, matched, anchor.iou);
+      // An anchor that overlaps nothing has an IoU of 0 with the first ground truth.
+      if (anchor.gt < 0 && gts.first != gts.kNone) anchor.gt = gts.first;
+      problem.write(image, i, box, matched_by_threshold(anchor, usable, range, problem.rules), anchor.iou);
     }
   }
 }

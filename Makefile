@@ -65,7 +65,7 @@ bench: $(VENV)/built $(PEERS)/tools ## our ops beside their rivals, as a table o
 	$(IN_PEERS) benchmarks/table.py benchmarks/latest.json
 
 docs: $(VENV)/built ## the site of the documentation, in site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict -f .mkdocs.yml
 
 sanitize: $(VENV)/built ## the op tests, CUDA kernels emulated, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tests/sanitize.py

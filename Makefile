@@ -41,6 +41,7 @@ demo: $(VENV)/built ## from a fresh clone to a trained detector and images of wh
 
 test: lint ## lint, and the tests but the slow ones: what a developer runs
 	$(PYTEST) -m "not slow" tests
+	@echo 'Left out: the slow tests named above (make test-all), and what needs torchvision (make peers).'
 
 test-all: lint ## every test, with more random cases, and that the benchmarks' rivals agree
 	HYPOTHESIS_PROFILE=ci $(PYTEST) tests
@@ -55,8 +56,8 @@ lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
 peers: $(VENV)/built $(PEERS)/tools ## what needs torchvision: its tests, and that the benchmarks' rivals agree
 	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of it
-	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py tests/test_house.py \
-		tests/tinyssd/test_coco.py
+	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py \
+		tests/test_house.py tests/tinyssd/test_coco.py
 	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-disable
 
 bench: $(VENV)/built $(PEERS)/tools ## our ops beside their rivals, as a table of medians

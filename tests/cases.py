@@ -76,6 +76,12 @@ def rounds(count: int) -> range:
     return range(max(1, count * settings().max_examples // 100))
 
 
+def some(options: tuple) -> list:
+    """All of the options, in any order, for the profile `ci`; for a smaller one, some drawn at random."""
+    order = torch.randperm(len(options))[: len(rounds(len(options)))]
+    return [options[index] for index in order.tolist()]
+
+
 def prior_anchors(count: int) -> Tensor:
     """The anchors [1, count, 4] of a real detector: 5,444, 8,732 or 24,564 of them."""
     maps, sizes, ratios = ANCHOR_COUNTS[count]

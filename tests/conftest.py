@@ -32,7 +32,16 @@ LEFT_OUT = pytest.StashKey[Counter]()  # slow tests of a file that were not sele
 def pytest_configure(config):
     config.addinivalue_line("markers", "not_emulated(why): a test that runs for minutes emulated")
     config.addinivalue_line("markers", "slow: takes many seconds; left to `make test-all`")
+    config.addinivalue_line("markers", "slow_emulated: slow, but in the emulation alone")
     config.stash[LEFT_OUT] = Counter()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        emulated = hasattr(item, "callspec") and item.callspec.params.get("backend") == "emulated"
+        if emulated and item.get_closest_marker("slow_emulated"):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_deselected(items):

@@ -171,6 +171,7 @@ def test_layouts_and_dtypes():
         compare(anchors.to(first), gts.to(second), counts)
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     anchors, gts = cases.prior_anchors(5444), cases.boxes(9, 30, kind="grid")
     results = []

@@ -62,6 +62,7 @@ def test_equals_reference(dtype):
             compare(boxes, scores, idxs, THRESHOLDS[(count + classes) % 7])
 
 
+@pytest.mark.slow_emulated
 def test_equals_reference_on_large_sets():
     for kind, count, classes in (
         ("uniform", 10_000, 80),
@@ -138,6 +139,7 @@ def test_no_boxes():
     assert kept.shape == (0,) and kept.dtype == torch.int64
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     args = cases.boxes(9000, kind="grid"), cases.scores(9000, kind="ties"), torch.arange(9000) % 30
     results = []

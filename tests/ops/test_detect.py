@@ -156,6 +156,7 @@ def test_layouts_and_dtypes(same_exp):
         compare([t.to(dtype) for t, dtype in zip(args, dtypes, strict=True)])
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     args = (torch.randn(5, 5444, 3), torch.randn(5, 5444, 4), cases.prior_anchors(5444))
     results = []

@@ -192,6 +192,7 @@ def test_empty():
         assert rows.shape == (images, anchors, 6)
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     inputs = (*cases.detection(5, 2, 5444), cases.prior_anchors(5444))
     results = []

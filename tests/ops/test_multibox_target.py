@@ -260,6 +260,7 @@ def test_a_problem_too_large_for_a_matrix():
     assert len(found) == len(found.unique()) == 10_000
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     anchors, labels = cases.prior_anchors(5444), cases.labels(7, 20, kind="grid")
     results = []

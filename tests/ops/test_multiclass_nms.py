@@ -143,6 +143,7 @@ def test_layouts_and_dtypes():
         compare(args[0].to(first), args[1].to(second))
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     args = inputs(5, 900, 4, "grid")
     results = []

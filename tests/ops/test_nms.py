@@ -254,6 +254,7 @@ def test_no_boxes():
     assert kept.shape == (0,) and kept.dtype == torch.int64
 
 
+@pytest.mark.slow_emulated
 def test_threads_and_runs_agree(threads):
     boxes, scores = cases.boxes(5000, kind="grid"), cases.scores(5000, kind="ties")
     results = []

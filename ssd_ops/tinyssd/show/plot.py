@@ -52,15 +52,14 @@ def draw_detections(
         path: the file to write, replaced whole, whose ending names the format (``.png``, ...).
 
     Raises:
-        ValueError: a shape, dtype, count or class that does not fit, an image that cannot be read, or
-            an ending that names no format.
+        ValueError: a shape, dtype, count, class or ending that does not fit, or no readable image.
         FileNotFoundError: the image, or the folder of `path`, does not exist.
         ImportError: Pillow is not installed.
 
     Example:
         >>> import tempfile
-        >>> image, folder = torch.zeros(3, 120, 160, dtype=torch.uint8), Path(tempfile.mkdtemp())
-        >>> draw_detections(image, [[20, 30, 90, 80]], [0.97], path=folder / "found.png").name
+        >>> image, path = np.zeros((60, 80, 3), np.uint8), Path(tempfile.mkdtemp()) / "found.png"
+        >>> draw_detections(image, [[20, 30, 70, 50]], [0.97], path=path).name
         'found.png'
     """
     canvas = _open(image)
@@ -91,21 +90,16 @@ def draw_grid(
         columns: images in a row.
         tile: pixels of the longer side of every image; None (the default) keeps their sizes.
         titles: a line below each image, cut where it is too long; None (the default) writes none.
-        class_names: as for `draw_detections`.
-        threshold: as for `draw_detections`; 0.5 is where `evaluate` counts what is found.
+        class_names, threshold, path: as for `draw_detections`.
         legend: what it calls the detections; None (the default): "found", and the threshold.
-        path: as for `draw_detections`.
 
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as for `draw_detections`; no image, or not as many
-            detections, ground truths or titles as images.
+    Raises: as `draw_detections`; ValueError for no image, or not as many of another argument.
 
     Example:
         >>> import tempfile
-        >>> from types import SimpleNamespace
-        >>> images, folder = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), Path(tempfile.mkdtemp())
-        >>> nothing = SimpleNamespace(boxes=[], scores=[], labels=[])
-        >>> draw_grid(images, [nothing] * 2, columns=2, path=folder / "grid.png").name
+        >>> from ssd_ops.tinyssd.predict import Prediction
+        >>> image, nothing = np.zeros((64, 64, 3), np.uint8), Prediction(*torch.zeros(3, 0))
+        >>> draw_grid([image] * 2, [nothing] * 2, path=Path(tempfile.mkdtemp()) / "grid.png").name
         'grid.png'
     """
     tiles, found = [_open(image) for image in images], list(detections)
@@ -156,9 +150,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
             infinite or NaN, is left out; "epoch" defaults to the place in the list, from 1.
         path: as for `draw_detections`; also ``.svg`` or ``.pdf``.
 
-    Raises:
-        ValueError: an empty history, or an unknown format.
-        FileNotFoundError, ImportError: the folder of `path`, or matplotlib, is not there.
+    Raises: as `draw_detections`, with matplotlib for Pillow; ValueError for an empty history.
 
     Example:
         >>> import tempfile
@@ -204,8 +196,7 @@ def draw_precision_recall(
         class_names: C names, written with the average precisions if there is room, for 24 classes.
         path: as for `draw_curves`.
 
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as for `draw_curves`; not as many names as curves.
+    Raises: as `draw_curves`; ValueError for not as many names as curves.
 
     Example:
         >>> import tempfile

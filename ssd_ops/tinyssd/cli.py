@@ -414,23 +414,20 @@ def anchors(
 
     _print_dropped("training", dataset)
     missed = (ious < 0.5).nonzero().flatten().tolist()
-    print(
-        f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x "
-        f"{height}: {len(missed)} ground truths that no anchor covers at IoU 0.5, mean best IoU "
-        f"{ious.mean():.3f}"
-    )
+    of = f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x {height}"
+    uncovered, mean = len(missed), float(ious.mean())
+    says = "{} ground truths that no anchor covers at IoU 0.5, mean best IoU {:.3f}"
+    print(f"{of}: {says.format(uncovered, mean)}")
     if missed:
-        print("class             width  height  ratio   best IoU   (fractions of the input)")
+        print(f"{'class':16}  width  height  ratio   best IoU   (fractions of the input; 20 worst)")
     for index in sorted(missed, key=lambda index: float(ious[index]))[:20]:
         w, h = (boxes[index, 2:] - boxes[index, :2]).tolist()
         shape = f"{w:5.3f}  {h:6.3f}  {w * width / (h * height):5.2f}"
         print(f"{dataset.class_names[labels[index]][:16]:16}  {shape}   {ious[index]:.3f}")
-    if len(missed) > 20:
-        print(f"and {len(missed) - 20} more")
     better = coverage.suggest(boxes, maps, *shapes)
-    uncovered, mean = int((better.ious < 0.5).sum()), float(better.ious.mean())
-    if (uncovered, -mean) < (len(missed), -float(ious.mean())):
-        print(f"Better, {uncovered} uncovered and mean best IoU {mean:.3f}; for a settings file:")
+    left, reached = int((better.ious < 0.5).sum()), float(better.ious.mean())
+    if (left, -reached) < (uncovered, -mean):
+        print(f"Better anchors, for a settings file: {says.format(left, reached)}")
         print(f"sizes = {better.sizes}\nratios = {better.ratios}")
     else:
         print("No better anchors were found.")

@@ -231,7 +231,9 @@ def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
         r"8 ground truths, \d+ anchors .* 64 x 64: (\d+) ground truths that no anchor covers", text
     )
     assert int(found[1]) > 0 and "banana  " in text
-    better = re.search(r"Better, (\d+) uncovered .*\n(sizes = .*\nratios = .*)\n", text)
+    better = re.search(
+        r"Better anchors, .*: (\d+) ground truths .*\n(sizes = .*\nratios = .*)\n", text
+    )
     assert int(better[1]) < int(found[1])
     # What is suggested can be used as it stands.
     (tmp_path / "better.toml").write_text(better[2])

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
-from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -36,7 +35,7 @@ from ssd_ops.tinyssd.distributed import is_first
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure import coverage, metrics
 from ssd_ops.tinyssd.measure.evaluate import collect, measure
-from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, predict, predict_batch
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, predict, predict_batch
 from ssd_ops.tinyssd.settings import DEMO_EPOCHS, PRESETS, Settings, read_settings
 from ssd_ops.tinyssd.show import plot
 
@@ -48,18 +47,6 @@ except ImportError:
 INSTALL = "pip install 'ssd_ops[train]'"
 MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError)
 say = functools.partial(print, flush=True)  # in its place among the lines of progress bars
-# What tyro and Python say of an argument that is not valid, and what we say.
-WORDS = (
-    (r"Error parsing (-\S+):", r"\1"),
-    (r"Error parsing \S+: ", ""),  # what the settings themselves say
-    (r"invalid literal for int\(\) with base 10:", "must be a whole number, got"),
-    (r"could not convert string to float:", "must be a number, got"),
-    (r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"must be \1, got \2"),
-    (r"Could not find valid parse for arguments:", "must be values of its kind, got"),
-    (r"Missing from [^:]*: (\S+) .*", r"\1 must be given"),
-    (r"Missing value for argument '(-\S+)'.*", r"\1 must have a value"),
-    (r"Missing value for argument.*", "every option must be one of --help, got another"),
-)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,46 +95,34 @@ def _run(words: Sequence[str]) -> None:
 
 def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
     """The call of a command that these arguments ask for; ValueError says which one is not valid."""
+    if not tyro:
+        raise ImportError(f"tyro is needed: {INSTALL}")
     command = COMMANDS[name]
 
     @functools.wraps(command)
     def later(*args: Any, **options: Any) -> Callable[[], None]:
         return functools.partial(command, *args, **options)
 
-    call: Callable[..., Any] = later
-    if "options" in inspect.signature(command).parameters:
-        # Their defaults are those of the preset and the file, so these are read first.
-        call = functools.partial(later, options=_parse(_base, name, words, add_help=False)[0])
-    parsed, unknown = _parse(call, name, words)
-    if unknown:
-        known = f"arguments must be those of `ssd-ops {name} --help`"
-        raise ValueError(f"{known}, got {' '.join(unknown)}")
-    return parsed
+    def named(preset: str | None = None, settings: Path | None = None) -> Any:
+        return settings, preset
 
-
-def _parse(function: Callable[..., Any], name: str, words: Sequence[str], **how: Any) -> Any:
-    """What a function returns for these arguments, and a list of those that it does not have."""
-    if not tyro:
-        raise ImportError(f"tyro is needed: {INSTALL}")
     markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
-    how |= {"args": words, "prog": f"ssd-ops {name}", "config": markers}
-    said = io.StringIO()
+    how: dict[str, Any] = {"args": words, "prog": f"ssd-ops {name}", "config": markers}
+    call, said = functools.partial(later), io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(function, return_unknown_args=True, **how)
+            if "options" in inspect.signature(command).parameters:
+                # Their defaults are those of the preset and the file, so these are read first.
+                base, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
+                call = functools.partial(later, options=read_settings(*base))
+            return tyro.cli(call, **how)
     except SystemExit as stop:
         if not stop.code:
             raise
     # tyro draws a box, with or without lines at its sides. The mistake stands between its first two rules.
     box = " ".join(line.strip("│ ") for line in said.getvalue().splitlines())
     text = re.split("[─-]{4,}", box)[1].strip("╮ ")
-    for theirs, ours in WORDS:
-        text = re.sub(theirs, ours, text)
-    raise ValueError(text)
-
-
-def _base(preset: str | None = None, settings: Path | None = None) -> Settings:
-    return read_settings(settings, preset)
+    raise ValueError(f"{text.rstrip('.')}; `ssd-ops {name} --help` shows all arguments")
 
 
 def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> None:
@@ -167,9 +142,9 @@ def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> 
         draw_bananas.make_bananas(folder, seed=seed, progress=True)
     train_set, val_set = (BananaDetection(folder, split) for split in ("train", "val"))
     say(f"Training TinySSD with the preset `paper`, {epochs} epochs, into {run} ...")
-    saved = checkpoint.load(run)[1] if (run / checkpoint.FILE_NAME).exists() else None
+    saved = checkpoint.load(run)[1] if (run / checkpoint.FILE_NAME).exists() else PRESETS["chapter"]
     # Only a run of a demo of another length or seed makes way.
-    way = saved is not None and replace(saved, epochs=epochs, seed=seed) == settings
+    way = replace(saved, epochs=epochs, seed=seed) == settings
     how = {"resume": saved == settings, "overwrite": way}
     model, history = trainer.train(settings, train_set, val_set, run, **how)
 
@@ -178,12 +153,8 @@ def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> 
     found, gts = predict_batch(model, images), [_boxes(val_set[i]) for i in range(len(images))]
     sheet = plot.draw_grid(images, found, gts, columns=4, path=out / "detections.png")
     curves = plot.draw_curves(history, out / "curves.png")
-    (out / "found").mkdir(exist_ok=True)
-    for name, image, prediction in zip(val_set.names, images, found, strict=False):
-        path = out / "found" / f"{Path(name).stem}.png"
-        _draw(image, prediction, class_names=train_set.class_names, path=path)
     _print_measures(history[-1], prefix="val_")
-    print(f"Images: {sheet}, {curves}, and single ones in {out / 'found'}. Checkpoint: {run}")
+    print(f"Images: {sheet}, {curves}. Checkpoint: {run}")
 
 
 def _boxes(example: Any) -> Any:
@@ -192,10 +163,6 @@ def _boxes(example: Any) -> Any:
     height, width = image.shape[1:]
     boxes = rows[rows[:, 0] >= 0, 1:]
     return boxes * boxes.new_tensor([width, height, width, height])
-
-
-def _draw(image: Any, found: Prediction, **how: Any) -> None:
-    plot.draw_detections(image, found.boxes, found.scores, found.labels, **how)
 
 
 def make_data(
@@ -275,16 +242,15 @@ def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
     cls, offset = (measures[f"{prefix}{name}_error"] for name in ("class", "offset"))
     print(f"class error {cls:.2e}, offset error {offset:.2e}")
     for kind in ("ap", "ar"):
-        numbers = {name: value for name, value in measures.items() if name.startswith(kind)}
-        if numbers:
-            print(f"COCO {kind.upper()}", *(f" {n} {_number(v)}" for n, v in numbers.items()))
+        named = [(name, _number(measures[name])) for name in measures if name.startswith(kind)]
+        if named:
+            print(f"COCO {kind.upper()}", *(f" {name} {number}" for name, number in named))
     rows = measures.get("per_class", [])
     if len(rows) > 1:
-        width = max(5, *(len(row["name"]) for row in rows))
-        print(f"{'class':{width}}     gts     ap   ap50")
+        print(f"{'class':16}     gts     ap   ap50")
         for row in rows:
             aps = f"{_number(row['ap'])}  {_number(row['ap50'])}"
-            print(f"{row['name']:{width}}  {row['gts']:6}  {aps}")
+            print(f"{row['name']:16}  {row['gts']:6}  {aps}")
 
 
 def _number(value: float | None) -> str:
@@ -320,27 +286,25 @@ def evaluate(
     names = meta["class_names"]
     dataset = open_set(data, "val", images=images, class_names=names)
     results = collect(model, dataset)
-    predictions, gts = results.predictions, results.gts
     measures = asdict(measure(results))
+    precision = measures.pop("precision")
     out = out or (run if run.is_dir() else run.parent) / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "measures.json", measures)
-    try:
-        _, precision = metrics.coco(predictions, gts, len(results.class_names))
-        plot.draw_precision_recall(precision[0], results.class_names, out / "precision_recall.png")
-    except ImportError as error:
-        print(f"ssd-ops evaluate: no precision-recall curves, {error}", file=sys.stderr)
-
-    faults = list(map(metrics.badness, predictions, gts))
+    if precision is None:
+        print(f"No precision-recall curves without faster-coco-eval: {INSTALL}", file=sys.stderr)
+    else:
+        plot.draw_precision_recall(precision, results.class_names, out / "precision_recall.png")
+    faults = list(map(metrics.badness, results.predictions, results.gts))
     order = sorted(range(len(faults)), key=lambda i: -faults[i])[: max(worst, 1)]
     plot.draw_grid(
         [dataset[i][0] for i in order],
-        [predictions[i] for i in order],
-        [gts[i][:, 1:] for i in order],
+        [results.predictions[i] for i in order],
+        [results.gts[i][:, 1:] for i in order],
         columns=6,
         tile=256,
         titles=[f"{faults[i]:.2f}  {dataset.names[i]}" for i in order],
-        class_names=names if len(names) > 1 else None,
+        class_names=names,
         path=out / "worst.png",
     )
     if json:
@@ -373,9 +337,9 @@ def detect(
         threshold: lowest score of a box that is drawn and written.
         device: auto, cpu, cuda or cuda:1.
     """
+    sources = _images(images)
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in 0..1, got {threshold}")
-    sources = _images(images)
     model, _, meta = checkpoint.load(run, device)
     names = meta["class_names"]
     out.mkdir(parents=True, exist_ok=True)
@@ -390,13 +354,13 @@ def detect(
             # One of a folder: the others are wanted all the same.
             print(f"ssd-ops detect: {source} is left out, {error}", file=sys.stderr)
             continue
-        # Never one of the images themselves, nor one twice.
-        endings = chain([""], (f"-{number}" for number in count(2)))
-        targets = (out / f"{source.stem}{ending}.png" for ending in endings)
-        target = next(target for target in targets if target.resolve() not in taken)
+        target = out / f"{source.stem}.png"
+        while target.resolve() in taken:  # one of the images themselves, or drawn already
+            target = target.with_stem(f"{target.stem}-2")
         taken.add(target.resolve())
         found = predict(model, image, score_threshold=threshold)
-        _draw(image, found, class_names=names, threshold=threshold, path=target)
+        columns = found.boxes, found.scores, found.labels
+        plot.draw_detections(image, *columns, class_names=names, threshold=threshold, path=target)
         rows = zip(*(column.tolist() for column in found), strict=True)
         boxes = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
         size = {"width": image.shape[1], "height": image.shape[0]}
@@ -411,13 +375,10 @@ def detect(
 
 def _images(places: list[Path]) -> list[Path]:
     """The images themselves, folders replaced by the images in them."""
-    endings, found = pillow().registered_extensions(), []
+    found, endings = [], pillow().registered_extensions()
     for place in places:
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        inside = [path for path in inside if path == place or path.suffix.lower() in endings]
-        if not inside:
-            raise ValueError(f"a folder must hold images, got none in {place}")
-        found += inside
+        inside = place.iterdir() if place.is_dir() else ()
+        found += sorted(path for path in inside if path.suffix.lower() in endings) or [place]
     if not found:
         raise ValueError("IMAGES must be given")
     return found
@@ -430,7 +391,6 @@ def anchors(
     settings: Path | None = None,
     images: Path | None = None,
     out: Path = Path("anchors.png"),
-    image: int = 0,
 ) -> None:
     """List the ground truths of a set that no anchor covers, draw anchors, and suggest better ones.
 
@@ -441,12 +401,9 @@ def anchors(
         preset: as for `train`.
         settings: as for `train`.
         images: as for `train`.
-        out: the image file that is drawn.
-        image: number of the training image that it shows.
+        out: the image file that is drawn, with the first training image.
     """
     dataset = open_set(data, "train", images=images)
-    if not 0 <= image < len(dataset):
-        raise ValueError(f"--image must be in 0..{len(dataset) - 1}, got {image}")
     model = trainer.untrained(options, dataset)
     height, width = model.preprocess.size
     boxes, labels = coverage.boxes_of(dataset, model.preprocess)
@@ -457,44 +414,34 @@ def anchors(
 
     _print_dropped("training", dataset)
     missed = (ious < 0.5).nonzero().flatten().tolist()
-    print(
-        f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x "
-        f"{height}: {len(missed)} ground truths that no anchor covers at IoU 0.5, mean best IoU "
-        f"{ious.mean():.3f}"
-    )
+    of = f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x {height}"
+    uncovered, mean = len(missed), float(ious.mean())
+    says = "{} ground truths that no anchor covers at IoU 0.5, mean best IoU {:.3f}"
+    print(f"{of}: {says.format(uncovered, mean)}")
     if missed:
-        print("class             width  height  ratio   best IoU   (fractions of the input)")
+        print(f"{'class':16}  width  height  ratio   best IoU   (fractions of the input; 20 worst)")
     for index in sorted(missed, key=lambda index: float(ious[index]))[:20]:
         w, h = (boxes[index, 2:] - boxes[index, :2]).tolist()
         shape = f"{w:5.3f}  {h:6.3f}  {w * width / (h * height):5.2f}"
         print(f"{dataset.class_names[labels[index]][:16]:16}  {shape}   {ious[index]:.3f}")
-    if len(missed) > 20:
-        print(f"and {len(missed) - 20} more")
     better = coverage.suggest(boxes, maps, *shapes)
-    uncovered, mean = int((better.ious < 0.5).sum()), float(better.ious.mean())
-    if (uncovered, -mean) < (len(missed), -float(ious.mean())):
-        print(f"Better, {uncovered} uncovered and mean best IoU {mean:.3f}; for a settings file:")
+    left, reached = int((better.ious < 0.5).sum()), float(better.ious.mean())
+    if (left, -reached) < (uncovered, -mean):
+        print(f"Better anchors, for a settings file: {says.format(left, reached)}")
         print(f"sizes = {better.sizes}\nratios = {better.ratios}")
     else:
         print("No better anchors were found.")
 
-    pixels, titles, cells = dataset[image][0], [], []
+    pixels, titles, cells = dataset[0][0], [], []
     for fmap, sizes, ratios in zip(maps, *shapes, strict=True):
         high, wide = fmap.shape[-2:]
         own = ops.multibox_prior(fmap, sizes, ratios).reshape(high, wide, -1, 4)
         own = model.preprocess.to_pixels(own[high // 2, wide // 2], *pixels.shape[1:])
         cells.append(SimpleNamespace(boxes=own, scores=None, labels=range(len(own))))
         titles.append(f"{wide} x {high} cells, sizes {list(sizes)}")
-    plot.draw_grid(
-        [pixels] * len(maps),
-        cells,
-        [_boxes(dataset[image])] * len(maps),
-        columns=len(maps),
-        tile=320,
-        titles=titles,
-        legend="anchors of the middle cell",
-        path=out,
-    )
+    scales, gts = len(maps), [_boxes(dataset[0])] * len(maps)
+    look: Any = {"tile": 320, "titles": titles, "legend": "anchors of the middle cell"}
+    plot.draw_grid([pixels] * scales, cells, gts, columns=scales, path=out, **look)
     print(f"Anchors of each scale: {out}")
 
 
@@ -506,13 +453,11 @@ def curves(run: Path) -> None:
     Args:
         run: the folder that `train` writes to.
     """
-    log = run / trainer.LOG_NAME
-    if not log.is_file():
-        raise FileNotFoundError(f"run must hold {log.name}, which `train` writes, got {run}")
     try:
-        history = [json.loads(line) for line in log.read_text().splitlines()]
+        lines = (run / trainer.LOG_NAME).read_text().splitlines()
+        history = [json.loads(line) for line in lines]
     except ValueError as error:
-        raise ValueError(f"{log} must be a log of `train`, got {error}") from None
+        raise ValueError(f"{trainer.LOG_NAME} must be a log of `train`, got {error}") from None
     print(f"Curves: {plot.draw_curves(history, run / 'curves.png')}")
 
 

@@ -307,6 +307,7 @@ def test_evaluate_nothing_found_and_no_ground_truth():
     quiet = Fixed([[0.0001]] * 4)
     nothing = evaluate(quiet, SimpleNamespace(images=images, labels=torch.full((2, 1, 5), -1.0)))
     numbers = asdict(nothing)
+    assert (numbers.pop("precision") == -1).all()
     assert [numbers.pop(key) for key in ("class_error", "offset_error")] == [0.0, 0.0]
     assert [numbers.pop(key) for key in ("found", "gts", "false_boxes")] == [0, 0, 0]
     (only,) = numbers.pop("per_class")

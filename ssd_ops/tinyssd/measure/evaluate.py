@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,8 @@ class Measures:
     ``ap_large`` above. Its average recall: ``ar1``, ``ar10``, ``ar100`` with so many detections an
     image; ``ar_small``, ``ar_medium``, ``ar_large`` with a hundred. They are None without
     faster-coco-eval, and where there is no ground truth.
-    ``per_class`` holds a dict for each class, with "name", "gts", "ap" and "ap50".
+    ``per_class`` holds a dict for each class, with "name", "gts", "ap" and "ap50"; ``precision`` the
+    curves at IoU 0.5, ``[101, C]`` as of `metrics.coco`, or None.
     """
 
     class_error: float
@@ -72,6 +73,7 @@ class Measures:
     ar_medium: float | None
     ar_large: float | None
     per_class: list[dict[str, Any]]
+    precision: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 def collect(
@@ -140,8 +142,10 @@ def measure(
     counts = [metrics.count_found(*pair, **thresholds) for pair in zip(found, gts, strict=True)]
     try:
         coco, precision = metrics.coco(found, gts, len(names))
+        at_half: Any = precision[0]
     except ImportError:
         coco, precision = dict.fromkeys(metrics.COCO_NAMES), np.full((1, 1, len(names)), -1.0)
+        at_half = None
     labels = torch.cat(gts)[:, 0].long().bincount(minlength=len(names))
     per_class = []
     for name, number, curves in zip(names, labels.tolist(), precision.T, strict=True):
@@ -155,6 +159,7 @@ def measure(
         false_boxes=sum(false for _, false in counts),
         **coco,
         per_class=per_class,
+        precision=at_half,
     )
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ Boxes = Tensor | np.ndarray | Sequence[Sequence[float]]
 
 # By class, in turn: strong enough for a line two pixels wide, and none is like the next.
 COLOURS = ("#e6194b", "#006eff", "#911eb4", "#00965a", "#f58230", "#00a0b9", "#c81ea0", "#785028")
-GT, DARK, GREY = "#ffffff", "#141414", "#808080"
-GAP = 4  # pixels between the images of a grid
+GT, DARK = "#ffffff", "#141414"
+GAP, LINE = 4, 18  # pixels between the images of a grid, and of a line of text in it
 
 
 def draw_detections(
@@ -51,15 +52,14 @@ def draw_detections(
         path: the file to write, replaced whole, whose ending names the format (``.png``, ...).
 
     Raises:
-        ValueError: a shape, dtype, count or class that does not fit, an image that cannot be read, or
-            an ending that names no format.
+        ValueError: a shape, dtype, count, class or ending that does not fit, or no readable image.
         FileNotFoundError: the image, or the folder of `path`, does not exist.
         ImportError: Pillow is not installed.
 
     Example:
         >>> import tempfile
-        >>> image, folder = torch.zeros(3, 120, 160, dtype=torch.uint8), Path(tempfile.mkdtemp())
-        >>> draw_detections(image, [[20, 30, 90, 80]], [0.97], path=folder / "found.png").name
+        >>> image, path = np.zeros((60, 80, 3), np.uint8), Path(tempfile.mkdtemp()) / "found.png"
+        >>> draw_detections(image, [[20, 30, 70, 50]], [0.97], path=path).name
         'found.png'
     """
     canvas = _open(image)
@@ -90,21 +90,16 @@ def draw_grid(
         columns: images in a row.
         tile: pixels of the longer side of every image; None (the default) keeps their sizes.
         titles: a line below each image, cut where it is too long; None (the default) writes none.
-        class_names: as for `draw_detections`.
-        threshold: as for `draw_detections`; 0.5 is where `evaluate` counts what is found.
+        class_names, threshold, path: as for `draw_detections`.
         legend: what it calls the detections; None (the default): "found", and the threshold.
-        path: as for `draw_detections`.
 
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as for `draw_detections`; no image, or not as many
-            detections, ground truths or titles as images.
+    Raises: as `draw_detections`; ValueError for no image, or not as many of another argument.
 
     Example:
         >>> import tempfile
-        >>> from types import SimpleNamespace
-        >>> images, folder = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), Path(tempfile.mkdtemp())
-        >>> nothing = SimpleNamespace(boxes=[], scores=[], labels=[])
-        >>> draw_grid(images, [nothing] * 2, columns=2, path=folder / "grid.png").name
+        >>> from ssd_ops.tinyssd.predict import Prediction
+        >>> image, nothing = np.zeros((64, 64, 3), np.uint8), Prediction(*torch.zeros(3, 0))
+        >>> draw_grid([image] * 2, [nothing] * 2, path=Path(tempfile.mkdtemp()) / "grid.png").name
         'grid.png'
     """
     tiles, found = [_open(image) for image in images], list(detections)
@@ -115,31 +110,32 @@ def draw_grid(
     for name, items in (("detections", found), ("gt_boxes", gts), ("titles", lines)):
         if len(items) != len(tiles):
             raise ValueError(f"plot: {name} must be for {len(tiles)} images, got {len(items)}")
-    for index, detection in enumerate(found):
-        scale = tile / max(tiles[index].size) if tile else 1.0
-        image = tiles[index].resize([max(1, round(side * scale)) for side in tiles[index].size])
+    for index, (image, detection) in enumerate(zip(tiles, found, strict=True)):
+        scale = tile / max(image.size) if tile else 1.0
+        tiles[index] = image = image.resize([max(1, round(side * scale)) for side in image.size])
         for box in _boxes(gts[index]) * scale:
             _draw_box(image, box, GT, 1)
         boxes, given = _boxes(detection.boxes) * scale, (detection.scores, detection.labels)
         _draw_detections(image, boxes, *given, class_names, threshold)
-        tiles[index] = image
     columns, width = min(columns, len(tiles)), max(image.width for image in tiles) + GAP
-    rows = [range(len(tiles))[start : start + columns] for start in range(0, len(tiles), columns)]
-    below = GAP if titles is None else GAP + 18
-    heights = [max(tiles[index].height for index in row) + below for row in rows]
-    size = GAP + columns * width, GAP + sum(heights) + (0 if gt_boxes is None else 26)
-    sheet, top = pillow().new("RGB", size, "white"), GAP
-    for row, height in zip(rows, heights, strict=True):
-        for left, index in zip(range(GAP, size[0], width), row, strict=False):
-            sheet.paste(tiles[index], (left, top))
-            _write_text(sheet, left, top + tiles[index].height + 1, lines[index], width - GAP)
-        top += height
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    below = GAP + (LINE if titles is not None else 0)
+    heights = [max(image.height for image in row) + below for row in rows]
+    tops = list(accumulate(heights, initial=GAP))
+    size = GAP + columns * width, tops[-1] + (LINE + GAP if gt_boxes is not None else 0)
+    sheet = pillow().new("RGB", size, "white")
+    for index, image in enumerate(tiles):
+        row, column = divmod(index, columns)
+        # In a cell of its own, which cuts a title that is too long.
+        cell = pillow().new("RGB", (width - GAP, heights[row]), "white")
+        cell.paste(image)
+        if titles is not None:
+            _draw_text(cell, lines[index], (0, image.height + LINE - 1), 12, "white", DARK)
+        sheet.paste(cell, (GAP + column * width, tops[row]))
     if gt_boxes is not None:
-        left, called = GAP, legend or f"found, score >= {threshold:g}"
-        for text, colour in ((called, COLOURS[0]), ("ground truth", GT)):
-            sheet.paste(GREY, (left, top + 5, left + 21, top + 18))
-            _draw_box(sheet, (left + 4, top + 8, left + 17, top + 15), colour, 1)
-            left = _write_text(sheet, left + 27, top + 4, text, size[0]) + 24
+        called, bottom = legend or f"found, score >= {threshold:g}", tops[-1] + LINE
+        right = _draw_text(sheet, called, (GAP, bottom), 12, COLOURS[0])
+        _draw_text(sheet, "ground truth", (right + GAP, bottom), 12, DARK)
     return _write(path, sheet.save)
 
 
@@ -154,9 +150,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
             infinite or NaN, is left out; "epoch" defaults to the place in the list, from 1.
         path: as for `draw_detections`; also ``.svg`` or ``.pdf``.
 
-    Raises:
-        ValueError: an empty history, or an unknown format.
-        FileNotFoundError, ImportError: the folder of `path`, or matplotlib, is not there.
+    Raises: as `draw_detections`, with matplotlib for Pillow; ValueError for an empty history.
 
     Example:
         >>> import tempfile
@@ -167,19 +161,17 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     if not history:
         raise ValueError("plot: history must have an epoch at least, got none")
     figure, (losses, errors) = _figure(10, 4, "Loss", "Errors")
-
-    def draw(axes: Any, name: str, label: str, colour: str, style: str = "-") -> None:
+    for axes, name, label, style in (
+        (losses, "loss", "training", "C0-"),
+        (errors, "val_class_error", "class error, validation", "C0-"),
+        (errors, "class_error", "class error, training", "C0--"),
+        (errors, "val_offset_error", "offset error (MAE), validation", "C1-"),
+        (errors, "offset_error", "offset error (MAE), training", "C1--"),
+    ):
         rows = [(row.get("epoch", at), row.get(name)) for at, row in enumerate(history, start=1)]
         points = [(x, y) for x, y in rows if y is not None and math.isfinite(y)]
         if points:
-            marker = "o" if len(points) <= 30 else ""
-            axes.plot(*zip(*points, strict=True), style + marker, color=colour, label=label, ms=3)
-
-    draw(losses, "loss", "training", "tab:blue")
-    draw(errors, "val_class_error", "class error, validation", "tab:blue")
-    draw(errors, "class_error", "class error, training", "tab:blue", "--")
-    draw(errors, "val_offset_error", "offset error (MAE), validation", "tab:orange")
-    draw(errors, "offset_error", "offset error (MAE), training", "tab:orange", "--")
+            axes.plot(*zip(*points, strict=True), style, marker=".", label=label)
     losses.set(ylabel="loss", ylim=(0, None))
     errors.set(ylabel="error")
     if any(max(line.get_ydata()) > 0 for line in errors.lines):
@@ -204,8 +196,7 @@ def draw_precision_recall(
         class_names: C names, written with the average precisions if there is room, for 24 classes.
         path: as for `draw_curves`.
 
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as for `draw_curves`; not as many names as curves.
+    Raises: as `draw_curves`; ValueError for not as many names as curves.
 
     Example:
         >>> import tempfile
@@ -281,7 +272,7 @@ def _draw_detections(
     image: Any, boxes: np.ndarray, scores: Any, labels: Any, class_names: Any, threshold: float
 ) -> None:
     count = len(boxes)
-    values = torch.zeros(count) if scores is None else torch.as_tensor(scores).cpu()
+    values = torch.ones(count) if scores is None else torch.as_tensor(scores).cpu()
     classes = torch.zeros(count) if labels is None else torch.as_tensor(labels).cpu()
     for name, given in (("scores", values), ("labels", classes)):
         if given.shape != (count,):
@@ -289,20 +280,21 @@ def _draw_detections(
     for label in classes.int().tolist() if class_names is not None else []:
         if not 0 <= label < len(class_names):
             raise ValueError(f"plot: labels must be classes of {list(class_names)}, got {label}")
-    width, texts = max(2, round(max(image.size) / 160)), []
+    line, size = max(2, round(max(image.size) / 160)), max(12, round(max(image.size) / 36))
+    texts = []
     for index in values.argsort(stable=True).tolist():
         label, score = int(classes[index]), values[index]
         # Compared as a tensor, in the dtype of the scores, where 0.9 is 0.9.
-        if scores is None or score >= threshold:
+        if score >= threshold:
             colour = COLOURS[label % len(COLOURS)]
-            corner = _draw_box(image, boxes[index], colour, width)
+            corner = _draw_box(image, boxes[index], colour, line)
             words = [] if class_names is None else [str(class_names[label])]
             words += [] if scores is None else [f"{score:.2f}"]
             if corner and words:
-                texts.append((" ".join(words), corner, colour))
+                texts.append((" ".join(words), corner, size, colour))
     # After all boxes, so that no line goes through a text.
-    for text, corner, colour in texts:
-        _draw_label(image, text, corner, colour)
+    for text in texts:
+        _draw_text(image, *text)
 
 
 def _draw_box(image: Any, box: Any, colour: str, width: int) -> tuple[int, int] | None:
@@ -320,28 +312,18 @@ def _draw_box(image: Any, box: Any, colour: str, width: int) -> tuple[int, int] 
     return left, top
 
 
-def _draw_label(image: Any, text: str, corner: tuple[int, int], colour: str) -> None:
+def _draw_text(
+    image: Any, text: str, corner: tuple[int, int], size: int, fill: str, ink: str = "white"
+) -> int:
+    """Write on a filled rectangle that stands on `corner`, moved into the image; its right end."""
     from PIL import ImageDraw, ImageFont
 
-    size = max(12, round(max(image.size) / 36))
     font: Any = ImageFont.load_default(size)
     draw = ImageDraw.Draw(image)
     margin, height = size // 5, sum(font.getmetrics())
     width = math.ceil(draw.textlength(text, font)) + 2 * margin
     left = max(0, min(corner[0], image.width - width))
     top = max(0, min(corner[1] - height + 1, image.height - height))
-    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
-    draw.text((left + margin, top), text, "white", font)
-
-
-def _write_text(image: Any, left: int, top: int, text: str, room: int) -> int:
-    """Write a line, cut to `room` pixels; where it ends."""
-    from PIL import ImageDraw, ImageFont
-
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    shown, kept = text, len(text)
-    while kept and draw.textlength(shown, font) > room:
-        kept -= 1
-        shown = text[:kept] + "…"
-    draw.text((left, top), shown, DARK, font)
-    return left + int(draw.textlength(shown, font))
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=fill)
+    draw.text((left + margin, top), text, ink, font)
+    return left + width

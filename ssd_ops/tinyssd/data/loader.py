@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_ops.tinyssd.data.images import DataError
@@ -36,8 +38,7 @@ class Loader:
     """Batches of a set. Images are decoded once and kept, as uint8, where they fit in memory.
 
     Where they do not, or where the set has transforms, workers decode them in every epoch. What
-    transforms draw at random follows from the seed, the epoch and the number of the image, so it
-    does not depend on the number of workers or processes.
+    transforms draw at random depends on the seed, the epoch and the image alone.
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
@@ -76,27 +77,26 @@ class Loader:
         size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
         if size <= cache_gb * 1e9 and self.examples.transforms is None:
-            images, labels, sizes = self._keep()
+            images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def _keep(self) -> Batch:
-        examples, size = self.examples, self.examples.preprocess.size
-        images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
+    def _keep(self, size: tuple[int, int]) -> Batch:
+        images, labels = _tensors(self.examples.dataset)
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
-        kept, rest = torch.empty(0), list[Any]()
+        images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
+        rows, sizes = [], []
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for image, *others in pool.map(examples.__getitem__, range(len(self))):
-                if not rest:
-                    kept = image.new_empty((len(self), *image.shape))
-                kept[len(rest)] = image
-                rest.append(others)
-        rows, sizes = zip(*rest, strict=True)
-        return Batch(kept, _padded(rows), torch.tensor(sizes))
+            examples = pool.map(self.examples.__getitem__, range(len(self)))
+            for number, (image, boxes, shape) in enumerate(examples):
+                images[number] = image
+                rows.append(boxes)
+                sizes.append(shape)
+        return Batch(images, pad_sequence(rows, True, -1.0), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
         """The batches of these image numbers, one after another.
@@ -119,13 +119,13 @@ class Loader:
         loading: Any = DataLoader(
             self.examples,
             batch_sampler=[list(map(int, numbers)) for numbers in order],
-            collate_fn=_gather,
+            collate_fn=_same,
             num_workers=workers,
             timeout=TIMEOUT if workers else 0,
-            # Forked, a worker shares what its parent has read. It runs on one thread, as torch sees
-            # to, and so never waits for the parent's threads, which it does not have.
+            # Forked, a worker shares what its parent has read. torch gives it one thread, so it
+            # never waits for the parent's threads, which it does not have.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+            # For seeds that nobody uses: without it, torch draws them from the caller's generator.
             generator=torch.Generator(),
         )
         for batch in loading:
@@ -135,13 +135,8 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """Raise a ValueError if a set holds no image, or tensors of another shape or dtype.
-
-    Args:
-        name: of the argument, for errors.
-        dataset: as for `Loader`.
-    """
-    images, labels = (getattr(dataset, key, None) for key in ("images", "labels"))
+    """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
+    images, labels = _tensors(dataset)
     if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
@@ -154,16 +149,21 @@ def check_set(name: str, dataset: Any) -> None:
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
+def _same(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def _tensors(dataset: Any) -> tuple[Tensor | None, Tensor | None]:
+    return getattr(dataset, "images", None), getattr(dataset, "labels", None)
+
+
 class _Examples(Dataset):
     """A set at the input size of a model."""
 
     def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
-        self.dataset = dataset
-        self.preprocess = preprocess
+        self.dataset, self.preprocess, self.seed, self.epoch = dataset, preprocess, seed, 0
         self.transforms = getattr(dataset, "transforms", None)
         self.indexed = hasattr(dataset, "__getitem__")
-        self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset if self.indexed else self.dataset.images)
@@ -171,10 +171,8 @@ class _Examples(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
         if not self.indexed:
             image, rows = self.dataset.images[index], self.dataset.labels[index]
-        elif self.transforms is None:
-            image, rows = self.dataset[index]
         else:
-            with seeded(self.seed, self.epoch, index):
+            with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
                 image, rows = self.dataset[index]
         height, width = image.shape[1:]
         rows = rows[rows[:, 0] >= 0]
@@ -182,20 +180,10 @@ class _Examples(Dataset):
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
 
-    def __getitems__(self, numbers: list[int]) -> list[Any] | DataError:
+    def __getitems__(self, numbers: list[int]) -> Batch | DataError:
         # As a value: raised in a worker, it would arrive with a traceback in its message.
         try:
-            return [self[number] for number in numbers]
+            images, rows, sizes = zip(*map(self.__getitem__, numbers), strict=True)
         except DataError as error:
             return error
-
-
-def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]] | DataError) -> Batch | DataError:
-    if isinstance(items, DataError):
-        return items
-    images, rows, sizes = zip(*items, strict=True)
-    return Batch(torch.stack(images), _padded(rows), torch.tensor(sizes))
-
-
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1.0)
+        return Batch(torch.stack(images), pad_sequence(rows, True, -1.0), torch.tensor(sizes))

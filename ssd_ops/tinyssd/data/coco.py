@@ -179,10 +179,10 @@ class CocoDetection(Dataset):
 
 def _roots(path: Path) -> list[Path]:
     """Where the images of an annotation file may lie, the likeliest first."""
-    here, above = path.absolute().parent, path.absolute().parent.parent
+    here = path.absolute().parent
     split = path.stem.removeprefix("instances_")
-    folders = [here, here / "images", here / split, above / split, above / "images"]
-    folders += [here / "images" / split, above / "images" / split]
+    places = ("", "images", split, f"images/{split}")
+    folders = [base / place for base in (here, here.parent) for place in places]
     return [folder for folder in folders if folder.is_dir()]
 
 

@@ -22,12 +22,9 @@ TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends
 
 
 class Batch(NamedTuple):
-    """Images of a set, as a model is to see them.
-
-    ``images`` uint8 ``[B, 3, H, W]`` at the input size, not yet scaled; ``labels`` float32 ``[B, G,
-    5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding; ``sizes`` int64
-    ``[B, 2]``, (height, width) of the images before they were resized.
-    """
+    """``images`` uint8 ``[B, 3, H, W]`` at the input size of a model, not yet scaled; ``labels``
+    float32 ``[B, G, 5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding;
+    ``sizes`` int64 ``[B, 2]``, (height, width) of the images before they were resized."""
 
     images: Tensor
     labels: Tensor
@@ -91,7 +88,7 @@ class Loader:
         rows, sizes = [], []
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            examples = pool.map(self.examples.__getitem__, range(len(self)))
+            examples = pool.map(self.examples.example, range(len(self)))
             for number, (image, boxes, shape) in enumerate(examples):
                 images[number] = image
                 rows.append(boxes)
@@ -99,11 +96,7 @@ class Loader:
         return Batch(images, pad_sequence(rows, True, -1.0), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
-        """The batches of these image numbers, one after another.
-
-        Args:
-            order: the images of each batch.
-            epoch: another one, other draws of the transforms.
+        """The batches of these image numbers; in another epoch, transforms draw others.
 
         Raises:
             DataError: an image cannot be read, or a transform fails.
@@ -118,8 +111,8 @@ class Loader:
         workers = min(self.workers, len(order))
         loading: Any = DataLoader(
             self.examples,
-            batch_sampler=[list(map(int, numbers)) for numbers in order],
-            collate_fn=_same,
+            batch_size=None,
+            sampler=[list(map(int, numbers)) for numbers in order],
             num_workers=workers,
             timeout=TIMEOUT if workers else 0,
             # Forked, a worker shares what its parent has read. torch gives it one thread, so it
@@ -149,10 +142,6 @@ def check_set(name: str, dataset: Any) -> None:
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
-def _same(batch: Batch | DataError) -> Batch | DataError:
-    return batch
-
-
 def _tensors(dataset: Any) -> tuple[Tensor | None, Tensor | None]:
     return getattr(dataset, "images", None), getattr(dataset, "labels", None)
 
@@ -168,7 +157,7 @@ class _Examples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset if self.indexed else self.dataset.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
         if not self.indexed:
             image, rows = self.dataset.images[index], self.dataset.labels[index]
         else:
@@ -180,10 +169,9 @@ class _Examples(Dataset):
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
 
-    def __getitems__(self, numbers: list[int]) -> Batch | DataError:
-        # As a value: raised in a worker, it would arrive with a traceback in its message.
+    def __getitem__(self, numbers: list[int]) -> Batch | DataError:
         try:
-            images, rows, sizes = zip(*map(self.__getitem__, numbers), strict=True)
+            images, rows, sizes = zip(*map(self.example, numbers), strict=True)
         except DataError as error:
-            return error
+            return error  # raised in a worker, it would arrive with a traceback in its message
         return Batch(torch.stack(images), pad_sequence(rows, True, -1.0), torch.tensor(sizes))

@@ -23,8 +23,7 @@ from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
 from ssd_ops.tinyssd.data.transforms import Transforms, apply_transforms
 
 HEADER = ["img_name", "label", "xmin", "ymin", "xmax", "ymax"]
-MAX_CLASSES = 10_000  # a larger class number is taken for a mistake
-NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
 
 
 class BananaDetection(Dataset):
@@ -50,7 +49,7 @@ class BananaDetection(Dataset):
             message names file and line.
         ImportError: Pillow is not installed.
 
-    Source: Dive into Deep Learning, section 14.6, where every image has one row.
+    Source: Dive into Deep Learning, section 14.6.
 
     Example:
         >>> import tempfile
@@ -122,17 +121,15 @@ def _read_rows(path: Path) -> list[_Row]:
 def _row(where: str, cells: list[str]) -> _Row:
     if len(cells) != len(HEADER):
         raise DataError(f"{where}: must have {len(HEADER)} columns, got {len(cells)}")
-    name = cells[0]
     # A name is one part of a path, so nothing outside of the folder can be named.
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise DataError(f"{where}: img_name must be a file name, got {name!r}")
-    for column, text in zip(HEADER[1:], cells[1:], strict=True):
-        if not NUMBER.fullmatch(text):
-            raise DataError(f"{where}: {column} must be a number, got {text!r}")
-    label, *box = map(float, cells[1:])
-    if not (label.is_integer() and 0 <= label < MAX_CLASSES):
-        raise DataError(f"{where}: label must be a class number from 0, got {cells[1]!r}")
-    return _Row(where, name, label, box)
+    checks = [("img_name", r"(?!\.{0,2}$)[^/\\\0]+", "file name")]
+    checks += [("label", NUMBER, "number"), ("label", r"\d{1,4}(\.0*)?", "class number from 0")]
+    checks += [(corner, NUMBER, "number") for corner in HEADER[2:]]
+    cell = dict(zip(HEADER, cells, strict=True))
+    for column, pattern, kind in checks:
+        if not re.fullmatch(pattern, cell[column], re.ASCII):
+            raise DataError(f"{where}: {column} must be a {kind}, got {cell[column]!r}")
+    return _Row(where, cells[0], float(cells[1]), [float(text) for text in cells[2:]])
 
 
 def _read_images(folder: Path, groups: dict[str, list[_Row]]) -> Tensor:

@@ -104,8 +104,8 @@ class CocoDetection(Dataset):
             raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
 
     def _read_categories(
-        self, categories: list[dict[str, Any]], wanted: Sequence[str] | None
-    ) -> tuple[dict[int, int], list[str]]:
+        self, categories: list[Any], wanted: Sequence[str] | None
+    ) -> tuple[dict[Any, int], list[str]]:
         self._check(bool(categories), "categories", "must have an entry at least", "none")
         found: dict[int, str] = {}
         for place, entry in enumerate(categories):
@@ -120,9 +120,9 @@ class CocoDetection(Dataset):
         names = [found[number] for number in sorted(found)] if wanted is None else list(wanted)
         return {number: names.index(name) for number, name in found.items()}, names
 
-    def _read_images(self, images: list[dict[str, Any]], roots: list[Path]) -> dict[int | str, int]:
+    def _read_images(self, images: list[Any], roots: list[Path]) -> dict[Any, int]:
         self._check(bool(images), "images", "must have an entry at least", "none")
-        numbers: dict[int | str, int] = {}
+        numbers: dict[Any, int] = {}
         for place, entry in enumerate(images):
             where, number, name = f"images[{place}]", entry.get("id"), entry.get("file_name")
             own = isinstance(number, int | str) and number not in numbers
@@ -148,10 +148,7 @@ class CocoDetection(Dataset):
         return numbers
 
     def _read_boxes(
-        self,
-        annotations: list[dict[str, Any]],
-        classes: dict[int, int],
-        numbers: dict[int | str, int],
+        self, annotations: list[Any], classes: dict[Any, int], numbers: dict[Any, int]
     ) -> list[Tensor]:
         rows: list[list[list[float]]] = [[] for _ in self.names]
         for place, entry in enumerate(annotations):
@@ -186,7 +183,7 @@ def _roots(path: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_json(path: Path) -> dict[str, list[Any]]:
     """The three lists of the file; an entry that is not an object is read as an empty one."""
     try:
         content = json.loads(path.read_bytes())

@@ -48,10 +48,10 @@ def download_bananas(
     except ImportError:
         raise ImportError("download_bananas: pooch is needed: pip install ssd_ops[train]") from None
     wanted = f"download_bananas: {url} must"
+    download = pooch.HTTPDownloader(timeout=timeout, chunk_size=1 << 20)
     try:
         with new_folder(folder) as target:
             archive, unpacked = target.with_name("archive.zip"), target.with_name("unpacked")
-            download = pooch.HTTPDownloader(timeout=timeout, chunk_size=1 << 20)
             try:
                 known = f"sha1:{sha1.lower()}"
                 pooch.retrieve(url, known, archive.name, archive.parent, downloader=download)

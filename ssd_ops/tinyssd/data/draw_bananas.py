@@ -26,8 +26,7 @@ from ssd_ops.tinyssd.progress import progress_bar
 Random = np.random.Generator
 Array = np.ndarray
 Range = tuple[float, float]
-# What it covers of each pixel, [H, W] in 0..1, and the colours [K, 3] of the K pixels where it does.
-Thing = tuple[Array, Array]
+Thing = tuple[Array, Array]  # how much of each pixel it covers; colours [K, 3] of those K pixels
 
 
 class DrawnImage(NamedTuple):
@@ -68,15 +67,14 @@ def make_bananas(
         >>> sorted(path.name for path in folder.iterdir())
         ['bananas_train', 'bananas_val']
     """
-    least = {"train": 1, "val": 1, "size": 64, "seed": 0}
-    for (name, low), value in zip(least.items(), (train, val, size, seed), strict=True):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(
-                f"make_bananas: {name} must be a whole number of at least {low}, got {value!r}"
-            )
+    least = ("train", train, 1), ("val", val, 1), ("size", size, 64), ("seed", seed, 0)
+    for name, value, low in least:
+        if type(value) is not int or value < low:
+            wanted = f"a whole number of at least {low}"
+            raise ValueError(f"make_bananas: {name} must be {wanted}, got {value!r}")
     pillow()
-    jobs: Any = [("bananas_train", number) for number in range(train)]
-    jobs += [("bananas_val", number) for number in range(val)]
+    counts = {"bananas_train": train, "bananas_val": val}
+    jobs: Any = [(split, number) for split, count in counts.items() for number in range(count)]
     workers = min(len(jobs) // 16, _processors())
     drawn = DataLoader(
         jobs,
@@ -89,7 +87,7 @@ def make_bananas(
         # For seeds that nobody uses: without it, torch draws them from the caller's generator.
         generator=torch.Generator(),
     )
-    tables = {split: ",".join(HEADER) + "\n" for split, _ in jobs}
+    tables = dict.fromkeys(counts, ",".join(HEADER) + "\n")
     with new_folder(folder) as aside, progress_bar(len(jobs), "drawing", progress) as bar:
         for split in tables:
             (aside / split / "images").mkdir(parents=True)
@@ -127,7 +125,7 @@ def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImag
         (64, 64, 3)
     """
     rng = np.random.default_rng([seed, *split.encode(), number])
-    image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), rng.integers(4))
+    image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), int(rng.integers(4)))
     if rng.random() < 0.5:
         image = _heap(rng, image)
     across = _axes(rng, size)[0] / size
@@ -178,10 +176,7 @@ def _blur(image: Array, radius: float, shift: tuple[int, int] = (0, 0)) -> Array
 def _noise(
     rng: Random, size: int, cells: float, octaves: int = 1, decay: float = 0.55, stretch: float = 1
 ) -> Array:
-    """Smooth noise over the whole of 0..1: random values at `cells` points a side, bicubic between.
-
-    Each further octave adds noise twice as fine and `decay` as strong.
-    """
+    """Smooth noise in 0..1 with `cells` points a side; each octave is twice as fine, and weaker."""
     image, total = pillow(), np.zeros((size, size), np.float32)
     for octave in range(octaves):
         points = round(cells * 2**octave), round(cells * 2**octave * stretch)
@@ -279,7 +274,7 @@ def _distractor(rng: Random, size: int) -> Thing:
     return alpha, _shade(rng, colours, gx[seen] * turned, gy[seen] * turned, rng.uniform(0, 0.3))
 
 
-# Half the thickness of a banana at even steps from stem to tip, in parts of the thickest.
+# Half the thickness at even steps from stem to tip, in parts of the thickest.
 PROFILE = [0.21, 0.23, 0.24, 0.39, 0.61, 0.74, 0.85, 0.92, 0.94, 0.97, 1.0]
 PROFILE += [0.99, 0.97, 0.95, 0.94, 0.87, 0.79, 0.71, 0.53, 0.32, 0.14]
 EDGES = np.array([-1.0, -0.52, 0.1, 0.66, 1.0], np.float32)  # the ridges, across the visible side
@@ -294,8 +289,7 @@ def _banana(rng: Random, size: int) -> Thing:
     x, y = _axes(rng, size)
     x = x * rng.choice((-1, 1))
     y = y / rng.uniform(0.82, 1.0)  # seen from a little aside
-    # The spine is an arc; t runs along it from 0 to 1, u across from -1 to 1, and d is the distance
-    # from it, outwards.
+    # The spine is an arc: t runs along it in 0..1, u across in -1..1; d is the distance outwards.
     y = y + radius * (1 + np.cos(bend / 2)) / 2
     d, t = np.hypot(x, y) - radius, np.arctan2(x, y) / bend + 0.5
     half = thick * np.interp(t, np.linspace(0, 1, len(PROFILE)), PROFILE).astype(np.float32)
@@ -303,7 +297,6 @@ def _banana(rng: Random, size: int) -> Thing:
     ends = _smooth(t * length + 0.5) * _smooth((1 - t) * length + 0.5)
     alpha = _smooth(half - np.abs(d) + 0.5) * ends
     seen = alpha > 0
-    # The direction away from the bend's middle, in the image, is the one in which d grows.
     gy, gx = (part[seen] for part in np.gradient(d))
     t, u = t[seen], (d[seen] / half[seen]).clip(-1, 1)
 

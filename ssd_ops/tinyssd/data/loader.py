@@ -174,4 +174,4 @@ class _Examples(Dataset):
             images, rows, sizes = zip(*map(self.example, numbers), strict=True)
         except DataError as error:
             return error  # raised in a worker, it would arrive with a traceback in its message
-        return Batch(torch.stack(images), pad_sequence(rows, True, -1.0), torch.tensor(sizes))
+        return Batch(torch.stack(images), pad_sequence(list(rows), True, -1.0), torch.tensor(sizes))

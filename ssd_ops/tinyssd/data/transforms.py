@@ -59,11 +59,10 @@ def apply_transforms(
     except Exception as error:
         got = f"{type(error).__name__} for {name}: {error}"
         raise DataError(f"{wanted} an image, boxes and labels, got {got}") from error
+    got = f"{image.dtype} {list(image.shape)}, {list(labels.shape)} and {list(boxes.shape)} for {name}"
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        got = f"{image.dtype} {list(image.shape)} for {name}"
         raise DataError(f"{wanted} a uint8 image [3, H, W], got {got}")
     if labels.shape != (len(boxes),) or not boxes.isfinite().all():
-        got = f"{list(labels.shape)} and {list(boxes.shape)} for {name}"
         raise DataError(f"{wanted} as many labels as boxes, all finite, got {got}")
     height, width = image.shape[1:]
     boxes = (boxes / boxes.new_tensor([width, height] * 2)).clamp(0, 1)

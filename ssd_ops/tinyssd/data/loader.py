@@ -152,17 +152,16 @@ class _Examples(Dataset):
     def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
         self.dataset, self.preprocess, self.seed, self.epoch = dataset, preprocess, seed, 0
         self.transforms = getattr(dataset, "transforms", None)
-        self.indexed = hasattr(dataset, "__getitem__")
+        self.items: Any = dataset
+        if not hasattr(dataset, "__getitem__"):
+            self.items = list(zip(dataset.images, dataset.labels, strict=True))
 
     def __len__(self) -> int:
-        return len(self.dataset if self.indexed else self.dataset.images)
+        return len(self.items)
 
     def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        if not self.indexed:
-            image, rows = self.dataset.images[index], self.dataset.labels[index]
-        else:
-            with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
-                image, rows = self.dataset[index]
+        with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
+            image, rows = self.items[index]
         height, width = image.shape[1:]
         rows = rows[rows[:, 0] >= 0]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)

@@ -12,10 +12,6 @@ from pathlib import Path
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file beside `path` and rename it, so that `path` holds the old bytes or the new.
 
-    Args:
-        path: the file, there already or not, in a folder that is there.
-        data: all that it is to hold.
-
     Raises:
         OSError: it cannot be written; `path` is as it was, and nothing else is left.
     """
@@ -35,10 +31,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `path` at the end of the block, if all went well.
 
-    What is put beside it, in its parent, is removed at the end in any case.
-
-    Args:
-        path: must not exist, or be an empty folder; folders above it are made at the end.
+    What is put beside it is removed in any case. Folders above `path` are made at the end.
 
     Raises:
         FileExistsError: `path` is there, and is not an empty folder.

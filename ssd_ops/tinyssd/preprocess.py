@@ -16,15 +16,13 @@ PAD = 127  # the grey around a letterboxed image: the middle of its range
 class Preprocess:
     """What a model expects of its input: called on raw images, returns what `forward` takes.
 
-    It is the one place where images are resized and scaled, so that training, evaluation and
-    prediction cannot differ. A model has its own as ``model.preprocess``.
+    Images are resized and scaled here alone, so that training, evaluation and prediction cannot
+    differ. A model has its own as ``model.preprocess``.
 
     Args:
         size: (height, width) in pixels that images are resized to, bilinear and antialiased.
-            The default is that of the banana set.
-        mean: subtracted from each of the three channels, in units of 0..255. The default leaves
-            the channel as it is, as the chapter does.
-        std: each channel is divided by it after that, in units of 0..255.
+        mean, std: of the three channels in units of 0..255: the one is subtracted, and the other
+            divided by. The defaults leave the channels as they are, as the chapter does.
         letterbox: keep the shape of an image, in the middle of grey bars; False, the default,
             stretches it to `size`.
 
@@ -51,10 +49,7 @@ class Preprocess:
         return images
 
     def fit(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` at the input size, not yet scaled; uint8 stays uint8.
-
-        So the pixels of a set can be resized once and kept, and are those that `__call__` makes.
-        """
+        """Images ``[B, 3, H, W]`` at the input size, of the same dtype and not yet scaled."""
         height, width = images.shape[-2:]
         if (height, width) == self.size:
             return images
@@ -78,10 +73,9 @@ class Preprocess:
 
     def _fractions(self, like: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The corner and the sides of that place in fractions of the input, as ``[4]`` for xyxy."""
-        rows, columns = self.size
+        scale = like.new_tensor(self.size).flip(0).repeat(2)
         x, y, w, h = self._place(height, width)
-        corner, sides = (x / columns, y / rows) * 2, (w / columns, h / rows) * 2
-        return like.new_tensor(corner), like.new_tensor(sides)
+        return like.new_tensor([x, y, x, y]) / scale, like.new_tensor([w, h, w, h]) / scale
 
     def to_input(self, boxes: Tensor, height: int, width: int) -> Tensor:
         """Boxes ``[..., 4]``, xyxy in fractions of an image of this size, in those of the input."""

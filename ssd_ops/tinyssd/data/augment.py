@@ -21,13 +21,12 @@ def augment(
     """A batch with some images mirrored and recoloured, and their boxes with them.
 
     Args:
-        images: uint8 ``[B, 3, H, W]``, not changed in place.
-        labels: ``[B, G, 5]`` rows in fractions of the image, class -1 padding; not changed.
+        images: uint8 ``[B, 3, H, W]``; labels: ``[B, G, 5]`` rows in fractions of the image, class
+            -1 padding. Neither is changed in place.
         settings: its `flip`, `flip_vertical` and `jitter`.
         rng: where the choices come from.
-        part: which images of a batch these are, where processes share one; the choices are those
-            that one process would make for them. The default: all.
-        in_all: images in that batch; None, the default: these are all.
+        part, in_all: which images these are of a batch of how many, where processes share it; the
+            choices are those that one process would make. The default: all.
 
     Returns:
         Images in 0..255, uint8 or, recoloured, float32, and labels.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +16,22 @@ from torch.utils.data import Dataset
 from ssd_ops.tinyssd.data.images import DataError, image_size, pillow, read_image, reason
 from ssd_ops.tinyssd.data.transforms import Transforms, apply_transforms
 
-MAX_JSON = 2_000_000_000  # bytes; the instances of COCO's own training set have 450 million
-
 
 class CocoDetection(Dataset):
     """Images and boxes of one annotation file; each image is decoded when it is taken.
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
     y1, x2, y2), corners in fractions of the image, in the file's order; G may be 0. Classes are
-    numbered from 0 by the ids of their categories. Boxes are cut at the border.
-
-    The head of every image file is read when the set is opened, so that what is missing or of
-    another size is found at once and not in the middle of an epoch.
+    numbered from 0 by the ids of their categories. Boxes are cut at the border. Image files that
+    are missing or of another size are found when the set is opened.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.
         images: the folder that ``file_name`` is relative to. None (the default) looks beside the
             JSON file, in ``images`` there, and in ``images`` or the split's folder above it.
-        class_names: categories to read, in the order of their classes; one that is in the file and
-            not among them is an error. None (the default): those of the file. Read a validation set
-            with the names of its training set.
-        transforms: what changes an example whenever it is taken, see `apply_transforms`;
-            None (the default) changes nothing.
+        class_names: the classes, in their order; another one in the file is an error. None (the
+            default): those of the file. Give a validation set the names of its training set.
+        transforms: changes an example whenever it is taken, see `apply_transforms`.
 
     Attributes:
         names: the file names, in the order of the file.
@@ -49,7 +42,7 @@ class CocoDetection(Dataset):
             has no width or height within the image.
 
     Raises:
-        DataError: a file is missing, malformed or too large; the message names file and entry.
+        DataError: a file is missing or malformed; the message names file and entry.
         ImportError: Pillow is not installed.
 
     Source: the format is that of cocodataset.org.
@@ -94,50 +87,44 @@ class CocoDetection(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        name, size = self.names[index], self.sizes[index]
+        name = self.names[index]
         try:
             pixels = read_image(self._places[index])
-            if pixels.shape[:2] != size:
+            if pixels.shape[:2] != self.sizes[index]:
                 raise DataError("another size than before")
         except DataError as error:
-            self._wrong(name, "must be a readable image", error)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+            self._check(False, name, "must be a readable image", error)
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         if self.transforms is None:
             return image, self.rows[index]
         return apply_transforms(self.transforms, image, self.rows[index], name)
 
-    def _wrong(self, entry: str, wanted: str, got: object) -> NoReturn:
-        raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
-
-    def _check(self, right: bool, entry: str, wanted: str, value: object) -> None:
+    def _check(self, right: bool, entry: str, wanted: str, got: object) -> None:
         if not right:
-            self._wrong(entry, wanted, repr(value))
+            raise DataError(f"data: {self.path}, {entry}: {wanted}, got {str(got)[:80]}") from None
 
     def _read_categories(
         self, categories: list[Any], wanted: Sequence[str] | None
     ) -> tuple[dict[Any, int], list[str]]:
+        self._check(bool(categories), "categories", "must have an entry at least", "none")
         found: dict[int, str] = {}
         for place, entry in enumerate(categories):
-            where = f"categories[{place}]"
-            number, name = _get(entry, "id"), _get(entry, "name")
-            own = _whole(number) and number not in found
+            where, number, name = f"categories[{place}]", entry.get("id"), entry.get("name")
+            own = type(number) is int and number not in found
             self._check(own, where, "id must be a whole number of its own", number)
             own = isinstance(name, str) and name not in found.values()
             self._check(own, where, "name must be a text of its own", name)
-            if wanted is not None:
-                known = f"name must be a class of the training set ({', '.join(wanted)})"
-                self._check(name in wanted, where, known, name)
+            known = f"name must be a class of the training set ({', '.join(wanted or ())})"
+            self._check(wanted is None or name in wanted, where, known, name)
             found[number] = name
-        if not found:
-            self._wrong("categories", "must have an entry at least", "none")
         names = [found[number] for number in sorted(found)] if wanted is None else list(wanted)
         return {number: names.index(name) for number, name in found.items()}, names
 
     def _read_images(self, images: list[Any], roots: list[Path]) -> dict[Any, int]:
+        self._check(bool(images), "images", "must have an entry at least", "none")
         numbers: dict[Any, int] = {}
         for place, entry in enumerate(images):
-            where = f"images[{place}]"
-            number, name = _get(entry, "id"), _get(entry, "file_name")
+            where, number, name = f"images[{place}]", entry.get("id"), entry.get("file_name")
             own = isinstance(number, int | str) and number not in numbers
             self._check(own, where, "id must be a number or text of its own", number)
             # Nothing outside of the folder can be named.
@@ -149,17 +136,15 @@ class CocoDetection(Dataset):
             try:
                 size = image_size(file)
             except DataError as error:
-                self._wrong(where, f"{file} must be a readable image", error)
-            height, width = _get(entry, "height"), _get(entry, "width")
-            if (height, width) not in (size, (None, None)):
-                wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
-                self._wrong(where, wanted, f"{width} x {height}")
+                self._check(False, where, f"{file} must be a readable image", error)
+            height, width = entry.get("height"), entry.get("width")
+            same = (height, width) in (size, (None, None))
+            wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
+            self._check(same, where, wanted, f"{width} x {height}")
             numbers[number] = len(self.names)
             self.names.append(name)
             self.sizes.append(size)
             self._places.append(file)
-        if not numbers:
-            self._wrong("images", "must have an entry at least", "none")
         return numbers
 
     def _read_boxes(
@@ -168,22 +153,21 @@ class CocoDetection(Dataset):
         rows: list[list[list[float]]] = [[] for _ in self.names]
         for place, entry in enumerate(annotations):
             where = f"annotations[{place}]"
-            image, category, box = (_get(entry, key) for key in ("image_id", "category_id", "bbox"))
+            image, category, box = (entry.get(key) for key in ("image_id", "category_id", "bbox"))
             known = isinstance(image, int | str) and image in numbers
             self._check(known, where, "image_id must be that of an image", image)
-            known = _whole(category) and category in classes
+            known = type(category) is int and category in classes
             self._check(known, where, "category_id must be that of a category", category)
             four = isinstance(box, list) and len(box) == 4 and all(map(_finite, box))
             self._check(four, where, "bbox must be four finite numbers", box)
-            if _get(entry, "iscrowd"):
-                self.dropped["crowd"] += 1
-                continue
             height, width = self.sizes[numbers[image]]
             x, y, w, h = map(float, box)
             corners = x / width, y / height, (x + w) / width, (y + h) / height
             # In the precision they are kept in: a sliver may vanish there.
             x1, y1, x2, y2 = np.array(corners, np.float32).clip(0, 1).tolist()
-            if x1 < x2 and y1 < y2:
+            if entry.get("iscrowd"):
+                self.dropped["crowd"] += 1
+            elif x1 < x2 and y1 < y2:
                 rows[numbers[image]].append([classes[category], x1, y1, x2, y2])
             else:
                 self.dropped["degenerate"] += 1
@@ -192,41 +176,29 @@ class CocoDetection(Dataset):
 
 def _roots(path: Path) -> list[Path]:
     """Where the images of an annotation file may lie, the likeliest first."""
-    here, above = path.absolute().parent, path.absolute().parent.parent
+    here = path.absolute().parent
     split = path.stem.removeprefix("instances_")
-    folders = [here, here / "images", here / split, above / split, above / "images"]
-    folders += [here / "images" / split, above / "images" / split]
+    places = ("", "images", split, f"images/{split}")
+    folders = [base / place for base in (here, here.parent) for place in places]
     return [folder for folder in folders if folder.is_dir()]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
+    """The three lists of the file; an entry that is not an object is read as an empty one."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise DataError(f"data: {path} must have at most {MAX_JSON} bytes, got more")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"data: {path} must be a readable file, got {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"data: {path} must be JSON, got {reason(error)}") from None
+    lists = {}
     for key in ("images", "annotations", "categories"):
-        if not isinstance(_get(content, key), list):
-            raise DataError(f"data: {path} must hold a list {key!r}, got {_kind(content, key)}")
-    return content
-
-
-def _get(entry: Any, key: str) -> Any:
-    return entry.get(key) if isinstance(entry, dict) else None
-
-
-def _kind(content: Any, key: str) -> str:
-    return type(_get(content, key)).__name__ if isinstance(content, dict) else "no object"
-
-
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(f"data: {path} must hold a list {key!r}, got {type(entries).__name__}")
+        lists[key] = [entry if isinstance(entry, dict) else {} for entry in entries]
+    return lists
 
 
 def _finite(number: object) -> bool:
-    return isinstance(number, int | float) and abs(number) < 1e9 and math.isfinite(number)
+    return isinstance(number, int | float) and abs(number) < 1e9

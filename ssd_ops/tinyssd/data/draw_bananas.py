@@ -1,9 +1,7 @@
-"""Draws banana detection sets in the format of "Dive into Deep Learning", for machines that cannot
-download the published one.
+"""Draws banana detection sets in the format of "Dive into Deep Learning", without a download.
 
-Every image is drawn from (seed, split, number) alone: one shaded banana of any size, bend, colour
-and rotation on a busy background, among things that are round, yellow or bent, but no bananas. The
-box is that of the banana's own mask.
+Every image follows from (seed, split, number) alone: one banana of any size, bend, colour and
+rotation on a busy background, among things that are round, yellow or bent, but no bananas.
 """
 
 from __future__ import annotations
@@ -28,13 +26,12 @@ from ssd_ops.tinyssd.progress import progress_bar
 Random = np.random.Generator
 Array = np.ndarray
 Range = tuple[float, float]
-# What it covers of each pixel, [H, W] in 0..1, and the colours [K, 3] of the K pixels where it does.
-Thing = tuple[Array, Array]
+Thing = tuple[Array, Array]  # how much of each pixel it covers; colours [K, 3] of those K pixels
 
 
 class DrawnImage(NamedTuple):
-    """An image ``[H, W, 3]`` uint8, the mask ``[H, W]`` bool of its banana's own pixels, and the tight
-    box (xmin, ymin, xmax, ymax) of these; xmax and ymax are one past the last column and row."""
+    """An image ``[H, W, 3]`` uint8, the mask ``[H, W]`` bool of its banana's pixels, and their tight
+    box (xmin, ymin, xmax, ymax); xmax and ymax are one past the last column and row."""
 
     image: Array
     box: tuple[int, int, int, int]
@@ -53,13 +50,11 @@ def make_bananas(
     """Write a banana detection set, whole or not at all; the folder it lies in comes back.
 
     Args:
-        folder: where it goes: ``bananas_train/label.csv``, ``bananas_train/images/*.png``, and the
-            same for ``bananas_val``. It must not exist, or be empty.
-        train: training images; 1000 as in the published set.
-        val: validation images; 100 likewise.
+        folder: gets ``bananas_train`` and ``bananas_val``. It must not exist, or be empty.
+        train, val: how many images; the defaults are those of the published set.
         size: height and width in pixels, at least 64.
-        seed: another seed, other images; the same seed, the same pixels.
-        progress: a progress bar (this needs tqdm).
+        seed: the same seed, the same pixels.
+        progress: show a progress bar (this needs tqdm).
 
     Raises:
         ValueError: a number is out of range.
@@ -72,28 +67,27 @@ def make_bananas(
         >>> sorted(path.name for path in folder.iterdir())
         ['bananas_train', 'bananas_val']
     """
-    least = {"train": 1, "val": 1, "size": 64, "seed": 0}
-    for (name, low), value in zip(least.items(), (train, val, size, seed), strict=True):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(
-                f"make_bananas: {name} must be a whole number of at least {low}, got {value!r}"
-            )
+    least = ("train", train, 1), ("val", val, 1), ("size", size, 64), ("seed", seed, 0)
+    for name, value, low in least:
+        if type(value) is not int or value < low:
+            wanted = f"a whole number of at least {low}"
+            raise ValueError(f"make_bananas: {name} must be {wanted}, got {value!r}")
     pillow()
-    jobs: Any = [("bananas_train", number) for number in range(train)]
-    jobs += [("bananas_val", number) for number in range(val)]
+    counts = {"bananas_train": train, "bananas_val": val}
+    jobs: Any = [(split, number) for split, count in counts.items() for number in range(count)]
     workers = min(len(jobs) // 16, _processors())
     drawn = DataLoader(
         jobs,
         batch_size=None,
         collate_fn=partial(_draw_png, seed, size),
         num_workers=workers if workers > 1 else 0,
-        # Started anew, a process would run the caller's script once more, which goes wrong where it
-        # has no main guard. Forked ones are safe here: they use numpy and Pillow, on one thread.
+        # A spawned process would run the caller's script once more, which fails where it has no
+        # main guard. Forked ones are safe here: they use numpy and Pillow, on one thread.
         multiprocessing_context="fork" if workers > 1 else None,
-        # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+        # For seeds that nobody uses: without it, torch draws them from the caller's generator.
         generator=torch.Generator(),
     )
-    tables = {split: ",".join(HEADER) + "\n" for split, _ in jobs}
+    tables = dict.fromkeys(counts, ",".join(HEADER) + "\n")
     with new_folder(folder) as aside, progress_bar(len(jobs), "drawing", progress) as bar:
         for split in tables:
             (aside / split / "images").mkdir(parents=True)
@@ -131,7 +125,9 @@ def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImag
         (64, 64, 3)
     """
     rng = np.random.default_rng([seed, *split.encode(), number])
-    image = _pick(rng, BACKGROUNDS)(rng, size)
+    image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), int(rng.integers(4)))
+    if rng.random() < 0.5:
+        image = _heap(rng, image)
     across = _axes(rng, size)[0] / size
     image = (image * (1 + rng.uniform(0, 0.6) * across)[..., None]).astype(np.float32)  # a lamp
     for _ in range(rng.integers(0, 6)):
@@ -169,21 +165,18 @@ def _smooth(edge: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def _blur(image: Array, radius: float) -> Array:
-    """Gaussian blur of values in 0..1."""
+def _blur(image: Array, radius: float, shift: tuple[int, int] = (0, 0)) -> Array:
+    """Values in 0..1, moved by `shift` pixels (right, down), with a Gaussian blur."""
     from PIL import Image, ImageFilter
 
-    photo = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
+    photo = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8)).rotate(0, translate=shift)
     return np.asarray(photo.filter(ImageFilter.GaussianBlur(float(radius))), np.float32) / 255
 
 
 def _noise(
     rng: Random, size: int, cells: float, octaves: int = 1, decay: float = 0.55, stretch: float = 1
 ) -> Array:
-    """Smooth noise over the whole of 0..1: random values at `cells` points a side, bicubic between.
-
-    Each further octave adds noise twice as fine and `decay` as strong.
-    """
+    """Smooth noise in 0..1 with `cells` points a side; each octave is twice as fine, and weaker."""
     image, total = pillow(), np.zeros((size, size), np.float32)
     for octave in range(octaves):
         points = round(cells * 2**octave), round(cells * 2**octave * stretch)
@@ -207,9 +200,6 @@ def _ramp(values: Array, colours: list[Array]) -> Array:
     return np.stack(channels, -1).astype(np.float32)
 
 
-# Backgrounds: (rng, size) -> [H, W, 3], about 0..1.
-
-
 def _cloth(rng: Random, size: int) -> Array:
     colours = [_colour(rng) for _ in range(rng.integers(2, 5))]
     return _ramp(_noise(rng, size, rng.uniform(2, 6), 6, rng.uniform(0.5, 0.8)), colours)
@@ -221,76 +211,54 @@ def _wood(rng: Random, size: int) -> Array:
     bend = rng.uniform(0.5, 1.5) * _noise(rng, size, 3, stretch=2)
     rings = np.sin(2 * np.pi * (x * rng.uniform(4, 9) + bend)) * 0.5 + 0.5
     grain = 0.55 * rings + 0.45 * _noise(rng, size, 6, stretch=14)
-    gaps = (x * rng.integers(2, 6)) % 1 < 0.02
-    image = _ramp(grain * (1 - 0.8 * gaps), [light * rng.uniform(0.25, 0.7), light])
-    return image if rng.random() < 0.5 else image.transpose(1, 0, 2)
+    grain[:, (x * rng.integers(2, 6)) % 1 < 0.02] *= 0.2  # the gaps between the boards
+    return _ramp(grain, [light * rng.uniform(0.25, 0.7), light])
 
 
-def _tiles(rng: Random, size: int) -> Array:
-    x, y = (axis / size * rng.uniform(3, 9) + 100 for axis in _axes(rng, size))
-    image = _ramp((np.floor(x) + np.floor(y)) % 2, [_colour(rng), _colour(rng)])
-    if rng.random() < 0.6:
-        image[np.minimum(x % 1, y % 1) < 0.06] = _colour(rng)
-    return image * (0.75 + 0.5 * _noise(rng, size, 4, 6))[..., None]
+def _heap(rng: Random, image: Array) -> Array:
+    """The image under leaves, or flat things of all colours, one over the other."""
+    from PIL import ImageDraw
+
+    size, photo = len(image), pillow().fromarray((180 * image).astype(np.uint8))
+    draw, count = ImageDraw.Draw(photo), int(rng.integers(30, 250))
+    hues = _pick(rng, ((0, 1), (0.2, 0.42)))
+    for number in range(count):
+        angle, long, slim = rng.uniform((0, 0.02, 0.15), (2 * np.pi, 1.4 / np.sqrt(count), 0.6))
+        along = long * np.array([np.cos(angle), np.sin(angle)])
+        axes = np.array([along, slim * along[::-1] * (-1, 1)])
+        corners = size * (rng.random(2) + _pick(rng, (LEAF, BOARD)) @ axes)
+        colour = 255 * _colour(rng, hues, (0.1, 0.8)) * (0.4 + 0.6 * number / count)
+        draw.polygon(corners.ravel().tolist(), tuple(colour.astype(int).tolist()))
+    image = _blur(np.asarray(photo) / 255, rng.uniform(0.2, 1.5))
+    return image * (0.75 + 0.5 * _noise(rng, size, 6, 6))[..., None]
 
 
 LEAF = np.array([(-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1)])
 BOARD = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
-DISC = np.array([(np.cos(a), np.sin(a)) for a in np.linspace(0, 2 * np.pi, 24)])
-HEAPS = (  # shapes, how many, the longest half length, hue, saturation, brightness of the ground
-    ((LEAF, BOARD, DISC), 30, 0.2, (0, 1), (0, 0.7), 1),
-    ((LEAF, BOARD, DISC), 60, 0.12, (0, 1), (0, 0.7), 1),
-    ((LEAF,), 250, 0.12, (0.2, 0.42), (0.35, 0.8), 0.3),
-)
-
-
-def _heap(rng: Random, size: int) -> Array:
-    """Leaves, or flat things of all colours, one over the other."""
-    from PIL import ImageDraw
-
-    shapes, count, longest, hue, saturation, ground = _pick(rng, HEAPS)
-    image = pillow().fromarray((255 * ground * _cloth(rng, size)).astype(np.uint8))
-    for number in range(count):
-        angle, long, wide = rng.uniform((0, 0.1, 0.15), (2 * np.pi, 1, 0.6)) * (1, longest, 1)
-        along = long * np.array([np.cos(angle), np.sin(angle)])
-        axes = np.array([along, (-wide * along[1], wide * along[0])])
-        corners = size * (rng.random(2) + _pick(rng, shapes) @ axes)
-        colour = 255 * _colour(rng, hue, saturation) * (0.4 + 0.6 * number / count)
-        ImageDraw.Draw(image).polygon(corners.ravel().tolist(), tuple(colour.astype(int).tolist()))
-    image = _blur(np.asarray(image) / 255, rng.uniform(0.2, 1.5))
-    return image * (0.75 + 0.5 * _noise(rng, size, 6, 6))[..., None]
-
-
-BACKGROUNDS = (_cloth, _wood, _tiles, _heap, _heap)
 
 
 def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Array:
     """Colours of a surface with the given normals, under a lamp above: Lambert's law, a highlight."""
-    lamp = np.array([rng.uniform(-0.8, 0.8), rng.uniform(-1, 0.1), rng.uniform(0.6, 1.2)])
-    lamp /= np.linalg.norm(lamp)
-    half = lamp + np.array([0, 0, 1])
-    half /= np.linalg.norm(half)
+    x, y, z = rng.uniform((-0.8, -1, 0.6), (0.8, 0.1, 1.2))
     nz = np.sqrt((1 - nx * nx - ny * ny).clip(0, 1))
     # Summed here: a matrix product would start threads, which a forked process must not.
-    lambert, shine = ((nx * x + ny * y + nz * z).clip(0, 1) for x, y, z in (lamp, half))
-    return colour * (0.38 + 0.72 * lambert)[..., None] + gloss * shine[..., None] ** 24
+    lambert = ((nx * x + ny * y + nz * z) / np.hypot(np.hypot(x, y), z)).clip(0, 1)[..., None]
+    return colour * (0.38 + 0.72 * lambert) + gloss * lambert**24
 
 
 # Bounds of a thing's half length (in parts of the image), width (in parts of the length), bend and
 # hue; and the powers of its outline |u|^p + |v|^q = 1.
-DISTRACTORS = {
-    "ball": ((0.04, 0.16), (0.85, 1), (0, 0), (0.2, 1.1), (2, 2)),
-    "lemon": ((0.05, 0.13), (0.6, 0.8), (0, 0), (0.12, 0.17), (1.8, 1.8)),
-    "leaf": ((0.08, 0.22), (0.25, 0.5), (0, 0.3), (0.08, 0.4), (2, 1)),
-    "stick": ((0.1, 0.3), (0.06, 0.15), (0, 0.3), (0.04, 0.1), (12, 2)),
-    "book": ((0.06, 0.2), (0.4, 1), (0, 0), (0, 1), (14, 14)),
-    "yellow book": ((0.06, 0.2), (0.4, 1), (0, 0), (0.12, 0.17), (14, 14)),
-    "crescent": ((0.06, 0.16), (0.2, 0.4), (0.5, 1.1), (0.5, 1.05), (2, 1)),
-}
+DISTRACTORS = (
+    ((0.04, 0.16), (0.85, 1), (0, 0), (0.2, 1.1), (2, 2)),  # a ball
+    ((0.05, 0.13), (0.6, 0.8), (0, 0), (0.12, 0.17), (1.8, 1.8)),  # a lemon
+    ((0.08, 0.25), (0.08, 0.5), (0, 0.3), (0.05, 0.4), (2, 1)),  # a leaf
+    ((0.06, 0.2), (0.4, 1), (0, 0), (0, 1), (14, 14)),  # a book
+    ((0.06, 0.16), (0.2, 0.4), (0.5, 1.1), (0.5, 1.05), (2, 1)),  # a crescent
+)
 
 
 def _distractor(rng: Random, size: int) -> Thing:
-    lengths, widths, bends, hues, (p, q) = DISTRACTORS[_pick(rng, ("ball", *DISTRACTORS))]
+    lengths, widths, bends, hues, (p, q) = _pick(rng, DISTRACTORS)
     x, y = _axes(rng, size, *rng.uniform(-0.05, 1.05, 2))
     length = rng.uniform(*lengths) * size
     u = x / length
@@ -306,11 +274,9 @@ def _distractor(rng: Random, size: int) -> Thing:
     return alpha, _shade(rng, colours, gx[seen] * turned, gy[seen] * turned, rng.uniform(0, 0.3))
 
 
-# Half the thickness of a banana at even steps from stem to tip, in parts of the thickest.
-PROFILE = [0.21, 0.23, 0.23, 0.22, 0.24, 0.3, 0.39, 0.51, 0.61, 0.68, 0.74, 0.8, 0.85, 0.9]
-PROFILE += [0.92, 0.93, 0.94, 0.96, 0.97, 0.99, 1.0, 0.99, 0.99, 0.98, 0.97, 0.96, 0.95, 0.95]
-PROFILE += [0.94, 0.9, 0.87, 0.83, 0.79, 0.76, 0.71, 0.63, 0.53, 0.44, 0.32, 0.22, 0.14]
-STEM_END, TIP_START = 0.12, 0.962
+# Half the thickness at even steps from stem to tip, in parts of the thickest.
+PROFILE = [0.21, 0.23, 0.24, 0.39, 0.61, 0.74, 0.85, 0.92, 0.94, 0.97, 1.0]
+PROFILE += [0.99, 0.97, 0.95, 0.94, 0.87, 0.79, 0.71, 0.53, 0.32, 0.14]
 EDGES = np.array([-1.0, -0.52, 0.1, 0.66, 1.0], np.float32)  # the ridges, across the visible side
 
 
@@ -323,8 +289,7 @@ def _banana(rng: Random, size: int) -> Thing:
     x, y = _axes(rng, size)
     x = x * rng.choice((-1, 1))
     y = y / rng.uniform(0.82, 1.0)  # seen from a little aside
-    # The spine is an arc; t runs along it from 0 to 1, u across from -1 to 1, and d is the distance
-    # from it, outwards.
+    # The spine is an arc: t runs along it in 0..1, u across in -1..1; d is the distance outwards.
     y = y + radius * (1 + np.cos(bend / 2)) / 2
     d, t = np.hypot(x, y) - radius, np.arctan2(x, y) / bend + 0.5
     half = thick * np.interp(t, np.linspace(0, 1, len(PROFILE)), PROFILE).astype(np.float32)
@@ -332,54 +297,42 @@ def _banana(rng: Random, size: int) -> Thing:
     ends = _smooth(t * length + 0.5) * _smooth((1 - t) * length + 0.5)
     alpha = _smooth(half - np.abs(d) + 0.5) * ends
     seen = alpha > 0
-    # The direction away from the bend's middle, in the image, is the one in which d grows.
     gy, gx = (part[seen] for part in np.gradient(d))
     t, u = t[seen], (d[seen] / half[seen]).clip(-1, 1)
-    mottle = _noise(rng, size, 9 * size / length)[seen]
-    norm = np.hypot(gx, gy) + 1e-6
 
     # Flat sides: within each, the surface turns less than a round one would.
     edges = EDGES + rng.uniform(-0.2, 0.2) * (1 - EDGES**2)
     side = np.searchsorted(edges[1:-1], u)
     center = ((edges[:-1] + edges[1:]) / 2)[side]
-    flat = 0.95 * (center + 0.45 * (u - center)) / norm
+    flat = 0.95 * (center + 0.45 * (u - center)) / (np.hypot(gx, gy) + 1e-6)
     ridge = np.exp(-((np.abs(u[:, None] - edges[1:-1]).min(-1) / 0.055) ** 2))
-    ridge *= _smooth((t - STEM_END) / 0.1) * _smooth((TIP_START - t) / 0.08)
+    ridge *= _smooth((t - 0.12) / 0.1) * _smooth((0.962 - t) / 0.08)
 
-    peel = _peel(rng, t, u, mottle, thick / length)
-    peel = _shade(rng, peel, flat * gx, flat * gy, rng.uniform(0.05, 0.3))
-    return alpha, peel * (1 - rng.uniform(0.08, 0.22) * ridge)[:, None]
+    mottle, freckles = (_noise(rng, size, cells * size / length)[seen] for cells in (9, 20))
+    peel = _peel(rng, t, mottle, freckles) * (1 - rng.uniform(0.08, 0.22) * ridge)[:, None]
+    return alpha, _shade(rng, peel, flat * gx, flat * gy, rng.uniform(0.05, 0.3))
 
 
-def _peel(rng: Random, t: Array, u: Array, mottle: Array, slim: float) -> Array:
+def _peel(rng: Random, t: Array, mottle: Array, freckles: Array) -> Array:
     """Colours of the peel: green or ripe, spots, a green neck, a brown stem end and a dark tip."""
     ripe = rng.random()
-    hue = (0.125 + 0.035 * (1 - ripe), 0.145 + 0.05 * (1 - ripe))
-    base = _colour(rng, hue, (0.7, 0.95), (0.82, 1.0))
+    hues = (0.125 + 0.035 * (1 - ripe), 0.145 + 0.05 * (1 - ripe))
+    colour = _colour(rng, hues, (0.7, 0.95), (0.82, 1.0)) * (0.93 + 0.14 * mottle)[:, None]
     green = _colour(rng, (0.19, 0.25), (0.5, 0.8), (0.5, 0.75))
     brown = _colour(rng, (0.05, 0.09), (0.5, 0.8), (0.2, 0.4))
     neck = np.exp(-(((t - 0.08) / rng.uniform(0.08, 0.16)) ** 2)) * rng.uniform(0.3, 0.9)
-    foot = np.exp(-(((t - 0.97) / 0.06) ** 2)) * rng.uniform(0.2, 0.7)
-    colour = base + (green - base) * np.maximum(neck, foot)[:, None]
-    colour = colour * (0.93 + 0.14 * mottle)[:, None]
-    if rng.random() < 0.65:
-        spots = np.zeros(t.shape)
-        for _ in range(int(rng.integers(2, 8 + int(30 * ripe)))):
-            ct, cu, r = rng.uniform(0.16, 0.94), rng.uniform(-0.9, 0.9), rng.uniform(0.004, 0.022)
-            reach = ((t - ct) / (r * rng.uniform(1, 2.5))) ** 2 + ((u - cu) * slim / r) ** 2
-            spots = np.maximum(spots, _smooth(1.3 - reach))
-        colour = colour + (brown - colour) * (rng.uniform(0.4, 0.85) * spots)[:, None]
-    ends = np.maximum(_smooth((0.035 - t) / 0.03), _smooth((t - TIP_START) / 0.02))
-    return colour + (brown * 0.7 - colour) * (0.9 * ends)[:, None]
+    spots = _smooth((freckles - rng.uniform(0.75, 1.05) + 0.2 * ripe) * 8) * rng.uniform(0.4, 0.85)
+    ends = 0.9 * np.maximum(_smooth((0.035 - t) / 0.03), _smooth((t - 0.962) / 0.02))
+    for cover, paint in ((neck, green), (spots, brown), (ends, 0.7 * brown)):
+        colour = colour + (paint - colour) * cover[:, None]
+    return colour
 
 
 def _paste(rng: Random, image: Array, alpha: Array, colours: Array) -> None:
     """Lay a thing and its shadow, which grows with it, on the image in place."""
     reach = np.sqrt(alpha.sum())
-    down, right = (round(reach * rng.uniform(*bounds)) for bounds in ((0.04, 0.2), (-0.1, 0.15)))
-    margin = len(alpha) // 8
-    cast = np.roll(np.pad(alpha, margin), (down, right), (0, 1))[margin:-margin, margin:-margin]
-    shadow = _blur(cast, max(0.6, reach * rng.uniform(0.04, 0.1)))
+    right, down = (reach * rng.uniform((-0.1, 0.04), (0.15, 0.2))).round().astype(int).tolist()
+    shadow = _blur(alpha, max(0.6, reach * rng.uniform(0.04, 0.1)), (right, down))
     image *= 1 - rng.uniform(0.2, 0.65) * shadow[..., None]
     seen = alpha > 0
     image[seen] += (colours - image[seen]) * alpha[seen, None]

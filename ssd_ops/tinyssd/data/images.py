@@ -15,11 +15,7 @@ class DataError(ValueError):
 
 
 def pillow() -> Any:
-    """The module PIL.Image.
-
-    Raises:
-        ImportError: Pillow is not installed; the message says how to install it.
-    """
+    """The module PIL.Image; an ImportError says how to install it."""
     try:
         from PIL import Image
     except ImportError:
@@ -28,18 +24,14 @@ def pillow() -> Any:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """An image as uint8 ``[H, W, 3]``, RGB.
+    """An image as uint8 ``[H, W, 3]``, RGB, of any format that Pillow reads.
 
     Transparency is dropped, 16-bit grey is brought to 8, and of an animation the first frame is
     taken. A note in the file that the image is to be turned is not followed: boxes would not turn.
 
-    Args:
-        path: a file of any format that Pillow reads.
-
     Raises:
         DataError: the file is missing, not an image, cut off, or has more than `MAX_PIXELS` pixels,
             which is seen before it is decoded; the message is the reason alone.
-        ImportError: Pillow is not installed.
 
     Example:
         >>> read_image("nowhere.png")
@@ -50,7 +42,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of an image, from the head of its file; see `read_image` for errors."""
+    """(height, width) of an image, from the head of its file; errors as of `read_image`."""
     return _open(path, decode=False)
 
 

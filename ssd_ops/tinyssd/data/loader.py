@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_ops.tinyssd.data.images import DataError
@@ -20,12 +22,9 @@ TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends
 
 
 class Batch(NamedTuple):
-    """Images of a set, as a model is to see them.
-
-    ``images`` uint8 ``[B, 3, H, W]`` at the input size, not yet scaled; ``labels`` float32 ``[B, G,
-    5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding; ``sizes`` int64
-    ``[B, 2]``, (height, width) of the images before they were resized.
-    """
+    """``images`` uint8 ``[B, 3, H, W]`` at the input size of a model, not yet scaled; ``labels``
+    float32 ``[B, G, 5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding;
+    ``sizes`` int64 ``[B, 2]``, (height, width) of the images before they were resized."""
 
     images: Tensor
     labels: Tensor
@@ -36,8 +35,7 @@ class Loader:
     """Batches of a set. Images are decoded once and kept, as uint8, where they fit in memory.
 
     Where they do not, or where the set has transforms, workers decode them in every epoch. What
-    transforms draw at random follows from the seed, the epoch and the number of the image, so it
-    does not depend on the number of workers or processes.
+    transforms draw at random depends on the seed, the epoch and the image alone.
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
@@ -76,34 +74,29 @@ class Loader:
         size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
         if size <= cache_gb * 1e9 and self.examples.transforms is None:
-            images, labels, sizes = self._keep()
+            images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def _keep(self) -> Batch:
-        examples, size = self.examples, self.examples.preprocess.size
-        images, labels = (getattr(examples.dataset, name, None) for name in ("images", "labels"))
+    def _keep(self, size: tuple[int, int]) -> Batch:
+        images, labels = _tensors(self.examples.dataset)
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
-        kept, rest = torch.empty(0), list[Any]()
+        images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
+        rows, sizes = [], []
         # Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for image, *others in pool.map(examples.__getitem__, range(len(self))):
-                if not rest:
-                    kept = image.new_empty((len(self), *image.shape))
-                kept[len(rest)] = image
-                rest.append(others)
-        rows, sizes = zip(*rest, strict=True)
-        return Batch(kept, _padded(rows), torch.tensor(sizes))
+            examples = pool.map(self.examples.example, range(len(self)))
+            for number, (image, boxes, shape) in enumerate(examples):
+                images[number] = image
+                rows.append(boxes)
+                sizes.append(shape)
+        return Batch(images, pad_sequence(rows, True, -1.0), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
-        """The batches of these image numbers, one after another.
-
-        Args:
-            order: the images of each batch.
-            epoch: another one, other draws of the transforms.
+        """The batches of these image numbers; in another epoch, transforms draw others.
 
         Raises:
             DataError: an image cannot be read, or a transform fails.
@@ -118,14 +111,14 @@ class Loader:
         workers = min(self.workers, len(order))
         loading: Any = DataLoader(
             self.examples,
-            batch_sampler=[list(map(int, numbers)) for numbers in order],
-            collate_fn=_gather,
+            batch_size=None,
+            sampler=[list(map(int, numbers)) for numbers in order],
             num_workers=workers,
             timeout=TIMEOUT if workers else 0,
-            # Forked, a worker shares what its parent has read. It runs on one thread, as torch sees
-            # to, and so never waits for the parent's threads, which it does not have.
+            # Forked, a worker shares what its parent has read. torch gives it one thread, so it
+            # never waits for the parent's threads, which it does not have.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            # Of seeds that no one uses; without it, they are drawn from the caller's numbers.
+            # For seeds that nobody uses: without it, torch draws them from the caller's generator.
             generator=torch.Generator(),
         )
         for batch in loading:
@@ -135,13 +128,8 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """Raise a ValueError if a set holds no image, or tensors of another shape or dtype.
-
-    Args:
-        name: of the argument, for errors.
-        dataset: as for `Loader`.
-    """
-    images, labels = (getattr(dataset, key, None) for key in ("images", "labels"))
+    """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
+    images, labels = _tensors(dataset)
     if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
@@ -154,48 +142,35 @@ def check_set(name: str, dataset: Any) -> None:
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
+def _tensors(dataset: Any) -> tuple[Tensor | None, Tensor | None]:
+    return getattr(dataset, "images", None), getattr(dataset, "labels", None)
+
+
 class _Examples(Dataset):
     """A set at the input size of a model."""
 
     def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
-        self.dataset = dataset
-        self.preprocess = preprocess
+        self.dataset, self.preprocess, self.seed, self.epoch = dataset, preprocess, seed, 0
         self.transforms = getattr(dataset, "transforms", None)
-        self.indexed = hasattr(dataset, "__getitem__")
-        self.seed = seed
-        self.epoch = 0
+        self.items: Any = dataset
+        if not hasattr(dataset, "__getitem__"):
+            self.items = list(zip(dataset.images, dataset.labels, strict=True))
 
     def __len__(self) -> int:
-        return len(self.dataset if self.indexed else self.dataset.images)
+        return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        if not self.indexed:
-            image, rows = self.dataset.images[index], self.dataset.labels[index]
-        elif self.transforms is None:
-            image, rows = self.dataset[index]
-        else:
-            with seeded(self.seed, self.epoch, index):
-                image, rows = self.dataset[index]
+    def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
+            image, rows = self.items[index]
         height, width = image.shape[1:]
         rows = rows[rows[:, 0] >= 0]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
 
-    def __getitems__(self, numbers: list[int]) -> list[Any] | DataError:
-        # As a value: raised in a worker, it would arrive with a traceback in its message.
+    def __getitem__(self, numbers: list[int]) -> Batch | DataError:
         try:
-            return [self[number] for number in numbers]
+            images, rows, sizes = zip(*map(self.example, numbers), strict=True)
         except DataError as error:
-            return error
-
-
-def _gather(items: list[tuple[Tensor, Tensor, tuple[int, int]]] | DataError) -> Batch | DataError:
-    if isinstance(items, DataError):
-        return items
-    images, rows, sizes = zip(*items, strict=True)
-    return Batch(torch.stack(images), _padded(rows), torch.tensor(sizes))
-
-
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1.0)
+            return error  # raised in a worker, it would arrive with a traceback in its message
+        return Batch(torch.stack(images), pad_sequence(list(rows), True, -1.0), torch.tensor(sizes))

@@ -31,12 +31,10 @@ def open_set(
     """The set at a path, banana CSV or COCO JSON.
 
     Args:
-        path: a COCO JSON file; or a folder, which holds ``bananas_train`` and ``bananas_val``, or
-            JSON files such as ``train.json``, ``annotations/instances_train2017.json`` or
-            ``train/_annotations.coco.json``.
+        path: a COCO JSON file; or a folder that holds ``bananas_train`` and ``bananas_val``, or JSON
+            files at one of `PLACES`.
         split: ``"train"`` or ``"val"``; a JSON file is read whatever its name.
-        images: as for `CocoDetection`; not used by banana sets.
-        class_names: as for `CocoDetection`; the classes of a banana set are numbered.
+        images, class_names: as for `CocoDetection`; not used by banana sets.
 
     Raises:
         DataError: there is no set, more than one that fits, or a bad one.

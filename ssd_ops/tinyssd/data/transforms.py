@@ -26,11 +26,10 @@ def apply_transforms(
 
     Args:
         transforms: called with the image, boxes ``[G, 4]`` xyxy in pixels and labels ``[G]`` int64;
-            returns the same three, of any size and count. Where torchvision is in use, image and
-            boxes come as its ``tv_tensors``, so that its v2 transforms can be given as they are.
+            returns the same three, of any size and count. torchvision's v2 transforms fit: where it
+            is in use, image and boxes come as its ``tv_tensors``.
         image: uint8 ``[3, H, W]``.
-        rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; a row of negative class
-            is padding, and is left out.
+        rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; class -1 is padding.
         name: of the image, for errors.
 
     Raises:
@@ -54,19 +53,16 @@ def apply_transforms(
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     wanted = "data: transforms must return"
     try:
-        image, boxes, labels = transforms(image, boxes, labels)
-        image, boxes, labels = (
-            torch.as_tensor(part).as_subclass(Tensor) for part in (image, boxes, labels)
-        )
+        parts = transforms(image, boxes, labels)
+        image, boxes, labels = (torch.as_tensor(part).as_subclass(Tensor) for part in parts)
         boxes, labels = boxes.float().reshape(-1, 4), labels.long()
     except Exception as error:
         got = f"{type(error).__name__} for {name}: {error}"
         raise DataError(f"{wanted} an image, boxes and labels, got {got}") from error
+    got = f"{image.dtype} {list(image.shape)}, {list(labels.shape)} and {list(boxes.shape)} for {name}"
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        got = f"{image.dtype} {list(image.shape)} for {name}"
         raise DataError(f"{wanted} a uint8 image [3, H, W], got {got}")
     if labels.shape != (len(boxes),) or not boxes.isfinite().all():
-        got = f"{list(labels.shape)} and {list(boxes.shape)} for {name}"
         raise DataError(f"{wanted} as many labels as boxes, all finite, got {got}")
     height, width = image.shape[1:]
     boxes = (boxes / boxes.new_tensor([width, height] * 2)).clamp(0, 1)
@@ -78,8 +74,7 @@ def apply_transforms(
 def seeded(*numbers: int) -> Iterator[None]:
     """Within the block, torch, numpy and Python draw random numbers that follow from `numbers`.
 
-    Args:
-        numbers: from 0. After the block, the generators stand where they stood before it.
+    After the block, the generators stand where they stood before it.
 
     Example:
         >>> with seeded(7, 1):
@@ -88,13 +83,13 @@ def seeded(*numbers: int) -> Iterator[None]:
         ...     bool((torch.rand(3) == one).all())
         True
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    for start in (torch.manual_seed, np.random.seed, random.seed):
-        start(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+    states = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        for start in (torch.default_generator.manual_seed, np.random.seed, random.seed):
+            start(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])

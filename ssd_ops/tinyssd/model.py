@@ -32,12 +32,7 @@ def cls_predictor(num_inputs: int, num_anchors: int, num_classes: int) -> nn.Con
 
 
 def bbox_predictor(num_inputs: int, num_anchors: int) -> nn.Conv2d:
-    """A layer that predicts the offsets of every anchor: channel ``4i + j`` is offset j of anchor i.
-
-    Example:
-        >>> bbox_predictor(8, 5)(torch.zeros(2, 8, 20, 20)).shape
-        torch.Size([2, 20, 20, 20])
-    """
+    """A layer that predicts the offsets of every anchor: channel ``4i + j`` is offset j of anchor i."""
     return nn.Conv2d(num_inputs, num_anchors * 4, kernel_size=3, padding=1)
 
 
@@ -68,12 +63,7 @@ class Halve(nn.Module):
 
 
 def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Two 3x3 convolutions with batch norm and ReLU, then a pooling that halves the map.
-
-    Example:
-        >>> down_sample_blk(3, 10)(torch.zeros(2, 3, 20, 20)).shape
-        torch.Size([2, 10, 10, 10])
-    """
+    """Two 3x3 convolutions with batch norm and ReLU, then a pooling that halves the map."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
         layers += [
@@ -85,12 +75,7 @@ def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def base_net(channels: Sequence[int] = CHANNELS[:BASE_BLOCKS]) -> nn.Sequential:
-    """Blocks with these output channels, from an RGB image to a map, by default 8 times smaller.
-
-    Example:
-        >>> base_net()(torch.zeros(2, 3, 256, 256)).shape
-        torch.Size([2, 64, 32, 32])
-    """
+    """Blocks with these output channels, from an RGB image to a map, by default 8 times smaller."""
     return nn.Sequential(*(down_sample_blk(a, b) for a, b in pairwise((3, *channels))))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssd_ops import ops
 from ssd_ops.tinyssd.data.images import DataError, read_image
 
-# The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
+# The chapter's: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
 # Detections below it are neither drawn nor counted as found or false, if no other score is asked for.
 SHOW_THRESHOLD = 0.5
@@ -63,8 +63,8 @@ def predictions(
         model: which returned it; its ``preprocess`` tells where boxes lie in an image.
         outputs: anchors, class predictions and offsets, as of `TinySSD`.
         sizes: (height, width) of each image, in pixels.
-        score_threshold: as for `predict_batch`.
-        nms_threshold: as for `predict_batch`.
+        score_threshold: as for `predict_batch`, like `nms_threshold`.
+        nms_threshold: see there.
     """
     anchors, cls_preds, bbox_preds = outputs
     if nms_threshold is None:
@@ -104,16 +104,11 @@ def predict_batch(
     """Detections of a batch of images of one size, a `Prediction` for each.
 
     Args:
-        model: a `TinySSD`, or a module with its outputs and a ``preprocess``; it may be in
-            training mode, and is again afterwards.
+        model: a `TinySSD`, or a module with its outputs and a ``preprocess``, in any mode.
         images: ``[B, 3, H, W]`` in 0..255, uint8 or float, on any device.
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
-            whatever their classes. None, the default: ``model.nms_threshold``, which is 0.5, the
-            chapter's, unless the model was trained for another.
-
-    Raises:
-        ValueError: images of another shape.
+            whatever their classes. None, the default: ``model.nms_threshold``, or else 0.5.
 
     Example:
         >>> from ssd_ops.tinyssd.model import TinySSD
@@ -149,10 +144,8 @@ def predict(
         nms_threshold: as for `predict_batch`.
 
     Raises:
-        ValueError: an array or tensor of another shape or dtype, a file that is not an image.
-        TypeError: something else.
+        ValueError, TypeError: not such an image.
         FileNotFoundError: no file at the path.
-        ImportError: a path, and no Pillow.
 
     Source: Dive into Deep Learning, section 14.7.3.
 
@@ -179,15 +172,14 @@ def _to_tensor(image: Any) -> Tensor:
     if not isinstance(image, np.ndarray | Tensor):
         wanted, got = "a path, an array or a tensor", type(image).__name__
         raise TypeError(f"predict: image must be {wanted}, got {got}")
-    shape, full = list(image.shape), image.ndim == 3 and 0 not in image.shape
+    shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
     if isinstance(image, np.ndarray):
-        wanted, good = "a uint8 array [H, W, 3]", image.dtype == np.uint8 and shape[2:] == [3]
+        wanted, good = "a uint8 array [H, W, 3]", dtype == "uint8" and shape[2:] == [3]
     else:
         wanted, good = "a uint8 or float tensor [3, H, W]", shape[:1] == [3]
-        good = good and (image.dtype == torch.uint8 or image.is_floating_point())
-    if not full or not good:
-        got = f"{str(image.dtype).removeprefix('torch.')} {shape}"
-        raise ValueError(f"predict: image must be {wanted}, got {got}")
+        good = good and (dtype == "uint8" or image.is_floating_point())
+    if not good or len(shape) != 3 or 0 in shape:
+        raise ValueError(f"predict: image must be {wanted}, got {dtype} {shape}")
     if isinstance(image, Tensor):
         return image
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

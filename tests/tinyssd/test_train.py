@@ -395,9 +395,9 @@ def test_load_refuses_foreign_and_damaged_files(unbroken, tmp_path):
     safetensors_torch.save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(ValueError, match="load: checkpoint must be one that `train`"):
         load(foreign)
-    for key, value in {"settings": {"lr": -1}, "model": {"num_classes": 9}}.items():
+    for key, value in {"settings": {"lr": -1}, "class_names": ["a"] * 9}.items():
         content, tensors = checkpoint.read(unbroken[0] / checkpoint.FILE_NAME)
-        content[key] = {**content[key], **value}
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
         metadata = {"format": checkpoint.FORMAT, "ssd_ops": json.dumps(content)}
         safetensors_torch.save_file(tensors, foreign, metadata)
         with pytest.raises(ValueError, match="load: checkpoint must fit this version") as caught:

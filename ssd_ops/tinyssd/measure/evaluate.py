@@ -14,13 +14,7 @@ from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
-from ssd_ops.tinyssd.predict import (
-    SCORE_THRESHOLD,
-    SHOW_THRESHOLD,
-    Prediction,
-    inference,
-    predictions,
-)
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, inference, predictions
 
 
 class Results(NamedTuple):
@@ -44,8 +38,7 @@ class Measures:
 
     The chapter's: ``class_error``, the share of anchors whose class is wrong; ``offset_error``, the mean
     absolute error of all 4A offsets of an image, 0 for background anchors.
-    Counts: the ``gts``; those ``found`` by a detection above the score threshold; ``false_boxes``, the
-    other detections above it.
+    Counts above a score: ``found`` of the ``gts``, and ``false_boxes``, the other detections.
     COCO's average precision: ``ap``, mean over IoU 0.50 to 0.95; ``ap50`` at IoU 0.5, ``ap75`` at
     0.75; ``ap_small`` of ground truths below 32 x 32 pixels, ``ap_medium`` up to 96 x 96,
     ``ap_large`` above. Its average recall: ``ar1``, ``ar10``, ``ar100`` with so many detections an
@@ -84,15 +77,11 @@ def collect(
         dataset: a set, as for `ssd_ops.tinyssd.data.loader.Loader`, or such a loader.
         batch_size: images at a time; it changes the memory needed, not the results.
         nms_threshold: as for `predict_batch`.
-
-    Raises:
-        ValueError: an empty set.
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
     batches = torch.arange(len(loader)).split(batch_size)
     own = batches[distributed.rank() :: distributed.size()]
-    thresholds: Any = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": nms_threshold}
     sums = torch.zeros(4, dtype=torch.float64)
     results: list[tuple[int, Prediction, Tensor]] = []
     with inference(model) as device:
@@ -103,7 +92,7 @@ def collect(
             right, wrong = cls_eval(cls_preds, classes), bbox_eval(bbox_preds, offsets, masks)
             sums += sums.new_tensor([right, wrong, classes.numel(), offsets.numel()])
             sizes = batch.sizes.tolist()
-            found = predictions(model, outputs, sizes, **thresholds)
+            found = predictions(model, outputs, sizes, nms_threshold=nms_threshold)
             gts = [rows[rows[:, 0] >= 0] for rows in batch.labels.cpu()]
             for rows, size in zip(gts, sizes, strict=True):
                 rows[:, 1:] = preprocess.to_pixels(rows[:, 1:], *size)
@@ -126,9 +115,9 @@ def measure(
 
     Args:
         results: of `collect`.
-        score_threshold: the least score of a detection that counts as found or false; 0.5 by
-            default. The average precisions take every detection.
-        iou_threshold: the least IoU of a detection that finds a ground truth; 0.5 by default.
+        score_threshold: the least score of a detection that counts as found or false. The average
+            precisions take every detection.
+        iou_threshold: the least IoU of a detection that finds a ground truth.
 
     Example:
         >>> nothing = Prediction(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
@@ -138,6 +127,7 @@ def measure(
     found, gts, names = results.predictions, results.gts, results.class_names
     thresholds: Any = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     counts = [metrics.count_found(*pair, **thresholds) for pair in zip(found, gts, strict=True)]
+    coco: dict[str, Any]
     try:
         coco, precision = metrics.coco(found, gts, len(names))
     except ImportError:
@@ -147,28 +137,13 @@ def measure(
     for name, number, curves in zip(names, labels.tolist(), precision.T, strict=True):
         ap, ap50 = (None if p < 0 else float(p) for p in (curves.mean(), curves[:, 0].mean()))
         per_class.append({"name": name, "gts": number, "ap": ap, "ap50": ap50})
-    return Measures(
-        class_error=results.class_error,
-        offset_error=results.offset_error,
-        found=sum(right for right, _ in counts),
-        gts=int(labels.sum()),
-        false_boxes=sum(false for _, false in counts),
-        **coco,
-        per_class=per_class,
-    )
+    right, false = map(sum, zip(*counts, strict=True))
+    errors = results.class_error, results.offset_error
+    return Measures(*errors, right, int(labels.sum()), false, **coco, per_class=per_class)
 
 
 def evaluate(
     model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
 ) -> Measures:
-    """The measures of a model over a data set: `measure` of what `collect` returns for these arguments.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> from ssd_ops.tinyssd.model import TinySSD
-        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
-        >>> evaluate(TinySSD(), one).gts
-        1
-    """
+    """The measures of a model over a data set: `measure` of what `collect` returns for these arguments."""
     return measure(collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold))

@@ -151,8 +151,8 @@ def resume(
 ) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
     """Model, tensors and history of a run that is to go on, read by the first process for all.
 
-    A ValueError says what is not as in the checkpoint: a setting, the classes or the image size, that
-    of `fresh`, the model that a new run would start from.
+    A ValueError says which setting, or whether the classes or the image size (that of `fresh`, a new
+    run's model), are not the checkpoint's.
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]

@@ -21,15 +21,11 @@ SHOW_THRESHOLD = 0.5
 
 
 class Prediction(NamedTuple):
-    """The detections of one image, by descending score, on the CPU.
+    """The detections of one image, by descending score, on the CPU."""
 
-    ``labels`` int64 ``[K]``, 0-based classes; ``scores`` float32 ``[K]``; ``boxes`` float32
-    ``[K, 4]``, xyxy in pixels of the image. A box may reach over the border of the image.
-    """
-
-    labels: Tensor
-    scores: Tensor
-    boxes: Tensor
+    labels: Tensor  # int64 [K], 0-based classes
+    scores: Tensor  # float32 [K]
+    boxes: Tensor  # float32 [K, 4], xyxy in pixels; they may reach over the border of the image
 
 
 @contextmanager
@@ -54,17 +50,11 @@ def predictions(
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float | None = None,
 ) -> list[Prediction]:
-    """The detections in what a model returned for a batch.
+    """The detections in what a model returned for a batch; `sizes` are (height, width) of its images.
 
     They are those of the book's `multibox_detection`: each anchor has its best class, and a box
-    suppresses those of every class. Where two scores are equal, the lower class comes first.
-
-    Args:
-        model: which returned it; its ``preprocess`` tells where boxes lie in an image.
-        outputs: anchors, class predictions and offsets, as of `TinySSD`.
-        sizes: (height, width) of each image, in pixels.
-        score_threshold: as for `predict_batch`, like `nms_threshold`.
-        nms_threshold: see there.
+    suppresses those of every class. Where two scores are equal, the lower class comes first. For the
+    thresholds, see `predict_batch`.
     """
     anchors, cls_preds, bbox_preds = outputs
     if nms_threshold is None:
@@ -133,13 +123,11 @@ def predict(
 ) -> Prediction:
     """Detections of one image of any size, in its own pixels.
 
-    The image is resized to the input size of the model: within grey bars if it was trained so, or
-    else stretched, so that a shape far from that of the training images is seen distorted.
-
     Args:
         model: as for `predict_batch`.
         image: the path of an image (this needs Pillow; transparency is dropped), a uint8 array
-            ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255.
+            ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255. It is
+            stretched to the input size, or put within grey bars if the model was trained so.
         score_threshold: as for `predict_batch`. The chapter draws what is at 0.9 or above.
         nms_threshold: as for `predict_batch`.
 

@@ -70,9 +70,8 @@ def train(
     Returns:
         The model in evaluation mode, and the history, which is also in the log, a line an epoch: a
         dict with "epoch" from 1, "loss", "class_error", "offset_error" (over the epoch's training
-        batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and of
-        the `Measures` "val_class_error", "val_offset_error", "found", "gts", "false_boxes", "ap",
-        "ap50" and "ap75".
+        batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and what
+        `MEASURES` names.
 
     Raises:
         ValueError: sets or a checkpoint that do not fit.

@@ -19,7 +19,7 @@ FACTORS = (0.2, 0.5, 0.8, 0.95, 0.99, 1.01, 1.05, 1.25, 2.0, 5.0)  # tried on ea
 
 
 class Suggestion(NamedTuple):
-    """Anchors for a set: ``sizes`` and ``ratios`` as in a settings file, the ``ious`` they reach."""
+    """Anchors for a set, as in a settings file, and the IoUs that they reach."""
 
     sizes: list[list[float]]
     ratios: list[list[float]]

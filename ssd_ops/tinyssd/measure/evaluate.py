@@ -18,53 +18,40 @@ from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, inference, predi
 
 
 class Results(NamedTuple):
-    """What a model says of a data set, and its ground truths.
-
-    ``predictions`` and ``gts``: for each image a `Prediction`, and float32 ``[G, 5]`` rows (class, x1,
-    y1, x2, y2) in pixels; ``class_names``: those of the set, and numbers for other classes that
-    occur; ``class_error`` and ``offset_error`` as in `Measures`.
-    """
+    """What a model says of each image of a set, and its ground truths."""
 
     predictions: list[Prediction]
-    gts: list[Tensor]
-    class_names: list[str]
-    class_error: float
-    offset_error: float
+    gts: list[Tensor]  # float32 [G, 5] rows (class, x1, y1, x2, y2) in pixels
+    class_names: list[str]  # those of the set, and numbers for other classes that occur
+    class_error: float  # as in Measures
+    offset_error: float  # as in Measures
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How good a model is.
+    """How good a model is: the chapter's errors, counts, and COCO's average precision and recall.
 
-    The chapter's: ``class_error``, the share of anchors whose class is wrong; ``offset_error``, the mean
-    absolute error of all 4A offsets of an image, 0 for background anchors.
-    Counts above a score: ``found`` of the ``gts``, and ``false_boxes``, the other detections.
-    COCO's average precision: ``ap``, mean over IoU 0.50 to 0.95; ``ap50`` at IoU 0.5, ``ap75`` at
-    0.75; ``ap_small`` of ground truths below 32 x 32 pixels, ``ap_medium`` up to 96 x 96,
-    ``ap_large`` above. Its average recall: ``ar1``, ``ar10``, ``ar100`` with so many detections an
-    image; ``ar_small``, ``ar_medium``, ``ar_large`` with a hundred. They are None without
-    faster-coco-eval, and where there is no ground truth.
-    ``per_class`` holds a dict for each class, with "name", "gts", "ap" and "ap50".
+    COCO's are None without faster-coco-eval, and where there is no ground truth.
     """
 
-    class_error: float
-    offset_error: float
-    found: int
+    class_error: float  # share of anchors whose class is wrong
+    offset_error: float  # mean absolute error of all 4A offsets, 0 for background anchors
+    found: int  # ground truths found by a detection above the score threshold
     gts: int
-    false_boxes: int
-    ap: float | None
-    ap50: float | None
+    false_boxes: int  # the other detections above it
+    ap: float | None  # mean over IoU 0.50 to 0.95
+    ap50: float | None  # at IoU 0.5
     ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
+    ap_small: float | None  # of ground truths below 32 x 32 pixels
+    ap_medium: float | None  # up to 96 x 96 pixels
     ap_large: float | None
-    ar1: float | None
+    ar1: float | None  # average recall with one detection an image
     ar10: float | None
     ar100: float | None
-    ar_small: float | None
+    ar_small: float | None  # with a hundred, of sizes as above
     ar_medium: float | None
     ar_large: float | None
-    per_class: list[dict[str, Any]]
+    per_class: list[dict[str, Any]]  # for each class "name", "gts", "ap" and "ap50"
 
 
 def collect(

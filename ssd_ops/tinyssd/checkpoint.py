@@ -140,10 +140,8 @@ def refuse_to_lose(path: Path) -> None:
     except ValueError:
         finished, holds = -1, "another file"
     if finished:
-        raise FileExistsError(
-            f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or "
-            "name another folder"
-        )
+        advice = "resume or overwrite it, or name another folder"
+        raise FileExistsError(f"train: out_dir must hold no run, got {path} with {holds}; {advice}")
 
 
 def resume(

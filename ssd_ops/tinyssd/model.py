@@ -97,9 +97,6 @@ class TinySSD(nn.Module):
             is the chapter's: 256 x 256 pixels, 0..255.
         nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
 
-    Raises:
-        ValueError: no class, or sizes, ratios and channels that do not agree.
-
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
     Example:
@@ -120,16 +117,13 @@ class TinySSD(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"TinySSD: num_classes must be at least 1, got {num_classes}")
-        count = len(channels)
-        if count < BASE_BLOCKS:
-            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {count}")
-        self.num_scales = count - BASE_BLOCKS + 2
+        if len(channels) < BASE_BLOCKS:
+            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {len(channels)}")
+        self.num_scales = len(channels) - BASE_BLOCKS + 2
         for name, value in (("sizes", sizes), ("ratios", ratios)):
             if len(value) != self.num_scales or not all(len(row) for row in value):
-                raise ValueError(
-                    f"TinySSD: {name} must be {self.num_scales} lists that are not empty, one for "
-                    f"each scale of {count} channels, got {value!r}"
-                )
+                wanted = f"{self.num_scales} lists that are not empty, one for each scale"
+                raise ValueError(f"TinySSD: {name} must be {wanted}, got {value!r}")
         self.num_classes = num_classes
         self.sizes = [[float(size) for size in row] for row in sizes]
         self.ratios = [[float(ratio) for ratio in row] for row in ratios]

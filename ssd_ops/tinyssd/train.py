@@ -87,9 +87,8 @@ def train(
     check_set("val_set", val_set)
     names, others = list(train_set.class_names), getattr(val_set, "class_names", ())
     if len(others) > len(names):
-        raise ValueError(
-            f"train: val_set must have no other classes than train_set, got {others} and {names}"
-        )
+        got = f"{others} and {names}"
+        raise ValueError(f"train: val_set must have no other classes than train_set, got {got}")
     with distributed.joined(pick_device(settings.device)) as device:
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:

@@ -20,7 +20,6 @@ DEMO_EPOCHS = 12
 
 
 def _tuple_of(good: Callable[[Any], bool], least: int = 1) -> Callable[[Any], bool]:
-    """Whether a value is a tuple of good ones, `least` or more of them."""
     return lambda v: isinstance(v, tuple) and len(v) >= least and all(map(good, v))
 
 

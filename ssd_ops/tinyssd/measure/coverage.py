@@ -50,12 +50,7 @@ def feature_maps(model: TinySSD) -> list[Tensor]:
 
 
 def best_ious(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The IoU ``[N]`` of each box ``[N, 4]`` with the anchor that covers it best.
-
-    Example:
-        >>> best_ious(torch.tensor([[0.0, 0.0, 0.5, 0.5]]), torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
-        tensor([0.5000])
-    """
+    """The IoU ``[N]`` of each box ``[N, 4]`` with the anchor that covers it best."""
     # By parts: the whole matrix of a large set would fill the memory.
     parts = boxes.split(256)
     return torch.cat([ops.box_iou(part, anchors.reshape(-1, 4)).amax(dim=1) for part in parts])

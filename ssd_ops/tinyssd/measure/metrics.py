@@ -52,12 +52,6 @@ def badness(prediction: Prediction, gts: Tensor) -> float:
 
     The sum of ``(1 - score)**2`` over the ground truths, 1 for one not found at IoU 0.5, and of
     ``score**2`` over the false detections, so that the many of low score count for little.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> one = Prediction(torch.zeros(1), torch.tensor([0.75]), box)
-        >>> badness(one, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0], [0.0, 8.0, 8.0, 9.0, 9.0]]))
-        1.0625
     """
     right, scores = _match(prediction, gts, 0.5), prediction.scores
     missed = int((gts[:, 0] >= 0).sum()) - int(right.sum())

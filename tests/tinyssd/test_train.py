@@ -150,6 +150,20 @@ def test_same_seed_same_bits(unbroken, sets, tmp_path):
     assert not torch.equal(other.cls_0.weight, model.cls_0.weight)
 
 
+def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(sets, tmp_path, monkeypatch):
+    real, seen = trainer.augment, []
+
+    def look(images, *args, **which):
+        seen.extend(image.sum().item() for image in images)
+        return real(images, *args, **which)
+
+    monkeypatch.setattr(trainer, "augment", look)
+    train(replace(QUICK, epochs=2), *sets, tmp_path, progress=False)
+    first, second = seen[:10], seen[10:]
+    assert sorted(first) == sorted(second) == sorted(image.sum().item() for image in sets[0].images)
+    assert first != second
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_interrupted_and_resumed_ends_with_the_same_bits(
     unbroken, sets, tmp_path, monkeypatch, epoch

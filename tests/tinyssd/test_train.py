@@ -273,6 +273,22 @@ def test_what_the_last_step_of_an_epoch_spoils_is_not_stored(sets, tmp_path, lr)
     assert meta["epoch"] == 0 and all(t.isfinite().all() for t in left.state_dict().values())
 
 
+def test_weights_that_are_not_finite_are_not_stored_where_predictions_are(
+    sets, tmp_path, monkeypatch
+):
+    """An infinite variance makes a channel zero, and no prediction tells."""
+    real = trainer.evaluate
+
+    def spoil(model, *args, **options):
+        model.blk_0[0][1].running_var[0] = math.inf
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", spoil)
+    with pytest.raises(FloatingPointError, match="weights and predictions must be finite"):
+        train(QUICK, *sets, tmp_path, progress=False)
+    assert load(tmp_path)[2]["epoch"] == 0
+
+
 def test_not_finite_loss_names_the_batch(sets, tmp_path):
     named = SimpleNamespace(**vars(sets[0]), names=[f"{n}.png" for n in range(10)])
     settings = replace(QUICK, lr=1e30, schedule="constant", precision="float32", batch_size=3)

@@ -130,7 +130,7 @@ def measure(
 
 
 def evaluate(
-    model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
+    model: nn.Module, dataset: Any, *, score_threshold: float = SHOW_THRESHOLD, **options: Any
 ) -> Measures:
-    """The measures of a model over a data set: `measure` of what `collect` returns for these arguments."""
-    return measure(collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold))
+    """The measures of a model over a data set: `measure` of what `collect` returns for the options."""
+    return measure(collect(model, dataset, **options), score_threshold=score_threshold)

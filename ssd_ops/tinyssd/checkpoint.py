@@ -15,11 +15,10 @@ from torch import Tensor
 from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.model import TinySSD
-from ssd_ops.tinyssd.preprocess import Preprocess
-from ssd_ops.tinyssd.settings import Settings, pick_device
+from ssd_ops.tinyssd.settings import Settings, make_model, pick_device
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "ssd_ops checkpoint 3"
+FORMAT = "ssd_ops checkpoint 4"
 # Settings that say where and how fast a run is made, not what comes of it.
 FREE = {"device", "workers", "cache_gb"}
 
@@ -49,12 +48,9 @@ def save(
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
-    shape = ("num_classes", "sizes", "ratios", "channels")
     content = {
         "settings": asdict(settings),
-        "model": {name: getattr(model, name) for name in shape},
-        "preprocess": asdict(model.preprocess),
-        "epoch": len(history),
+        "size": list(model.preprocess.size),
         "class_names": list(class_names),
         "history": list(history),
     }
@@ -69,18 +65,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
     safetensors = _safetensors()
+    wanted = "a whole safetensors file"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            wanted = "one that `train` of this version wrote"
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"format {metadata.get('format')}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"load: checkpoint must be a whole safetensors file, got {path} ({error})"
-        ) from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"load: checkpoint must be one that `train` of this version wrote, got {path}"
-        )
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"load: checkpoint must be {wanted}, got {path} ({error})") from None
     return json.loads(metadata["ssd_ops"]), tensors
 
 
@@ -90,12 +84,7 @@ def _build(
     """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
-        p = content["preprocess"]
-        preprocess = Preprocess(tuple(p["size"]), tuple(p["mean"]), tuple(p["std"]), p["letterbox"])
-        with torch.random.fork_rng(devices=[]):
-            model = TinySSD(
-                **content["model"], preprocess=preprocess, nms_threshold=settings.nms_threshold
-            )
+        model = make_model(settings, len(content["class_names"]), content["size"])
         model.load_state_dict(_part(tensors, "model."))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
@@ -104,8 +93,7 @@ def _build(
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = len(prefix)
-    return {name[start:]: t for name, t in tensors.items() if name.startswith(prefix)}
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def load(
@@ -123,15 +111,15 @@ def load(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this library, or a damaged one.
-        ImportError: no safetensors.
+        ValueError: not a checkpoint of this version, or a damaged one.
     """
     path = Path(path)
     if path.is_dir():
         path /= FILE_NAME
     content, tensors = read(path)
     model, settings = _build(path, content, tensors)
-    meta = {name: content[name] for name in ("epoch", "class_names", "history")}
+    meta = {"epoch": len(content["history"])}
+    meta |= {name: content[name] for name in ("class_names", "history")}
     return place(model, settings, pick_device(device)).eval(), settings, meta
 
 
@@ -144,19 +132,16 @@ def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
 
 def refuse_to_lose(path: Path) -> None:
     """Raise FileExistsError where a new run would lose finished epochs or a file of another kind."""
+    if not path.exists():
+        return
     try:
-        finished = read(path)[0]["epoch"]
+        finished = len(read(path)[0]["history"])
         holds = f"{finished} finished epoch{'s' * (finished > 1)}"
     except ValueError:
-        finished, holds = None, "another file"
-    except FileNotFoundError:
-        return
-    if finished == 0:
-        return
-    raise FileExistsError(
-        f"train: out_dir must hold no run, got {path} with {holds}; resume or overwrite it, or name "
-        "another folder"
-    )
+        finished, holds = -1, "another file"
+    if finished:
+        advice = "resume or overwrite it, or name another folder"
+        raise FileExistsError(f"train: out_dir must hold no run, got {path} with {holds}; {advice}")
 
 
 def resume(
@@ -164,46 +149,43 @@ def resume(
 ) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
     """Model, tensors and history of a run that is to go on, read by the first process for all.
 
-    A ValueError says which of the settings, the classes or the image size (that of `fresh`, the
-    model that a new run would start from) are not the checkpoint's.
+    A ValueError says which setting, or whether the classes or the image size (that of `fresh`, a new
+    run's model), are not the checkpoint's.
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
     model, saved = _build(path, content, tensors)
     ours, theirs = _flat(settings), _flat(saved)
+    free, history = set(FREE), content["history"]
     # With these schedules the steps already made do not depend on how many are to come.
-    steady = settings.schedule in ("constant", "step") and settings.epochs >= content["epoch"]
-    free = FREE | ({"epochs"} if steady else set())
+    if settings.schedule in ("constant", "step") and settings.epochs >= len(history):
+        free.add("epochs")
     for name in ours:
         if name not in free and ours[name] != theirs[name]:
-            raise ValueError(
-                f"train: to resume, {name} must be {theirs[name]!r} as in the checkpoint, "
-                f"got {ours[name]!r}"
-            )
-    names, preprocess = list(class_names), fresh.preprocess
-    if content["class_names"] != names or model.preprocess != preprocess:
-        raise ValueError(
-            f"train: train_set must have the classes and the image size of {path}, "
-            f"got {names} and {list(preprocess.size)}"
-        )
-    return model, tensors, content["history"]
+            wanted = f"{name} must be {theirs[name]!r} as in the checkpoint"
+            raise ValueError(f"train: to resume, {wanted}, got {ours[name]!r}")
+    names, size = list(class_names), list(fresh.preprocess.size)
+    if (content["class_names"], content["size"]) != (names, size):
+        wanted = f"the classes and the image size of {path}"
+        raise ValueError(f"train: train_set must have {wanted}, got {names} and {size}")
+    return model, tensors, history
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    values = vars(settings) | {f"loss.{name}": x for name, x in vars(settings.loss).items()}
-    return {name: value for name, value in values.items() if name != "loss"}
+    loss = {f"loss.{name}": value for name, value in vars(settings.loss).items()}
+    # The options first: of a loss that differs, they say where.
+    return loss | vars(settings)
 
 
 def restore_optimizer(
     model: TinySSD, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """Put the state of a checkpoint into an optimizer of the model's parameters."""
-    parameters = dict(model.named_parameters())
     for entry, value in _part(tensors, "optimizer.").items():
         key, name = entry.split(".", 1)
-        parameter = parameters[name]
-        # In the layout of the parameter, as the optimizer itself makes it. The count of steps is a
-        # number, and stays on the CPU but for a fused optimizer.
+        parameter = model.get_parameter(name)
+        # As the optimizer itself makes them: in the layout of the parameter, and the count of steps
+        # on the CPU but for a fused optimizer.
         count = parameter.device if optimizer.defaults.get("fused") else "cpu"
-        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=count)
-        optimizer.state[parameter][key] = like.detach().copy_(value)
+        own = torch.empty_like(parameter) if value.ndim else value.to(count)
+        optimizer.state[parameter][key] = own.detach().copy_(value)

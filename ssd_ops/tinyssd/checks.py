@@ -33,15 +33,10 @@ TYPES: dict[str, Rule] = {
 
 
 def check_fields(owner: str, record: Any, rules: Mapping[str, Rule]) -> None:
-    """Check every field of a dataclass; None is good where the annotation allows it.
+    """Check every field of a dataclass, whose annotations are strings, by its type and its rule.
 
-    Args:
-        owner: what the message begins with.
-        record: whose annotations are strings (``from __future__ import annotations``).
-        rules: by the name of the field.
-
-    Raises:
-        ValueError: the first value that is not valid, as ``owner: name must be X, got Y``.
+    None is good where the annotation allows it. The first value that is not valid is a ValueError:
+    ``owner: name must be X, got Y``.
     """
     for field in fields(record):
         value, kind = getattr(record, field.name), str(field.type)

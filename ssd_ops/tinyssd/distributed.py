@@ -40,8 +40,7 @@ def size() -> int:
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Join the other processes of the run, and leave them at its end; yields this one's device.
 
-    Args:
-        device: what the settings ask for. A GPU without a number becomes that of the local rank.
+    That is `device`, but for a GPU without a number, which becomes that of the local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device

@@ -23,33 +23,22 @@ RULES = {
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What `MultiBoxLoss` computes; the defaults are the chapter's loss.
+    """What `MultiBoxLoss` computes; the defaults are the chapter's loss."""
 
-    Args:
-        cls_loss: "cross_entropy", or "focal", see `focal_loss`.
-        focal_gamma: as for `focal_loss`; not used by cross-entropy.
-        focal_alpha: as for `focal_loss`; not used by cross-entropy.
-        offset_loss: "l1", or "smooth_l1", see `smooth_l1`.
-        sigma: as for `smooth_l1`; not used by L1.
-        negative_mining_ratio: negatives that count in the class loss for each positive of the same
-            image, those of highest class loss; 3.0 in the paper. None, the default: all count.
-        min_negatives: with mining, at least as many for an image with few or no positives.
-        normalize: "mean", over the anchors that count and over the 4A offsets; or "positives",
-            sums divided by the positives of the whole batch, as in the paper; without any, 0.
-        cls_weight: factor of the class loss; 1.0 in the chapter and in the paper.
-        offset_weight: the same of the offset loss.
-    """
-
-    cls_loss: str = "cross_entropy"
-    focal_gamma: float = 2.0
-    focal_alpha: float = 1.0
-    offset_loss: str = "l1"
-    sigma: float = 1.0
+    cls_loss: str = "cross_entropy"  # or "focal": focal_loss
+    focal_gamma: float = 2.0  # as for focal_loss
+    focal_alpha: float = 1.0  # as for focal_loss
+    offset_loss: str = "l1"  # or "smooth_l1"
+    sigma: float = 1.0  # as for smooth_l1
+    # Negatives that count in the class loss for each positive of the same image, those of highest
+    # class loss; 3.0 in the paper. None: all count.
     negative_mining_ratio: float | None = None
-    min_negatives: int = 0
+    min_negatives: int = 0  # with mining, at least so many for an image with few or no positives
+    # "mean", over the anchors that count and over the 4A offsets; or "positives": sums divided by
+    # the positives of the whole batch, as in the paper; without any, 0.
     normalize: str = "mean"
-    cls_weight: float = 1.0
-    offset_weight: float = 1.0
+    cls_weight: float = 1.0  # factor of the class loss
+    offset_weight: float = 1.0  # factor of the offset loss
 
     def __post_init__(self) -> None:
         check_fields("MultiBoxLoss", self, RULES)
@@ -62,8 +51,7 @@ class MultiBoxLoss(nn.Module):
     over the 4A offsets, masked ones counted as zeros. The SSD paper's is
     ``MultiBoxLoss(offset_loss="smooth_l1", negative_mining_ratio=3.0, normalize="positives")``.
 
-    Args:
-        options: the fields of `LossOptions`, by name; one that is not valid is a ValueError.
+    The options are the fields of `LossOptions`, by name; one that is not valid is a ValueError.
 
     Source: Dive into Deep Learning, section 14.7.2; SSD, arXiv:1512.02325, section 2.2.
 
@@ -101,10 +89,10 @@ class MultiBoxLoss(nn.Module):
                 images are a part of, where processes share one; None, the default: they are all.
         """
         options = self.options
-        gamma, alpha = options.focal_gamma, options.focal_alpha
-        if options.cls_loss == "cross_entropy":
-            gamma, alpha = 0.0, 1.0  # with which the focal loss is the cross-entropy
-        losses = focal_loss(cls_preds, cls_labels, gamma, alpha)
+        if options.cls_loss == "focal":
+            losses = focal_loss(cls_preds, cls_labels, options.focal_gamma, options.focal_alpha)
+        else:
+            losses = cross_entropy(cls_preds, cls_labels)
         counted, ratio = cls_labels >= 0, options.negative_mining_ratio
         if ratio is not None:
             counted = ops.hard_negative_mining(
@@ -113,9 +101,8 @@ class MultiBoxLoss(nn.Module):
         cls = options.cls_weight * (losses * counted).sum(dim=1)
 
         errors = offset_errors(bbox_preds, bbox_labels, bbox_masks)
-        distances = (
-            errors.abs() if options.offset_loss == "l1" else smooth_l1(errors, options.sigma)
-        )
+        smooth = options.offset_loss == "smooth_l1"
+        distances = smooth_l1(errors, options.sigma) if smooth else errors.abs()
         offsets = options.offset_weight * distances.sum(dim=1)
 
         if options.normalize == "mean":
@@ -125,19 +112,19 @@ class MultiBoxLoss(nn.Module):
         return torch.where(positives > 0, scaled, torch.zeros_like(scaled))
 
 
+def cross_entropy(cls_preds: Tensor, cls_labels: Tensor) -> Tensor:
+    """``-log p`` of each anchor's own class, ``[B, A]``; arguments as of `MultiBoxLoss`."""
+    logits = _wide(cls_preds).transpose(1, 2)
+    return F.cross_entropy(logits, cls_labels, ignore_index=-1, reduction="none")
+
+
 def focal_loss(
     cls_preds: Tensor, cls_labels: Tensor, gamma: float = 2.0, alpha: float = 1.0
 ) -> Tensor:
     """The focal loss ``-alpha (1 - p)**gamma log p`` of each anchor, ``[B, A]``; 0 where labelled -1.
 
-    p is the probability of the anchor's own class, by softmax with the background.
-
-    Args:
-        cls_preds: as for `MultiBoxLoss`, like `cls_labels`.
-        cls_labels: see there.
-        gamma: how much less an anchor counts the surer its prediction is; 0 gives cross-entropy,
-            2.0 is the paper's.
-        alpha: factor of every anchor; the default leaves the loss as it is.
+    p is the probability of the anchor's own class, by softmax with the background. The greater
+    gamma, the less an anchor counts that is surely right: 0 gives cross-entropy, 2.0 is the paper's.
 
     Source: arXiv:1708.02002; Dive into Deep Learning, section 14.7, exercise 2.
 
@@ -145,10 +132,8 @@ def focal_loss(
         >>> focal_loss(torch.zeros(1, 1, 2), torch.tensor([[1]]), gamma=1.0)
         tensor([[0.3466]])
     """
-    # cross_entropy is -log p, and keeps its gradient where p has long been rounded to 1 or 0.
-    losses = F.cross_entropy(
-        _wide(cls_preds).transpose(1, 2), cls_labels, ignore_index=-1, reduction="none"
-    )
+    # It keeps its gradient where p has long been rounded to 1 or 0.
+    losses = cross_entropy(cls_preds, cls_labels)
     if gamma:
         # 1 - p, without the cancellation. At exactly 0 the power of a gamma below 1 has no slope.
         missing = -torch.expm1(-losses)
@@ -157,12 +142,9 @@ def focal_loss(
 
 
 def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
-    """Smooth L1 of each error, in its shape: quadratic near zero, linear further out.
+    """Smooth L1 of each error: ``(sigma x)**2 / 2`` near zero, ``|x| - 0.5 / sigma**2`` elsewhere.
 
-    Args:
-        errors: differences of predictions and targets, any shape.
-        sigma: the greater, the nearer to L1: ``(sigma x)**2 / 2`` where ``|x| < 1 / sigma**2``,
-            and ``|x| - 0.5 / sigma**2`` elsewhere. 1.0 is the SSD paper's.
+    The border is at ``1 / sigma**2``: the greater sigma, the nearer to L1. 1.0 is the SSD paper's.
 
     Source: Dive into Deep Learning, section 14.7, exercise 2.
 

@@ -32,12 +32,7 @@ def cls_predictor(num_inputs: int, num_anchors: int, num_classes: int) -> nn.Con
 
 
 def bbox_predictor(num_inputs: int, num_anchors: int) -> nn.Conv2d:
-    """A layer that predicts the offsets of every anchor: channel ``4i + j`` is offset j of anchor i.
-
-    Example:
-        >>> bbox_predictor(8, 5)(torch.zeros(2, 8, 20, 20)).shape
-        torch.Size([2, 20, 20, 20])
-    """
+    """A layer that predicts the offsets of every anchor: channel ``4i + j`` is offset j of anchor i."""
     return nn.Conv2d(num_inputs, num_anchors * 4, kernel_size=3, padding=1)
 
 
@@ -68,12 +63,7 @@ class Halve(nn.Module):
 
 
 def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Two 3x3 convolutions with batch norm and ReLU, then a pooling that halves the map.
-
-    Example:
-        >>> down_sample_blk(3, 10)(torch.zeros(2, 3, 20, 20)).shape
-        torch.Size([2, 10, 10, 10])
-    """
+    """Two 3x3 convolutions with batch norm and ReLU, then a pooling that halves the map."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
         layers += [
@@ -85,12 +75,7 @@ def down_sample_blk(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def base_net(channels: Sequence[int] = CHANNELS[:BASE_BLOCKS]) -> nn.Sequential:
-    """Blocks with these output channels, from an RGB image to a map, by default 8 times smaller.
-
-    Example:
-        >>> base_net()(torch.zeros(2, 3, 256, 256)).shape
-        torch.Size([2, 64, 32, 32])
-    """
+    """Blocks with these output channels, from an RGB image to a map, by default 8 times smaller."""
     return nn.Sequential(*(down_sample_blk(a, b) for a, b in pairwise((3, *channels))))
 
 
@@ -112,9 +97,6 @@ class TinySSD(nn.Module):
             is the chapter's: 256 x 256 pixels, 0..255.
         nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
 
-    Raises:
-        ValueError: no class, or sizes, ratios and channels that do not agree.
-
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
     Example:
@@ -135,16 +117,13 @@ class TinySSD(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"TinySSD: num_classes must be at least 1, got {num_classes}")
-        count = len(channels)
-        if count < BASE_BLOCKS:
-            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {count}")
-        self.num_scales = count - BASE_BLOCKS + 2
+        if len(channels) < BASE_BLOCKS:
+            raise ValueError(f"TinySSD: channels must have 3 entries or more, got {len(channels)}")
+        self.num_scales = len(channels) - BASE_BLOCKS + 2
         for name, value in (("sizes", sizes), ("ratios", ratios)):
             if len(value) != self.num_scales or not all(len(row) for row in value):
-                raise ValueError(
-                    f"TinySSD: {name} must be {self.num_scales} lists that are not empty, one for "
-                    f"each scale of {count} channels, got {value!r}"
-                )
+                wanted = f"{self.num_scales} lists that are not empty, one for each scale"
+                raise ValueError(f"TinySSD: {name} must be {wanted}, got {value!r}")
         self.num_classes = num_classes
         self.sizes = [[float(size) for size in row] for row in sizes]
         self.ratios = [[float(ratio) for ratio in row] for row in ratios]

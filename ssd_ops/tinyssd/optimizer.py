@@ -27,13 +27,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
 def make_scheduler(
     settings: Settings, optimizer: Optimizer, steps_per_epoch: int, finished: int = 0
 ) -> lr_scheduler.LRScheduler:
-    """torch's scheduler of the learning rate; ``step()`` it after each step.
-
-    Args:
-        settings: its `lr`, `schedule` and what belongs to that.
-        optimizer: whose rate it sets, at once and with each step.
-        steps_per_epoch: batches of the training set.
-        finished: epochs that are behind a resumed run.
+    """torch's scheduler of the learning rate, after `finished` epochs; ``step()`` it after each step.
 
     Source: one-cycle, arXiv:1708.07120, with cosines for both ways; cosine, arXiv:1608.03983.
 

@@ -14,22 +14,18 @@ from torch import Tensor, nn
 from ssd_ops import ops
 from ssd_ops.tinyssd.data.images import DataError, read_image
 
-# The chapter's threshold: a little below 0.01, so that a score of float32 0.01 is kept.
+# The chapter's: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
 # Detections below it are neither drawn nor counted as found or false, if no other score is asked for.
 SHOW_THRESHOLD = 0.5
 
 
 class Prediction(NamedTuple):
-    """The detections of one image, by descending score, on the CPU.
+    """The detections of one image, by descending score, on the CPU."""
 
-    ``labels`` int64 ``[K]``, 0-based classes; ``scores`` float32 ``[K]``; ``boxes`` float32
-    ``[K, 4]``, xyxy in pixels of the image. A box may reach over the border of the image.
-    """
-
-    labels: Tensor
-    scores: Tensor
-    boxes: Tensor
+    labels: Tensor  # int64 [K], 0-based classes
+    scores: Tensor  # float32 [K]
+    boxes: Tensor  # float32 [K, 4], xyxy in pixels; they may reach over the border of the image
 
 
 @contextmanager
@@ -54,17 +50,11 @@ def predictions(
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float | None = None,
 ) -> list[Prediction]:
-    """The detections in what a model returned for a batch.
+    """The detections in what a model returned for a batch; `sizes` are (height, width) of its images.
 
     They are those of the book's `multibox_detection`: each anchor has its best class, and a box
-    suppresses those of every class. Where two scores are equal, the lower class comes first.
-
-    Args:
-        model: which returned it; its ``preprocess`` tells where boxes lie in an image.
-        outputs: anchors, class predictions and offsets, as of `TinySSD`.
-        sizes: (height, width) of each image, in pixels.
-        score_threshold: as for `predict_batch`.
-        nms_threshold: as for `predict_batch`.
+    suppresses those of every class. Where two scores are equal, the lower class comes first. For the
+    thresholds, see `predict_batch`.
     """
     anchors, cls_preds, bbox_preds = outputs
     if nms_threshold is None:
@@ -104,16 +94,11 @@ def predict_batch(
     """Detections of a batch of images of one size, a `Prediction` for each.
 
     Args:
-        model: a `TinySSD`, or a module with its outputs and a ``preprocess``; it may be in
-            training mode, and is again afterwards.
+        model: a `TinySSD`, or a module with its outputs and a ``preprocess``, in any mode.
         images: ``[B, 3, H, W]`` in 0..255, uint8 or float, on any device.
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
-            whatever their classes. None, the default: ``model.nms_threshold``, which is 0.5, the
-            chapter's, unless the model was trained for another.
-
-    Raises:
-        ValueError: images of another shape.
+            whatever their classes. None, the default: ``model.nms_threshold``, or else 0.5.
 
     Example:
         >>> from ssd_ops.tinyssd.model import TinySSD
@@ -138,21 +123,17 @@ def predict(
 ) -> Prediction:
     """Detections of one image of any size, in its own pixels.
 
-    The image is resized to the input size of the model: within grey bars if it was trained so, or
-    else stretched, so that a shape far from that of the training images is seen distorted.
-
     Args:
         model: as for `predict_batch`.
         image: the path of an image (this needs Pillow; transparency is dropped), a uint8 array
-            ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255.
+            ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255. It is
+            stretched to the input size, or put within grey bars if the model was trained so.
         score_threshold: as for `predict_batch`. The chapter draws what is at 0.9 or above.
         nms_threshold: as for `predict_batch`.
 
     Raises:
-        ValueError: an array or tensor of another shape or dtype, a file that is not an image.
-        TypeError: something else.
+        ValueError, TypeError: not such an image.
         FileNotFoundError: no file at the path.
-        ImportError: a path, and no Pillow.
 
     Source: Dive into Deep Learning, section 14.7.3.
 
@@ -179,15 +160,14 @@ def _to_tensor(image: Any) -> Tensor:
     if not isinstance(image, np.ndarray | Tensor):
         wanted, got = "a path, an array or a tensor", type(image).__name__
         raise TypeError(f"predict: image must be {wanted}, got {got}")
-    shape, full = list(image.shape), image.ndim == 3 and 0 not in image.shape
+    shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
     if isinstance(image, np.ndarray):
-        wanted, good = "a uint8 array [H, W, 3]", image.dtype == np.uint8 and shape[2:] == [3]
+        wanted, good = "a uint8 array [H, W, 3]", dtype == "uint8" and shape[2:] == [3]
     else:
         wanted, good = "a uint8 or float tensor [3, H, W]", shape[:1] == [3]
-        good = good and (image.dtype == torch.uint8 or image.is_floating_point())
-    if not full or not good:
-        got = f"{str(image.dtype).removeprefix('torch.')} {shape}"
-        raise ValueError(f"predict: image must be {wanted}, got {got}")
+        good = good and (dtype == "uint8" or image.is_floating_point())
+    if not good or len(shape) != 3 or 0 in shape:
+        raise ValueError(f"predict: image must be {wanted}, got {dtype} {shape}")
     if isinstance(image, Tensor):
         return image
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

@@ -6,16 +6,7 @@ from typing import Any
 
 
 def progress_bar(total: int, title: str, wanted: bool) -> Any:
-    """A bar of tqdm, which shows nothing where none is wanted.
-
-    Args:
-        total: images to come.
-        title: what stands before the bar.
-        wanted: whether it is to be seen.
-
-    Raises:
-        ImportError: tqdm is not installed.
-    """
+    """A bar of tqdm over `total` images, which shows nothing where none is wanted."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 
 from ssd_ops.tinyssd import checks
 from ssd_ops.tinyssd.loss import LossOptions
-from ssd_ops.tinyssd.model import CHANNELS, RATIOS, SIZES
+from ssd_ops.tinyssd.model import CHANNELS, RATIOS, SIZES, TinySSD
+from ssd_ops.tinyssd.preprocess import Preprocess
 
 DEMO_EPOCHS = 12
 
 
 def _tuple_of(good: Callable[[Any], bool], least: int = 1) -> Callable[[Any], bool]:
-    """Whether a value is a tuple of good ones, `least` or more of them."""
     return lambda v: isinstance(v, tuple) and len(v) >= least and all(map(good, v))
 
 
@@ -55,49 +55,8 @@ RULES: dict[str, checks.Rule] = {
 class Settings:
     """Every setting of a training run; the defaults are those of the chapter.
 
-    Args:
-        epochs: passes over the training set.
-        batch_size: images in a step.
-        optimizer: "sgd", or "adamw", which takes fewer steps to the same loss.
-        lr: learning rate, the highest one of a schedule.
-        momentum: of the gradient descent, or the first beta of AdamW; the chapter has none.
-        weight_decay: of all parameters; decoupled from the gradient in AdamW.
-        schedule: "constant"; "cosine" from `lr` down to 0 over the epochs of the run; "step":
-            lowered at the epochs of `lr_drops`; or "one_cycle": a warm-up and a cosine.
-        warmup: share of the steps in which one_cycle rises; not used by the others.
-        warmup_steps: steps in which the other schedules rise from 0 to `lr`; 0 in the chapter.
-        lr_drops: with "step", after how many epochs the rate is multiplied by `lr_drop`, each time.
-        lr_drop: see `lr_drops`.
-        clip_norm: gradients of a greater norm, over all parameters, are scaled down to it; None, the
-            chapter's, leaves them.
-        loss: the options of `MultiBoxLoss`; a dict of some of them changes the defaults.
-        match_iou: least IoU of an anchor with a ground truth that makes it a positive.
-        sizes: for each scale the anchor sizes, as for `TinySSD`; `ssd-ops anchors` suggests some.
-        ratios: for each scale the anchor aspect ratios, as for `TinySSD`.
-        channels: of the network's blocks, as for `TinySSD`.
-        input_size: height and width in pixels that images are resized to, in training and wherever
-            the model is used; None for the training images' own, or the chapter's 256 where these
-            differ. Small ground truths need more, such as 512.
-        letterbox: keep the shape of images, between grey bars; the default stretches them.
-        input_mean: subtracted from images in 0..255; the chapter feeds them as they are.
-        input_std: images are divided by it afterwards.
-        flip: probability of mirroring an image left to right.
-        flip_vertical: probability of mirroring it top to bottom; not for images with an upside.
-        jitter: images are multiplied by a factor of 1 - jitter to 1 + jitter, another for each
-            channel, and shifted by as much of the range; 0 changes nothing.
-        nms_threshold: what the trained model suppresses at, as for `predict_batch`.
-        seed: of the initial weights, of the order of the images and of the augmentation.
-        device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", ...
-        precision: "float32", "bfloat16" autocast, or "auto": bfloat16 where the processor or the
-            GPU has instructions for it. It trains to the same measures there, in less time.
-        channels_last: the memory layout that convolutions are fastest in.
-        compile: run the network through `torch.compile`; the first steps take long.
-        cuda_graph: on a GPU, record the whole step once and replay it; the results are the same.
-        workers: processes that decode images, where these are not kept in memory.
-        cache_gb: images are kept in memory, decoded and at the input size, if they take no more.
-
-    Raises:
-        ValueError: a value out of range.
+    Beside each field stands what it is, as ``ssd-ops train --help`` shows it too. A value out of
+    range is a ValueError.
 
     Example:
         >>> Settings(lr=-1)
@@ -105,39 +64,43 @@ class Settings:
         ValueError: settings: lr must be positive, got -1
     """
 
-    epochs: int = 20
-    batch_size: int = 32
-    optimizer: str = "sgd"
-    lr: float = 0.2
-    momentum: float = 0.0
-    weight_decay: float = 5e-4
-    schedule: str = "constant"
-    warmup: float = 0.25
-    warmup_steps: int = 0
-    lr_drops: tuple[int, ...] = ()
-    lr_drop: float = 0.1
-    clip_norm: float | None = None
-    loss: LossOptions = field(default_factory=LossOptions)
-    match_iou: float = 0.5
-    sizes: tuple[tuple[float, ...], ...] = SIZES
-    ratios: tuple[tuple[float, ...], ...] = RATIOS
-    channels: tuple[int, ...] = CHANNELS
+    epochs: int = 20  # passes over the training set
+    batch_size: int = 32  # images in a step
+    optimizer: str = "sgd"  # "sgd", or "adamw", which takes fewer steps to the same loss
+    lr: float = 0.2  # learning rate, the highest one of a schedule
+    momentum: float = 0.0  # of SGD, or the first beta of AdamW; the chapter has none
+    weight_decay: float = 5e-4  # of all parameters; decoupled from the gradient in AdamW
+    schedule: str = "constant"  # "cosine" from lr to 0, "step", "one_cycle" or this
+    warmup: float = 0.25  # share of the steps in which one_cycle rises; not used by the others
+    warmup_steps: int = 0  # steps in which the other schedules rise from 0 to lr
+    lr_drops: tuple[int, ...] = ()  # with "step": after these epochs lr is multiplied by lr_drop
+    lr_drop: float = 0.1  # the factor of the rate at each of lr_drops
+    clip_norm: float | None = None  # a greater norm of the whole gradient is scaled down to it
+    loss: LossOptions = field(default_factory=LossOptions)  # or a dict of some options
+    match_iou: float = 0.5  # least IoU of an anchor with a ground truth that makes it a positive
+    sizes: tuple[tuple[float, ...], ...] = SIZES  # of the anchors of each scale, as for TinySSD
+    ratios: tuple[tuple[float, ...], ...] = RATIOS  # the aspect ratios, as for TinySSD
+    channels: tuple[int, ...] = CHANNELS  # of the network's blocks, as for TinySSD
+    # Height and width in pixels that images are resized to; small ground truths need more, such as
+    # 512. None: the training images' own, or 256 where these differ.
     input_size: int | None = None
-    letterbox: bool = False
-    input_mean: float = 0.0
-    input_std: float = 1.0
-    flip: float = 0.0
-    flip_vertical: float = 0.0
-    jitter: float = 0.0
-    nms_threshold: float = 0.5
-    seed: int = 0
-    device: str = "auto"
+    letterbox: bool = False  # keep the shape of images, between grey bars; else they are stretched
+    input_mean: float = 0.0  # subtracted from images in 0..255; the chapter feeds them as they are
+    input_std: float = 1.0  # images are divided by it afterwards
+    flip: float = 0.0  # probability of mirroring an image left to right
+    flip_vertical: float = 0.0  # the same top to bottom; not for images with an upside
+    jitter: float = 0.0  # contrast and brightness of each channel change by up to this share
+    nms_threshold: float = 0.5  # what the trained model suppresses at, as for predict_batch
+    seed: int = 0  # of the initial weights, of the order of the images and of the augmentation
+    device: str = "auto"  # a GPU if there is one; "cpu", "cuda", "cuda:1", ...
+    # "float32", "bfloat16" autocast, or "auto": bfloat16 where the processor or the GPU has
+    # instructions for it. It trains to the same measures there, in less time.
     precision: str = "auto"
-    channels_last: bool = True
-    compile: bool = False
-    cuda_graph: bool = False
-    workers: int = 2
-    cache_gb: float = 4.0
+    channels_last: bool = True  # the memory layout that convolutions are fastest in
+    compile: bool = False  # run the network through torch.compile; the first steps take long
+    cuda_graph: bool = False  # on a GPU, record the whole step once and replay it: same results
+    workers: int = 2  # processes that decode images, where these are not kept in memory
+    cache_gb: float = 4.0  # images are kept in memory, at the input size, if they take no more
 
     def __post_init__(self) -> None:
         # From JSON and TOML come lists and dicts; equal settings must compare equal.
@@ -163,8 +126,8 @@ def read_settings(
 
     Args:
         path: a TOML file of settings, such as ``lr = 0.1``, with those of the loss in a table
-            ``[loss]``; its ``preset`` names one of `PRESETS`. None (the default): no file.
-        preset: one of `PRESETS`, whatever the file says; None, and none in the file: "chapter".
+            ``[loss]``; its ``preset`` names one of `PRESETS`. None, the default: no file.
+        preset: one of `PRESETS`. None, the default: the file's, or else "chapter".
         changes: settings that are stronger than the file's; ``loss`` a dict of options.
 
     Raises:
@@ -187,20 +150,28 @@ def read_settings(
     base = named if preset is None else preset
     if base not in PRESETS:
         raise ValueError(f"settings: preset must be one of {', '.join(PRESETS)}, got {base!r}")
-    known = {*vars(PRESETS[base]), *(f"loss.{name}" for name in vars(PRESETS[base].loss))}
     loss = dict(vars(PRESETS[base].loss))
+    known = {*vars(PRESETS[base]), *(f"loss.{name}" for name in loss)}
     for table, place in ((given, f" in {path}"), (changes, "")):
         options = table.get("loss", {})
         if not isinstance(options, dict):
             raise ValueError(f"settings: loss must be {RULES['loss'][1]}, got {options!r}{place}")
-        for name in (*table, *(f"loss.{option}" for option in options)):
-            if name not in known:
-                raise ValueError(
-                    f"settings: a setting must be one of {', '.join(sorted(known))}, "
-                    f"got {name!r}{place}"
-                )
+        for name in sorted({*table, *(f"loss.{option}" for option in options)} - known):
+            wanted = f"one of {', '.join(sorted(known))}"
+            raise ValueError(f"settings: a setting must be {wanted}, got {name!r}{place}")
         loss |= options
     return replace(PRESETS[base], **{**given, **changes, "loss": loss})
+
+
+def make_model(settings: Settings, num_classes: int, size: Sequence[int]) -> TinySSD:
+    """The model that a run with these settings starts from; `size` is its input (height, width)."""
+    mean, std = (settings.input_mean,) * 3, (settings.input_std,) * 3
+    height, width = size
+    preprocess = Preprocess((height, width), mean, std, settings.letterbox)
+    with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
+        torch.manual_seed(settings.seed)
+        shape = (settings.sizes, settings.ratios, settings.channels)
+        return TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
 
 
 def pick_device(name: str) -> torch.device:
@@ -213,10 +184,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"settings: device must be one this machine has, got {name!r} "
-            f"with {torch.cuda.device_count()} CUDA devices"
-        )
+        got = f"{name!r} with {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(f"settings: device must be one this machine has, got {got}")
     return device
 
 
@@ -224,23 +193,20 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the network's arithmetic that "auto", "float32" or "bfloat16" stands for."""
     if precision != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
+    # Without instructions for it bfloat16 is emulated, and several times slower than float32.
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Without such instructions bfloat16 is emulated, and several times slower than float32.
-        fast = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    return torch.bfloat16 if fast else torch.float32
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
 
 
 # The SSD paper's loss, with what a run of a few epochs needs. At 128 pixels the base network's field
 # of view covers a whole banana, as it does not at 256: that finds more, and closer, in a quarter of the
-# time. A step takes eight images, as so short a run has few steps; AdamW needs fewer of them than SGD
-# with momentum. Anchors match from IoU 0.45 on: at the paper's 0.5 small and thin ground truths have so
-# few positives that many score below 0.5, and at 0.4 there are more false boxes. With the paper's three
-# negatives for a positive scores are higher than with six, and false boxes as few. Most of these are
-# second boxes on one ground truth; NMS at 0.2 removes them. Raise that where ground truths overlap.
+# time. Few epochs need small batches, and AdamW needs fewer steps than SGD with momentum. Anchors match
+# from IoU 0.45 on: at the paper's 0.5 small and thin ground truths have so few positives that many score
+# below 0.5, and at 0.4 there are more false boxes. Most of these are second boxes on one ground truth;
+# NMS at 0.2 removes them. Raise that where ground truths overlap.
 PAPER = Settings(
     batch_size=8,
     optimizer="adamw",
@@ -263,8 +229,7 @@ PAPER = Settings(
 
 # The same for photographs: several ground truths, smaller ones, with an upside, which may overlap. Anchor
 # sizes begin where the smallest of them are, and leave large ones to the coarse maps, whose field of view
-# holds them: on cut-outs of four classes pasted into photographs, and on bananas, that found far more than
-# the chapter's sizes did.
+# holds them.
 PHOTOS = replace(
     PAPER,
     sizes=((0.08, 0.12), (0.18, 0.25), (0.35, 0.43), (0.53, 0.62), (0.75, 0.87)),

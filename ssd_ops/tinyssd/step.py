@@ -24,7 +24,7 @@ class TrainStep:
     Args:
         settings: how.
         model: trained in place, on its own device.
-        optimizer: of the model's parameters, by `make_optimizer`; its rate is that of the step.
+        optimizer: of its parameters, by `make_optimizer`; sets the learning rate.
 
     Example:
         >>> from ssd_ops.tinyssd.optimizer import make_optimizer

@@ -26,12 +26,14 @@ from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.optimizer import make_optimizer, make_scheduler
 from ssd_ops.tinyssd.preprocess import Preprocess
 from ssd_ops.tinyssd.progress import progress_bar
-from ssd_ops.tinyssd.settings import Settings, pick_device
+from ssd_ops.tinyssd.settings import Settings, make_model, pick_device
 from ssd_ops.tinyssd.step import TrainStep
 
 LOG_NAME = "log.jsonl"
 READ_EVERY = 16  # steps on a GPU between two looks at their numbers, each of which waits for it
-MEASURES = ("found", "gts", "false_boxes", "ap", "ap50", "ap75")  # of `Measures`, in the history
+# What of `Measures` is in the history, and under which name.
+MEASURES = {"val_class_error": "class_error", "val_offset_error": "offset_error"}
+MEASURES |= {name: name for name in ("found", "gts", "false_boxes", "ap", "ap50", "ap75")}
 
 History = list[dict[str, Any]]
 
@@ -68,9 +70,8 @@ def train(
     Returns:
         The model in evaluation mode, and the history, which is also in the log, a line an epoch: a
         dict with "epoch" from 1, "loss", "class_error", "offset_error" (over the epoch's training
-        batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and of
-        the `Measures` "val_class_error", "val_offset_error", "found", "gts", "false_boxes", "ap",
-        "ap50" and "ap75".
+        batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and what
+        `MEASURES` names.
 
     Raises:
         ValueError: sets or a checkpoint that do not fit.
@@ -80,14 +81,14 @@ def train(
         FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
         RuntimeError: a process that shares the run, or one that loads images, has died.
         Interrupted: Ctrl-C. After this and all others, the last finished epoch's checkpoint is left.
-        ImportError: safetensors or tqdm is not installed; the message says how to.
+        ImportError: safetensors or tqdm is not installed.
     """
     check_set("train_set", train_set)
     check_set("val_set", val_set)
     names, others = list(train_set.class_names), getattr(val_set, "class_names", ())
     if len(others) > len(names):
-        wanted = "no other classes than train_set"
-        raise ValueError(f"train: val_set must have {wanted}, got {others} and {names}")
+        got = f"{others} and {names}"
+        raise ValueError(f"train: val_set must have no other classes than train_set, got {got}")
     with distributed.joined(pick_device(settings.device)) as device:
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:
@@ -101,10 +102,9 @@ def train(
         distributed.synchronise(model)
         optimizer = make_optimizer(settings, model)
         checkpoint.restore_optimizer(model, optimizer, tensors)
-        options: dict[str, Any] = {"workers": settings.workers, "cache_gb": settings.cache_gb}
-        options |= {"device": device, "seed": settings.seed}
-        loader = Loader(train_set, model.preprocess, **options)
-        val_loader = Loader(val_set, model.preprocess, **options)
+        options = {name: getattr(settings, name) for name in ("workers", "cache_gb", "seed")}
+        loader = Loader(train_set, model.preprocess, device=device, **options)
+        val_loader = Loader(val_set, model.preprocess, device=device, **options)
         step = TrainStep(settings, model, optimizer)
         steps_per_epoch = math.ceil(len(loader) / settings.batch_size)
         scheduler = make_scheduler(settings, optimizer, steps_per_epoch, len(history))
@@ -136,15 +136,10 @@ def train(
 
 def untrained(settings: Settings, train_set: Any) -> TinySSD:
     """The model that a run with these settings starts from; arguments as for `train`."""
-    size = (settings.input_size,) * 2 if settings.input_size else Preprocess.size
-    if not settings.input_size and hasattr(train_set, "images"):
-        size = tuple(train_set.images.shape[2:])
-    mean, std = (settings.input_mean,) * 3, (settings.input_std,) * 3
-    preprocess = Preprocess(size, mean, std, settings.letterbox)
-    with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
-        torch.manual_seed(settings.seed)
-        shape = (settings.sizes, settings.ratios, settings.channels)
-        return TinySSD(len(train_set.class_names), *shape, preprocess, settings.nms_threshold)
+    size = train_set.images.shape[2:] if hasattr(train_set, "images") else Preprocess.size
+    if settings.input_size:
+        size = (settings.input_size, settings.input_size)
+    return make_model(settings, len(train_set.class_names), size)
 
 
 def _run_epoch(
@@ -173,8 +168,8 @@ def _run_epoch(
             for at, loss in enumerate(rows[:, 0].tolist(), start=number - len(waiting)):
                 if not math.isfinite(loss):
                     where = f"step {epoch * len(batches) + at + 1}, in epoch {epoch + 1}"
-                    named = _listed(loader, batches[at])
-                    raise _not_finite("the loss", f"{loss} at {where}, of {named}", settings)
+                    where += f", of the batch of images {_listed(loader, batches[at])}"
+                    raise _not_finite("the loss", f"{loss} at {where}", settings)
             waiting, sums = [], sums + rows.sum(dim=0)
             rate = seen / (time.perf_counter() - began)
             # Those of this process alone, while the bar runs.
@@ -201,14 +196,13 @@ def _validate(settings: Settings, model: TinySSD, loader: Loader, epoch: int) ->
     finite = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
     if not finite or not math.isfinite(measures["offset_error"]):
         raise _not_finite("weights and predictions", f"others after epoch {epoch + 1}", settings)
-    errors = {f"val_{name}": measures[name] for name in ("class_error", "offset_error")}
-    return errors | {name: measures[name] for name in MEASURES}
+    return {key: measures[name] for key, name in MEASURES.items()}
 
 
 def _listed(loader: Loader, batch: torch.Tensor) -> str:
     names = getattr(loader.examples.dataset, "names", range(len(loader)))
     more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
-    return "the batch of images " + ", ".join(str(names[n]) for n in batch[:8].tolist()) + more
+    return ", ".join(str(names[n]) for n in batch[:8].tolist()) + more
 
 
 def _not_finite(what: str, got: str, settings: Settings) -> FloatingPointError:

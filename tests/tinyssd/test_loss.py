@@ -272,3 +272,16 @@ def test_gradients_are_those_of_finite_differences(cls_loss, offset_loss, normal
     inputs = cls_preds.requires_grad_(), bbox_preds.requires_grad_()
     assert run(*inputs).dtype == torch.float64
     assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(half):
+    """As much as those numbers, which half precision could not add up."""
+    g = torch.Generator().manual_seed(0)
+    cls_preds, bbox_preds = torch.randn(2, 3000, 3, generator=g), torch.randn(2, 12000, generator=g)
+    cls_preds, bbox_preds = cls_preds.to(half), bbox_preds.to(half)
+    cls_labels = torch.randint(0, 3, (2, 3000), generator=g)
+    targets = torch.randn(2, 12000, generator=g), torch.ones(2, 12000)
+    got = MultiBoxLoss()(cls_preds, cls_labels, bbox_preds, *targets)
+    expected = MultiBoxLoss()(cls_preds.float(), cls_labels, bbox_preds.float(), *targets)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)

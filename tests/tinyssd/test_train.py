@@ -150,6 +150,20 @@ def test_same_seed_same_bits(unbroken, sets, tmp_path):
     assert not torch.equal(other.cls_0.weight, model.cls_0.weight)
 
 
+def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(sets, tmp_path, monkeypatch):
+    real, seen = trainer.augment, []
+
+    def look(images, *args, **which):
+        seen.extend(image.sum().item() for image in images)
+        return real(images, *args, **which)
+
+    monkeypatch.setattr(trainer, "augment", look)
+    train(replace(QUICK, epochs=2), *sets, tmp_path, progress=False)
+    first, second = seen[:10], seen[10:]
+    assert sorted(first) == sorted(second) == sorted(image.sum().item() for image in sets[0].images)
+    assert first != second
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_interrupted_and_resumed_ends_with_the_same_bits(
     unbroken, sets, tmp_path, monkeypatch, epoch
@@ -257,6 +271,22 @@ def test_what_the_last_step_of_an_epoch_spoils_is_not_stored(sets, tmp_path, lr)
         train(settings, *sets, tmp_path, progress=False)
     left, _, meta = load(tmp_path)
     assert meta["epoch"] == 0 and all(t.isfinite().all() for t in left.state_dict().values())
+
+
+def test_weights_that_are_not_finite_are_not_stored_where_predictions_are(
+    sets, tmp_path, monkeypatch
+):
+    """An infinite variance makes a channel zero, and no prediction tells."""
+    real = trainer.evaluate
+
+    def spoil(model, *args, **options):
+        model.blk_0[0][1].running_var[0] = math.inf
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", spoil)
+    with pytest.raises(FloatingPointError, match="weights and predictions must be finite"):
+        train(QUICK, *sets, tmp_path, progress=False)
+    assert load(tmp_path)[2]["epoch"] == 0
 
 
 def test_not_finite_loss_names_the_batch(sets, tmp_path):
@@ -395,9 +425,9 @@ def test_load_refuses_foreign_and_damaged_files(unbroken, tmp_path):
     safetensors_torch.save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(ValueError, match="load: checkpoint must be one that `train`"):
         load(foreign)
-    for key, value in {"settings": {"lr": -1}, "model": {"num_classes": 9}}.items():
+    for key, value in {"settings": {"lr": -1}, "class_names": ["a"] * 9}.items():
         content, tensors = checkpoint.read(unbroken[0] / checkpoint.FILE_NAME)
-        content[key] = {**content[key], **value}
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
         metadata = {"format": checkpoint.FORMAT, "ssd_ops": json.dumps(content)}
         safetensors_torch.save_file(tensors, foreign, metadata)
         with pytest.raises(ValueError, match="load: checkpoint must fit this version") as caught:

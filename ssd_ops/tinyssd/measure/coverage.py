@@ -19,7 +19,7 @@ FACTORS = (0.2, 0.5, 0.8, 0.95, 0.99, 1.01, 1.05, 1.25, 2.0, 5.0)  # tried on ea
 
 
 class Suggestion(NamedTuple):
-    """Anchors for a set: ``sizes`` and ``ratios`` as in a settings file, the ``ious`` they reach."""
+    """Anchors for a set, as in a settings file, and the IoUs that they reach."""
 
     sizes: list[list[float]]
     ratios: list[list[float]]
@@ -29,19 +29,8 @@ class Suggestion(NamedTuple):
 def boxes_of(dataset: Any, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """All boxes ``[N, 4]`` of a set, xyxy in fractions of the input, and their classes ``[N]``.
 
-    Args:
-        dataset: has ``labels`` and ``images`` as a banana set has, or ``rows`` and ``sizes`` as a
-            COCO set; no image is decoded.
-        preprocess: of the model.
-
-    Raises:
-        ValueError: a set without ground truths.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> one = SimpleNamespace(rows=[torch.tensor([[2, 0.0, 0.0, 1.0, 1.0]])], sizes=[(10, 20)])
-        >>> boxes_of(one, Preprocess((64, 64), letterbox=True))
-        (tensor([[0.0000, 0.2500, 1.0000, 0.7500]]), tensor([2]))
+    The set has ``labels`` and ``images`` as a banana set, or ``rows`` and ``sizes`` as a COCO set; no
+    image is decoded. One without ground truths is a ValueError.
     """
     listed = hasattr(dataset, "rows")
     gts = dataset.rows if listed else dataset.labels
@@ -54,28 +43,14 @@ def boxes_of(dataset: Any, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
 
 
 def feature_maps(model: TinySSD) -> list[Tensor]:
-    """Empty maps ``[1, 1, H, W]`` of the sizes that the model's scales have at its input size.
-
-    Example:
-        >>> [tuple(fmap.shape[2:]) for fmap in feature_maps(TinySSD())]
-        [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
-    """
+    """Empty maps ``[1, 1, H, W]`` of the sizes that the model's scales have at its input size."""
     with inference(model) as device:
         maps = model.feature_maps(torch.zeros(1, 3, *model.preprocess.size, device=device))
         return [torch.zeros(1, 1, *fmap.shape[-2:]) for fmap in maps]
 
 
 def best_ious(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The IoU ``[N]`` of each box with the anchor that covers it best, 0 where none overlaps it.
-
-    Args:
-        boxes: ``[N, 4]`` xyxy, in fractions of the input.
-        anchors: ``[1, A, 4]`` or ``[A, 4]``.
-
-    Example:
-        >>> best_ious(torch.tensor([[0.0, 0.0, 0.5, 0.5]]), torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
-        tensor([0.5000])
-    """
+    """The IoU ``[N]`` of each box ``[N, 4]`` with the anchor that covers it best."""
     # By parts: the whole matrix of a large set would fill the memory.
     parts = boxes.split(256)
     return torch.cat([ops.box_iou(part, anchors.reshape(-1, 4)).amax(dim=1) for part in parts])
@@ -95,8 +70,8 @@ def suggest(
     Args:
         boxes: ``[N, 4]`` xyxy, in fractions of the input, N at least 1.
         maps: of `feature_maps`.
-        sizes: of each scale, as for `TinySSD`; where the search starts.
-        ratios: the same.
+        sizes: of each scale, as for `TinySSD`, like `ratios`; the search starts there.
+        ratios: see there.
 
     Example:
         >>> boxes = torch.tensor([[0.3, 0.3, 0.5, 0.4], [0.6, 0.1, 0.7, 0.15]])

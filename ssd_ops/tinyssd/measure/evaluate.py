@@ -14,65 +14,45 @@ from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.data.loader import Loader
 from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
-from ssd_ops.tinyssd.predict import (
-    SCORE_THRESHOLD,
-    SHOW_THRESHOLD,
-    Prediction,
-    inference,
-    predictions,
-)
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, inference, predictions
 
 
 class Results(NamedTuple):
-    """What a model says of a data set, and its ground truths.
-
-    ``predictions`` and ``gts``: for each image a `Prediction`, and float32 ``[G, 5]`` rows (class, x1,
-    y1, x2, y2) in pixels; ``class_names``: those of the set, and numbers for other classes that
-    occur; ``class_error`` and ``offset_error`` as in `Measures`.
-    """
+    """What a model says of each image of a set, and its ground truths."""
 
     predictions: list[Prediction]
-    gts: list[Tensor]
-    class_names: list[str]
-    class_error: float
-    offset_error: float
+    gts: list[Tensor]  # float32 [G, 5] rows (class, x1, y1, x2, y2) in pixels
+    class_names: list[str]  # those of the set, and numbers for other classes that occur
+    class_error: float  # as in Measures
+    offset_error: float  # as in Measures
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How good a model is.
+    """How good a model is: the chapter's errors, counts, and COCO's average precision and recall.
 
-    The chapter's: ``class_error``, the share of anchors whose class is wrong; ``offset_error``, the mean
-    absolute error of all 4A offsets of an image, 0 for background anchors.
-    Counts: the ``gts``; those ``found`` by a detection above the score threshold; ``false_boxes``, the
-    other detections above it.
-    COCO's average precision: ``ap``, mean over IoU 0.50 to 0.95; ``ap50`` at IoU 0.5, ``ap75`` at
-    0.75; ``ap_small`` of ground truths below 32 x 32 pixels, ``ap_medium`` up to 96 x 96,
-    ``ap_large`` above. Its average recall: ``ar1``, ``ar10``, ``ar100`` with so many detections an
-    image; ``ar_small``, ``ar_medium``, ``ar_large`` with a hundred. They are None without
-    faster-coco-eval, and where there is no ground truth.
-    ``per_class`` holds a dict for each class, with "name", "gts", "ap" and "ap50"; ``precision`` the
-    curves at IoU 0.5, ``[101, C]`` as of `metrics.coco`, or None.
+    COCO's are None without faster-coco-eval, and where there is no ground truth.
     """
 
-    class_error: float
-    offset_error: float
-    found: int
+    class_error: float  # share of anchors whose class is wrong
+    offset_error: float  # mean absolute error of all 4A offsets, 0 for background anchors
+    found: int  # ground truths found by a detection above the score threshold
     gts: int
-    false_boxes: int
-    ap: float | None
-    ap50: float | None
+    false_boxes: int  # the other detections above it
+    ap: float | None  # mean over IoU 0.50 to 0.95
+    ap50: float | None  # at IoU 0.5
     ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
+    ap_small: float | None  # of ground truths below 32 x 32 pixels
+    ap_medium: float | None  # up to 96 x 96 pixels
     ap_large: float | None
-    ar1: float | None
+    ar1: float | None  # average recall with one detection an image
     ar10: float | None
     ar100: float | None
-    ar_small: float | None
+    ar_small: float | None  # with a hundred, of sizes as above
     ar_medium: float | None
     ar_large: float | None
-    per_class: list[dict[str, Any]]
+    per_class: list[dict[str, Any]]  # for each class "name", "gts", "ap" and "ap50"
+    # the curves at IoU 0.5, [101, C] as of `metrics.coco`, or None
     precision: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
@@ -86,15 +66,11 @@ def collect(
         dataset: a set, as for `ssd_ops.tinyssd.data.loader.Loader`, or such a loader.
         batch_size: images at a time; it changes the memory needed, not the results.
         nms_threshold: as for `predict_batch`.
-
-    Raises:
-        ValueError: an empty set.
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
     batches = torch.arange(len(loader)).split(batch_size)
     own = batches[distributed.rank() :: distributed.size()]
-    thresholds: Any = {"score_threshold": SCORE_THRESHOLD, "nms_threshold": nms_threshold}
     sums = torch.zeros(4, dtype=torch.float64)
     results: list[tuple[int, Prediction, Tensor]] = []
     with inference(model) as device:
@@ -105,7 +81,7 @@ def collect(
             right, wrong = cls_eval(cls_preds, classes), bbox_eval(bbox_preds, offsets, masks)
             sums += sums.new_tensor([right, wrong, classes.numel(), offsets.numel()])
             sizes = batch.sizes.tolist()
-            found = predictions(model, outputs, sizes, **thresholds)
+            found = predictions(model, outputs, sizes, nms_threshold=nms_threshold)
             gts = [rows[rows[:, 0] >= 0] for rows in batch.labels.cpu()]
             for rows, size in zip(gts, sizes, strict=True):
                 rows[:, 1:] = preprocess.to_pixels(rows[:, 1:], *size)
@@ -128,9 +104,9 @@ def measure(
 
     Args:
         results: of `collect`.
-        score_threshold: the least score of a detection that counts as found or false; 0.5 by
-            default. The average precisions take every detection.
-        iou_threshold: the least IoU of a detection that finds a ground truth; 0.5 by default.
+        score_threshold: the least score of a detection that counts as found or false. The average
+            precisions take every detection.
+        iou_threshold: the least IoU of a detection that finds a ground truth.
 
     Example:
         >>> nothing = Prediction(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
@@ -140,6 +116,7 @@ def measure(
     found, gts, names = results.predictions, results.gts, results.class_names
     thresholds: Any = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     counts = [metrics.count_found(*pair, **thresholds) for pair in zip(found, gts, strict=True)]
+    coco: dict[str, Any]
     try:
         coco, precision = metrics.coco(found, gts, len(names))
         at_half: Any = precision[0]
@@ -151,29 +128,14 @@ def measure(
     for name, number, curves in zip(names, labels.tolist(), precision.T, strict=True):
         ap, ap50 = (None if p < 0 else float(p) for p in (curves.mean(), curves[:, 0].mean()))
         per_class.append({"name": name, "gts": number, "ap": ap, "ap50": ap50})
-    return Measures(
-        class_error=results.class_error,
-        offset_error=results.offset_error,
-        found=sum(right for right, _ in counts),
-        gts=int(labels.sum()),
-        false_boxes=sum(false for _, false in counts),
-        **coco,
-        per_class=per_class,
-        precision=at_half,
-    )
+    right, false = map(sum, zip(*counts, strict=True))
+    errors = results.class_error, results.offset_error
+    counted = right, int(labels.sum()), false
+    return Measures(*errors, *counted, **coco, per_class=per_class, precision=at_half)
 
 
 def evaluate(
-    model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
+    model: nn.Module, dataset: Any, *, score_threshold: float = SHOW_THRESHOLD, **options: Any
 ) -> Measures:
-    """The measures of a model over a data set: `measure` of what `collect` returns for these arguments.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> from ssd_ops.tinyssd.model import TinySSD
-        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.25, 0.25, 0.5, 0.5]]]))
-        >>> evaluate(TinySSD(), one).gts
-        1
-    """
-    return measure(collect(model, dataset, batch_size=batch_size, nms_threshold=nms_threshold))
+    """The measures of a model over a data set: `measure` of what `collect` returns for the options."""
+    return measure(collect(model, dataset, **options), score_threshold=score_threshold)

@@ -52,14 +52,6 @@ def badness(prediction: Prediction, gts: Tensor) -> float:
 
     The sum of ``(1 - score)**2`` over the ground truths, 1 for one not found at IoU 0.5, and of
     ``score**2`` over the false detections, so that the many of low score count for little.
-
-    Args: as for `count_found`.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> one = Prediction(torch.zeros(1), torch.tensor([0.75]), box)
-        >>> badness(one, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0], [0.0, 8.0, 8.0, 9.0, 9.0]]))
-        1.0625
     """
     right, scores = _match(prediction, gts, 0.5), prediction.scores
     missed = int((gts[:, 0] >= 0).sum()) - int(right.sum())
@@ -97,9 +89,6 @@ def coco(
         recall or a greater one, 0 where it is not reached, -1 for a class without ground truth. Its
         mean is the average precision.
 
-    Raises:
-        ImportError: faster-coco-eval is not installed.
-
     Source: cocodataset.org, detection evaluation.
 
     Example:
@@ -112,9 +101,8 @@ def coco(
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
-        raise ImportError(
-            "metrics: COCO's measures need faster-coco-eval: pip install ssd_ops[train]"
-        ) from None
+        needed = "faster-coco-eval: pip install ssd_ops[train]"
+        raise ImportError(f"metrics: COCO's measures need {needed}") from None
     images = [{"id": image} for image in range(len(gts))]
     classes = [{"id": label, "name": str(label)} for label in range(num_classes)]
     nothing = COCO({"images": images, "annotations": [], "categories": classes})

@@ -3,7 +3,7 @@
 //
 // There are two ways; greedy.cu.h chooses by the number of segments:
 //   greedy_block.cuh   one block for each segment, one launch
-//   greedy_spread.cuh  every segment spread over the whole GPU, several launches
+//   greedy_spread.cuh  every segment spread over the whole GPU, several launches (and greedy_resolve.cuh)
 //
 // A Source gives, for box i of a segment: `Score score(segment, i)`, `Box<T> box(segment, i)` and, where
 // kGrouped, `int64_t group(segment, i)`: only boxes of one group suppress each other. A Writer gets every box

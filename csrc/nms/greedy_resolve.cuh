@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
   for (int i = warp; i < kTile; i += warps) {
     const int64_t rank = begin + i;
-    const uint8_t state = rank < plan.count ? states[rank] : kDropped;
+    const uint8_t state = rank < plan.count ? load_relaxed(&states[rank]) : kDropped;
     begin_search(tile.searches[i], ranked, filed, segment, first + rank, state == kUndecided, plan.threshold);
     if (lane == 0 && state == kUndecided) atomicOr(&tile.undecided, 1u << i);
     if (lane == 0 && state == kKept) atomicOr(&tile.kept, 1u << i);

@@ -15,9 +15,10 @@
 
 namespace ssd_ops {
 
-constexpr int kHead = 512;        // boxes
-constexpr int kRowsOfStep = 4;    // rows of 32 boxes that are loaded together
-constexpr int kStepsOfSweep = 4;  // a longer search would keep the other boxes of the tile waiting
+constexpr int kHeadTiles = 16;
+constexpr int kHead = kHeadTiles * kTile;  // boxes
+constexpr int kRowsOfStep = 4;             // rows of 32 boxes that are loaded together
+constexpr int kStepsOfSweep = 4;           // a longer search would keep the other boxes of the tile waiting
 
 // The search for what suppresses one box. Its rivals, the boxes of higher rank than the tile, lie in spans of
 // rows: span 0 is the head; the others are rows of cells of the grid, from the box's own outwards, since what
@@ -42,7 +43,7 @@ struct ResolveTile {
   unsigned undecided, kept;
   unsigned clear;    // no box before the tile suppresses it
   unsigned dropped;  // one does
-  int kept_before;   // boxes kept in the tiles before this one that are decided
+  int sums[kNmsThreads / kWarp];
 };
 
 // All boxes of a segment that may be rivals.
@@ -194,6 +195,14 @@ __device__ void begin_search(Search<T>& search, const Ranked<T>& ranked, const F
   search.bottom = static_cast<int>(cells.bottom);
 }
 
+// How many boxes the decided ones of the tiles 0..number-1 keep. Called by the block; a barrier stands within.
+__device__ __forceinline__ int kept_so_far(const int32_t* tile_kept, int64_t number, int* warp_sums) {
+  int kept = 0;
+  for (int64_t t = threadIdx.x; t < number; t += blockDim.x)
+    kept += max_of(load_relaxed(&tile_kept[t]) - 1, 0);
+  return block_sum(kept, warp_sums);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
@@ -201,7 +210,6 @@ __global__ void __launch_bounds__(kNmsThreads)
   if (threadIdx.x == 0) {
     tile.turn = atomicAdd(ranked.next, 1ull);
     tile.undecided = tile.kept = tile.clear = tile.dropped = 0;
-    tile.kept_before = 0;
   }
   __syncthreads();
   // All segments advance together, each by rank.
@@ -211,6 +219,21 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;
   uint8_t* states = ranked.states + first;
   int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
+  const bool may_stop = plan.max_kept < plan.count;
+  if (may_stop && number >= kHeadTiles) {
+    // So many are wanted that the head may have them all: then nothing is looked for.
+    bool head_is_decided = false;
+    while (!head_is_decided) {
+      const bool waits = threadIdx.x < kHeadTiles && load_relaxed(&tile_kept[threadIdx.x]) == 0;
+      head_is_decided = block_sum(waits, tile.sums) == 0;
+    }
+    if (kept_so_far(tile_kept, kHeadTiles, tile.sums) >= plan.max_kept) {
+      const int64_t rank = begin + threadIdx.x;
+      if (threadIdx.x < kTile && rank < plan.count) store_relaxed(&states[rank], kDropped);
+      if (threadIdx.x == 0) store_relaxed(&tile_kept[number], 1);
+      return;
+    }
+  }
   for (int i = warp; i < kTile; i += warps) {
     const int64_t rank = begin + i;
     const uint8_t state = rank < plan.count ? load_relaxed(&states[rank]) : kDropped;
@@ -239,7 +262,6 @@ __global__ void __launch_bounds__(kNmsThreads)
     rivals.ranks = filed.ranks + first;
     if (ranked.groups) rivals.groups_by_cell = filed.groups + first;
   }
-  const bool may_stop = plan.max_kept < plan.count;
   unsigned ended = 0;  // searches, as this warp knows
   while (undecided != 0) {
     for (int i = warp; i < kTile; i += warps) {
@@ -249,19 +271,12 @@ __global__ void __launch_bounds__(kNmsThreads)
       ended |= 1u << i;
       if (lane == 0) atomicOr(answer == Answer::kClear ? &tile.clear : &tile.dropped, 1u << i);
     }
-    if (may_stop) {
-      int kept = 0;
-      for (int64_t t = threadIdx.x; t < number; t += blockDim.x)
-        kept += max_of(load_relaxed(&tile_kept[t]) - 1, 0);
-      if (kept > 0) atomicAdd(&tile.kept_before, kept);
-    }
+    const bool stops = may_stop && kept_so_far(tile_kept, number, tile.sums) >= plan.max_kept;
     __syncthreads();
     if (warp == 0) {
-      // So many are wanted, and they are there: this tile is not.
-      if (tile.kept_before >= plan.max_kept && lane == 0) tile.dropped = kAllLanes;
+      if (stops && lane == 0) tile.dropped = kAllLanes;
       __syncwarp();
       settle_tile(tile, states + begin);
-      if (lane == 0) tile.kept_before = 0;
     }
     __syncthreads();
     undecided = tile.undecided;

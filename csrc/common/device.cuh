@@ -126,24 +126,30 @@ __device__ __forceinline__ int64_t global_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
+// The sum over the lanes up to this one.
+__device__ __forceinline__ int warp_inclusive_sum(int value) {
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, value, static_cast<unsigned>(step));
+    if (lane_index() >= step) value += other;
+  }
+  return value;
+}
+
 // The sum of the values of threads of lower index, and (in `total`) of all the block's. `warp_sums` has room
 // for every warp. Every thread has to call it; a barrier stands before and after the sums are read.
 __device__ __forceinline__ int block_exclusive_sum(int value, int* warp_sums, int& total) {
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;
-  int upto = value;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, upto, static_cast<unsigned>(step));
-    if (lane >= step) upto += other;
-  }
+  const int upto = warp_inclusive_sum(value);
   if (lane == kWarp - 1) warp_sums[warp] = upto;
   __syncthreads();
-  int before = 0;
-  total = 0;
-  for (int w = 0; w < warps; ++w) {
-    const int sum = warp_sums[w];
-    before += w < warp ? sum : 0;
-    total += sum;
+  if (warp == 0) {
+    const int sum = warp_inclusive_sum(lane < warps ? warp_sums[lane] : 0);
+    __syncwarp();
+    if (lane < warps) warp_sums[lane] = sum;
   }
+  __syncthreads();
+  const int before = warp > 0 ? warp_sums[warp - 1] : 0;
+  total = warp_sums[warps - 1];
   __syncthreads();
   return before + upto - value;
 }

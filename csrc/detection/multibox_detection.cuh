@@ -84,7 +84,7 @@ struct D2lRows {
   }
   __device__ void kept(int64_t image, int64_t place, int64_t i) const { write(image, place, i, true); }
   __device__ void other(int64_t image, int64_t place, int64_t i) const { write(image, place, i, false); }
-  __device__ void done(int64_t, int64_t) const {}
+  __device__ void done(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
 // What MXNet's rows need to know of each anchor.
@@ -99,7 +99,7 @@ struct Marks {
   __device__ void ranked(int64_t image, int64_t rank, int64_t i) const {
     ranks[image * num_anchors + i] = static_cast<int32_t>(rank);
   }
-  __device__ void done(int64_t, int64_t) const {}
+  __device__ void done(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
 // The first topk survivors by score, with class -1 where NMS drops them; then the survivors past number topk

@@ -103,10 +103,11 @@ struct DetectionWriter {
     write(image * max_detections + place, candidates.box(image, i), candidates.score(image, i),
           i / candidates.per_class, candidates.index(image, i));
   }
-  __device__ void done(int64_t image, int64_t num_kept) const {
-    for (int64_t place = num_kept + threadIdx.x; place < max_detections; place += blockDim.x)
+  __device__ void done(int64_t image, int64_t num_kept, int64_t part, int64_t parts) const {
+    const int64_t thread = part * blockDim.x + threadIdx.x;
+    for (int64_t place = num_kept + thread; place < max_detections; place += parts * blockDim.x)
       write(image * max_detections + place, {0, 0, 0, 0}, T(0), -1, -1);
-    if (threadIdx.x == 0) rows.count[image] = num_kept;
+    if (thread == 0) rows.count[image] = num_kept;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include "common/radix_sort.cu.h"
 #include "nms/greedy_block.cuh"
+#include "nms/greedy_resolve.cuh"
 #include "nms/greedy_spread.cuh"
 
 namespace ssd_ops {
@@ -10,78 +11,102 @@ namespace ssd_ops {
 // From so many segments on, one block for each keeps the GPU busy enough to save the other launches.
 constexpr int64_t kSegmentsForBlocks = 16;
 constexpr int64_t kAlwaysOneBlock = 256;  // boxes: for so few, spreading them costs more than it saves
+constexpr int64_t kMostCounted = 24576;   // boxes: for more, a radix sort is quicker than counting
 // Boxes: below, looking through all of higher rank is quicker than filing them in a grid.
 #ifdef SSD_OPS_EMULATION
 constexpr int64_t kGridFrom = 512;  // so that the tests' sets meet the grid
 #else
-constexpr int64_t kGridFrom = 8192;
+constexpr int64_t kGridFrom = 4096;
 #endif
+constexpr int64_t kFewTiles = 132;         // about one for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
-constexpr int64_t kMaxGridSide = 256;
+constexpr int64_t kMaxGridCells = 65536;
 
-template <typename Score, typename Source>
-const int32_t* launch_rank(Launcher& launcher, const Source& source, int64_t segments, int64_t count,
-                           const SortBuffers& buffers) {
-  constexpr bool kShortKeys = sizeof(Score) == 4;
-  const int64_t shared = 8 * count;
-  if (kShortKeys && shared <= launcher.shared_limit()) {
-    if constexpr (kShortKeys)
-      launcher.run_with_shared(&nms_rank_kernel<Source>, segments, kNmsThreads, shared, source, count,
-                               buffers.sorted_values);
-    return buffers.sorted_values;
+// Fills what `ranked` holds by rank.
+template <typename Score, typename T, typename Source>
+void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& plan,
+                    const Ranked<T>& ranked) {
+  using Key = typename FloatTraits<Score>::Bits;
+  const int64_t segments = plan.segments, count = plan.count, total = segments * count;
+  const int64_t chunks = ceil_div(count, kChunk), shared = chunks * kChunk * sizeof(Key);
+  if (count <= kMostCounted && shared <= launcher.shared_limit()) {
+    Key* keys = launcher.scratch<Key>(total);
+    int32_t* indices = launcher.scratch<int32_t>(total);
+    const int64_t blocks = ceil_div(count, kRankedByBlock);
+    launcher.run(&nms_chunks_kernel<Score, Source>, segments * chunks, kNmsThreads, source, count, chunks,
+                 keys, indices);
+    launcher.run_with_shared(&nms_rank_kernel<T, Key, Source>, segments * blocks, kNmsThreads, shared, source,
+                             plan, ranked, blocks, static_cast<const Key*>(keys),
+                             static_cast<const int32_t*>(indices));
+    return;
   }
-  launcher.run(&nms_keys_kernel<Source>, ceil_div(segments * count, kSpreadThreads), kSpreadThreads, source,
-               segments, count, buffers.keys, buffers.values);
-  if (kShortKeys) {
-    radix_sort(launcher, buffers, 0, segments * count, 32 + bits_of(segments));
+  const SortBuffers buffers = sort_buffers(launcher, total);
+  launcher.run(&nms_keys_kernel<Source>, ceil_div(total, kSpreadThreads), kSpreadThreads, source, segments,
+               count, buffers.keys, buffers.values);
+  if (sizeof(Score) == 4) {
+    radix_sort(launcher, buffers, 0, total, 32 + bits_of(segments));
   } else {
     for (int64_t s = 0; s < segments; ++s) radix_sort(launcher, buffers, s * count, count, 64);
   }
-  return buffers.sorted_values;
+  const int64_t blocks = std::min<int64_t>(ceil_div(count, kSpreadThreads), 64);
+  launcher.run(&nms_gather_kernel<T, Source>, segments * blocks, kSpreadThreads, source, plan, ranked, blocks,
+               static_cast<const int32_t*>(buffers.sorted_values));
 }
 
 template <typename Score, typename T, typename Source, typename Writer>
 void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& writer,
                        const NmsPlan<T>& plan) {
   const int64_t total = plan.segments * plan.count;
-  const SortBuffers ranks = sort_buffers(launcher, total);
   Ranked<T> ranked = {};
-  ranked.order = launch_rank<Score>(launcher, source, plan.segments, plan.count, ranks);
-  ranked.boxes = launcher.scratch<T>(4 * total);
-  if (Source::kGrouped) ranked.groups = launcher.scratch<int64_t>(total);
-  ranked.states = launcher.scratch<uint8_t>(2 * total);
-  ranked.index_is_kept = ranked.states + total;
-  ranked.side = 1;
+  ranked.max_cells = 1;
   if (plan.count >= kGridFrom && static_cast<double>(plan.threshold) >= kMinPruned)
-    while (ranked.side < kMaxGridSide && ranked.side * ranked.side * kBoxesPerGridCell < plan.count)
-      ++ranked.side;
-  // Bounds and the counter of blocks, which begin at 0.
-  ranked.bounds = launcher.scratch<uint64_t>(4 * plan.segments + 1);
-  ranked.next = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
-  launcher.check(
-      cudaMemsetAsync(ranked.bounds, 0, static_cast<size_t>(4 * plan.segments + 1) * 8, launcher.stream()));
-  const int64_t gather_blocks = std::min<int64_t>(ceil_div(plan.count, kSpreadThreads), 64);
-  launcher.run(&nms_gather_kernel<T, Source>, plan.segments * gather_blocks, kSpreadThreads, source, plan,
-               ranked, gather_blocks);
-  Filed<T> filed = {};
-  filed.boxes = ranked.boxes;
-  filed.groups = ranked.groups;
-  if (ranked.side > 1) {
-    const SortBuffers cells = sort_buffers(launcher, total);
-    const int64_t num_cells = plan.segments * (ranked.side * ranked.side + 1);
-    launcher.run(&nms_cells_kernel<T>, ceil_div(total, kSpreadThreads), kSpreadThreads, plan, ranked,
-                 cells.keys, cells.values);
-    radix_sort(launcher, cells, 0, total, bits_of(num_cells));
-    filed.ranks = cells.sorted_values;
-    filed.boxes = launcher.scratch<T>(4 * total);
-    if (Source::kGrouped) filed.groups = launcher.scratch<int64_t>(total);
-    filed.starts = launcher.scratch<int64_t>(num_cells + 1);
-    launcher.run(&nms_file_kernel<T>, ceil_div(total + 1, kSpreadThreads), kSpreadThreads, plan, ranked,
-                 static_cast<const uint64_t*>(cells.sorted_keys), filed);
+    ranked.max_cells = std::min(kMaxGridCells, ceil_div(plan.count, kBoxesPerGridCell));
+  for (int halvings = 0; halvings < 7; ++halvings)
+    ranked.sides[halvings] =
+        static_cast<int32_t>(std::sqrt(static_cast<double>(ranked.max_cells >> halvings)));
+  ranked.tiles = ceil_div(plan.count, kTile);
+  ranked.parts = std::max<int64_t>(1, ceil_div(plan.count, kNmsThreads));
+  const int64_t cells = ranked.max_cells > 1 ? plan.segments * ranked.max_cells : 0;
+  // What begins at 0 lies together.
+  const int64_t words = 2 * (5 * plan.segments + 1) + plan.segments * (ranked.tiles + ranked.parts) + cells;
+  int32_t* zeros = launcher.scratch<int32_t>(words);
+  launcher.check(cudaMemsetAsync(zeros, 0, static_cast<size_t>(words) * 4, launcher.stream()));
+  ranked.bounds = reinterpret_cast<uint64_t*>(zeros);
+  ranked.groups_seen = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
+  ranked.next = ranked.groups_seen + plan.segments;
+  ranked.tile_kept = reinterpret_cast<int32_t*>(ranked.next + 1);
+  ranked.part_kept = ranked.tile_kept + plan.segments * ranked.tiles;
+  if (total > 0) {
+    ranked.order = launcher.scratch<int32_t>(total);
+    ranked.boxes = launcher.scratch<T>(4 * total);
+    if (Source::kGrouped) ranked.groups = launcher.scratch<int64_t>(total);
+    ranked.states = launcher.scratch<uint8_t>(2 * total);
+    ranked.index_is_kept = ranked.states + total;
+    launch_ranking<Score>(launcher, source, plan, ranked);
+    Filed<T> filed = {};
+    if (ranked.max_cells > 1) {
+      filed.cells = launcher.scratch<int32_t>(3 * total);
+      filed.slots = filed.cells + total;
+      filed.ranks = filed.slots + total;
+      filed.counts = ranked.part_kept + plan.segments * ranked.parts;
+      filed.starts = launcher.scratch<int32_t>(cells + plan.segments);
+      filed.boxes = launcher.scratch<T>(4 * total);
+      if (Source::kGrouped) filed.groups = launcher.scratch<int64_t>(total);
+      const int64_t blocks = ceil_div(total, kSpreadThreads);
+      launcher.run(&nms_cells_kernel<T>, blocks, kSpreadThreads, plan, ranked, filed);
+      launcher.run(&nms_starts_kernel<T>, plan.segments, kNmsThreads, ranked, filed);
+      launcher.run(&nms_file_kernel<T>, blocks, kSpreadThreads, plan, ranked, filed);
+    }
+    // Where there are few tiles, each has more warps.
+    const int64_t tiles = plan.segments * ranked.tiles;
+    launcher.run(&nms_resolve_kernel<T>, tiles, tiles <= kFewTiles ? kNmsThreads : kNmsThreads / 2, plan,
+                 ranked, filed);
   }
-  launcher.run(&nms_resolve_kernel<T>, plan.segments * ceil_div(plan.count, kSpreadThreads / kWarp),
-               kSpreadThreads, plan, ranked, filed);
-  launcher.run(&nms_finish_kernel<T, Writer>, plan.segments, kNmsThreads, plan, ranked, writer);
+  launcher.run(&nms_finish_kernel<T, Writer>, plan.segments * ranked.parts, kNmsThreads, plan, ranked,
+               writer);
+  if constexpr (Writer::kWritesOthers)
+    launcher.run(&nms_others_kernel<T, Writer>, plan.segments * ranked.parts, kNmsThreads, plan, ranked,
+                 writer);
 }
 
 // Score is the type that source.score returns.

@@ -3,13 +3,13 @@
 //
 // There are two ways; greedy.cu.h chooses by the number of segments:
 //   greedy_block.cuh   one block for each segment, one launch
-//   greedy_spread.cuh  every segment spread over the whole GPU, several launches
+//   greedy_spread.cuh  every segment spread over the whole GPU, several launches (and greedy_resolve.cuh)
 //
 // A Source gives, for box i of a segment: `Score score(segment, i)`, `Box<T> box(segment, i)` and, where
 // kGrouped, `int64_t group(segment, i)`: only boxes of one group suppress each other. A Writer gets every box
 // once: `kept` with its place among the kept ones, or, where kWritesOthers, `other` with a place after them.
-// Where kWritesRanks, `ranked` gets the rank of every box by score. At the end all threads call `done` with
-// the number kept.
+// Where kWritesRanks, `ranked` gets the rank of every box by score. At the end all threads of `parts` blocks, numbered from 0, call
+// `done` with the number kept.
 #pragma once
 
 #include "common/device.cuh"

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kNmsThreads)
       writer.ranked(segment, rank, static_cast<uint32_t>(keys[rank]));
   if constexpr (Writer::kWritesOthers)
     write_others(writer, segment, count, tile.num_kept, is_kept, before, tile.sums);
-  writer.done(segment, tile.num_kept);
+  writer.done(segment, tile.num_kept, 0, 1);
 }
 
 }  // namespace ssd_ops

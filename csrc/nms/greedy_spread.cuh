@@ -1,22 +1,66 @@
 // Greedy NMS with every segment spread over the whole GPU (greedy.cuh), in these steps:
-//   nms_rank_kernel, or nms_keys_kernel and a sort   ranks by score
-//   nms_gather_kernel                                the boxes by rank
-//   nms_cells_kernel, a sort, nms_file_kernel        where it pays, the boxes by cell of a grid (prune.h)
-//   nms_resolve_kernel                               which boxes are kept
-//   nms_finish_kernel                                the output
-//
-// nms_resolve_kernel has a warp for each box, which looks through the cells that matter for boxes of higher
-// rank that overlap it. A kept one ends the search; an undecided one is waited for. Blocks take their boxes
-// in the order of rank from a counter, so whatever a warp waits for is running or done. Chains of dependence
-// are short (2 to 12 links for 1,000 to 100,000 boxes, see Blelloch et al., arXiv 1202.3205).
+//   nms_chunks_kernel and nms_rank_kernel,
+//   or nms_keys_kernel, a sort and nms_gather_kernel        the boxes by rank, that is by score
+//   nms_cells_kernel, nms_starts_kernel, nms_file_kernel    where it pays, the boxes by cell of a grid (prune.h)
+//   nms_resolve_kernel                                      which boxes are kept (greedy_resolve.cuh)
+//   nms_finish_kernel, nms_others_kernel                    the output
 #pragma once
 
-#include "common/block_sort.cuh"
 #include "nms/greedy.cuh"
 
 namespace ssd_ops {
 
 constexpr int kSpreadThreads = 256;
+constexpr int kTile = kWarp;                       // boxes, by rank, that are decided together
+constexpr int kTilesOfPart = kNmsThreads / kTile;  // a block of the finish has a thread for each box
+
+constexpr int kChunk = 256;                               // boxes that are sorted by themselves first
+constexpr int kRankedByBlock = 64;                        // boxes that one block ranks among all
+constexpr int kRankParts = kNmsThreads / kRankedByBlock;  // threads for each of them
+
+// Smaller for higher scores; the greatest of all for NaN.
+template <typename Score>
+__device__ __forceinline__ typename FloatTraits<Score>::Bits score_key(Score score) {
+  using Key = typename FloatTraits<Score>::Bits;
+  return score == score ? descending_key(score) : ~Key(0);
+}
+
+// Sorts chunks of boxes by counting: the place of a box is the number of boxes of its chunk before it. `chunks`
+// for each segment, a block each.
+template <typename Score, typename Source>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_chunks_kernel(Source source, int64_t count, int64_t chunks,
+                      typename FloatTraits<Score>::Bits* keys,  // [segments, count], chunk by chunk
+                      int32_t* indices) {                       // the same
+  using Key = typename FloatTraits<Score>::Bits;
+  constexpr int kParts = kNmsThreads / kChunk, kKeysOfPart = kChunk / kParts;
+  __shared__ Key shared[kChunk];
+  __shared__ int places[kChunk];
+  const int64_t segment = blockIdx.x / chunks, first = blockIdx.x % chunks * kChunk;
+  const int thread = static_cast<int>(threadIdx.x), own = thread % kChunk, part = thread / kChunk;
+  const int boxes = static_cast<int>(min_of<int64_t>(kChunk, count - first));
+  if (part == 0) {
+    shared[own] = own < boxes ? score_key(source.score(segment, first + own)) : ~Key(0);
+    places[own] = 0;
+  }
+  __syncthreads();
+  const Key mine = shared[own];
+  int before = 0;
+  // Before the keys of this warp equal ones count, too; after them they do not.
+  const int begin = part * kKeysOfPart, end = begin + kKeysOfPart, warps_first = own / kWarp * kWarp;
+#pragma unroll 16
+  for (int i = begin; i < min_of(end, warps_first); ++i) before += shared[i] <= mine;
+#pragma unroll 16
+  for (int i = max_of(begin, warps_first); i < min_of(end, warps_first + kWarp); ++i)
+    before += shared[i] < mine || (shared[i] == mine && i < own);
+#pragma unroll 16
+  for (int i = max_of(begin, warps_first + kWarp); i < end; ++i) before += shared[i] < mine;
+  atomicAdd(&places[own], before);
+  __syncthreads();
+  if (part != 0 || own >= boxes) return;
+  keys[segment * count + first + places[own]] = mine;
+  indices[segment * count + first + places[own]] = static_cast<int32_t>(first + own);
+}
 
 // Scores as sortable numbers; dropped ones go last. Scores of 32 bits leave room for the segment above them.
 template <typename Source>
@@ -27,45 +71,30 @@ __global__ void __launch_bounds__(kSpreadThreads)
   const int64_t at = global_index();
   if (at >= segments * count) return;
   const int64_t segment = at / count, index = at % count;
-  const auto score = source.score(segment, index);
-  uint64_t key = ~uint64_t{0};
-  if constexpr (sizeof(score) == 4) {
-    key = static_cast<uint64_t>(segment) << 32 | rank_key(score, 0) >> 32;
-  } else {
-    if (score == score) key = descending_key(score);
-  }
-  keys[at] = key;
+  const auto key = score_key(source.score(segment, index));
+  keys[at] = sizeof(key) == 4 ? static_cast<uint64_t>(segment) << 32 | key : key;
   values[at] = static_cast<int32_t>(index);
-}
-
-// The same order by one block a segment, where the keys fit in its shared memory.
-template <typename Source>
-__global__ void __launch_bounds__(kNmsThreads) nms_rank_kernel(Source source, int64_t count,
-                                                               int32_t* order) {  // [segments, count]
-  SSD_DYNAMIC_SHARED(shared);
-  uint64_t* keys = reinterpret_cast<uint64_t*>(shared);
-  const int64_t segment = blockIdx.x;
-  for (int64_t i = threadIdx.x; i < count; i += kNmsThreads) keys[i] = rank_key(source.score(segment, i), i);
-  __syncthreads();
-  block_sort(keys, static_cast<int>(count));
-  for (int64_t i = threadIdx.x; i < count; i += kNmsThreads)
-    order[segment * count + i] = static_cast<int32_t>(static_cast<uint32_t>(keys[i]));
 }
 
 constexpr uint8_t kUndecided = 0, kKept = 1, kDropped = 2;  // states of a box
 
-// All boxes in rank order, and the grid over them. side 1: no grid, boxes are looked through by rank.
+// All boxes in rank order, and what the grid over them is made from.
 template <typename T>
 struct Ranked {
-  const int32_t* order;    // [segments, count]: index of a rank
+  int32_t* order;          // [segments, count]: index of a rank
   T* boxes;                // [segments, count, 4]
   int64_t* groups;         // [segments, count], or null
   uint8_t* states;         // [segments, count]
   uint8_t* index_is_kept;  // [segments, count], by index
-  // Of the centers: left, top, right and bottom, as keys of which the greatest counts. 0 at first.
-  uint64_t* bounds;          // [segments, 4]
-  unsigned long long* next;  // [1]: the block to start, 0 at first
-  int64_t side;
+  int64_t max_cells;       // of the grid; 1: no grid, boxes are looked through by rank
+  int32_t sides[7];        // cells along one side of the grid, where groups are in 1, 2, 4 .. 64 buckets
+  int64_t tiles, parts;
+  // These are 0 at first.
+  uint64_t* bounds;  // [segments, 4]: of the centers left, top, right, bottom, as keys to be greatest
+  unsigned long long* groups_seen;  // [segments]: a bit for each number that group_hash gave
+  unsigned long long* next;         // [1]: the tile to decide
+  int32_t* tile_kept;               // [segments, tiles]: 1 + the boxes kept, once a tile is decided
+  int32_t* part_kept;               // [segments, parts]: the boxes kept among kNmsThreads of them, by index
 };
 
 __device__ __forceinline__ uint64_t ascending_key(double x) {
@@ -76,178 +105,261 @@ __device__ __forceinline__ double of_descending_key(uint64_t key) {
   return bit_cast<double>(key & kSign ? key : ~key & ~kSign);
 }
 
-template <typename T>
-__device__ __forceinline__ BoxGrid grid_of(const Ranked<T>& ranked, int64_t segment) {
-  const uint64_t* b = ranked.bounds + 4 * segment;
-  return {grid_axis(of_descending_key(b[0]), of_descending_key(~b[2]), ranked.side),
-          grid_axis(of_descending_key(b[1]), of_descending_key(~b[3]), ranked.side)};
+// 0..63, spread evenly.
+__device__ __forceinline__ int group_hash(int64_t group) {
+  return static_cast<int>(static_cast<uint64_t>(group) * 0x9e3779b97f4a7c15u >> 58);
 }
 
-// The boxes by rank, with their first states and the bounds of their centers. `blocks` for each segment.
-template <typename T, typename Source>
-__global__ void __launch_bounds__(kSpreadThreads)
-    nms_gather_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks) {
-  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  uint64_t bounds[4] = {0, 0, 0, 0};
-  for (int64_t rank = block * kSpreadThreads + threadIdx.x; rank < plan.count;
-       rank += blocks * kSpreadThreads) {
-    const int64_t at = segment * plan.count + rank, index = ranked.order[at];
-    const auto score = source.score(segment, index);
-    const Box<T> box = source.box(segment, index);
-    uint8_t state = kKept;
-    if (!(score == score) || rank >= plan.max_ranked) {
-      state = kDropped;
-    } else if (can_overlap(box, area(box))) {
-      state = kUndecided;
-      bounds[0] = max_of(bounds[0], descending_key(center_x(box)));
-      bounds[1] = max_of(bounds[1], descending_key(center_y(box)));
-      bounds[2] = max_of(bounds[2], ascending_key(center_x(box)));
-      bounds[3] = max_of(bounds[3], ascending_key(center_y(box)));
-    }
-    store_row(ranked.boxes, at, box);
-    if constexpr (Source::kGrouped) ranked.groups[at] = source.group(segment, index);
-    ranked.states[at] = state;
-    ranked.index_is_kept[segment * plan.count + index] = 0;
+// A grid of the boxes of each bucket of groups, one after another.
+struct BucketGrid {
+  BoxGrid grid;
+  int shift;  // from a hash to a bucket
+
+  template <typename T>
+  __device__ BucketGrid(const Ranked<T>& ranked, int64_t segment) {
+    const int seen = ranked.groups ? __popcll(ranked.groups_seen[segment]) : 1;
+    int halvings = 0;
+    while (2 << halvings <= seen && ranked.sides[halvings + 1] > 0) ++halvings;
+    shift = 6 - halvings;
+    const int64_t side = ranked.sides[halvings];
+    const uint64_t* b = ranked.bounds + 4 * segment;
+    grid = {grid_axis(of_descending_key(b[0]), of_descending_key(~b[2]), side),
+            grid_axis(of_descending_key(b[1]), of_descending_key(~b[3]), side)};
   }
-  if (ranked.side == 1) return;
+  __device__ int64_t first_cell(int64_t group) const {
+    return static_cast<int64_t>(group_hash(group) >> shift) * grid.rows.side * grid.rows.side;
+  }
+};
+
+// What the boxes that one thread gathers have in common.
+struct Gathered {
+  uint64_t bounds[4] = {0, 0, 0, 0};
+  uint64_t groups_seen = 0;
+};
+
+// Puts box `index` of a segment at its rank, with what can be said of it alone.
+template <typename T, typename Source>
+__device__ void gather(const Source& source, const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment,
+                       int64_t rank, int64_t index, Gathered& gathered) {
+  const int64_t at = segment * plan.count + rank;
+  const auto score = source.score(segment, index);
+  const Box<T> box = source.box(segment, index);
+  uint8_t state = kKept;
+  if (!(score == score) || rank >= plan.max_ranked) {
+    state = kDropped;
+  } else if (can_overlap(box, area(box))) {
+    state = kUndecided;
+    gathered.bounds[0] = max_of(gathered.bounds[0], descending_key(center_x(box)));
+    gathered.bounds[1] = max_of(gathered.bounds[1], descending_key(center_y(box)));
+    gathered.bounds[2] = max_of(gathered.bounds[2], ascending_key(center_x(box)));
+    gathered.bounds[3] = max_of(gathered.bounds[3], ascending_key(center_y(box)));
+  }
+  store_row(ranked.boxes, at, box);
+  if constexpr (Source::kGrouped) {
+    const int64_t group = source.group(segment, index);
+    ranked.groups[at] = group;
+    gathered.groups_seen |= uint64_t{1} << group_hash(group);
+  }
+  ranked.order[at] = static_cast<int32_t>(index);
+  ranked.states[at] = state;
+  ranked.index_is_kept[segment * plan.count + index] = 0;
+}
+
+// To the grid's bounds and groups. Called by whole warps.
+template <typename Source, typename T>
+__device__ void tell_grid(const Gathered& gathered, const Ranked<T>& ranked, int64_t segment) {
+  if (ranked.max_cells == 1) return;
   for (int side = 0; side < 4; ++side) {
-    uint64_t key = bounds[side];
+    uint64_t key = gathered.bounds[side];
     for (int step = kWarp / 2; step > 0; step /= 2) key = max_of(key, __shfl_xor_sync(kAllLanes, key, step));
     if (lane_index() == 0 && key != 0)
       atomicMax(reinterpret_cast<unsigned long long*>(&ranked.bounds[4 * segment + side]),
                 static_cast<unsigned long long>(key));
   }
+  if constexpr (Source::kGrouped) {
+    uint64_t seen = gathered.groups_seen;
+    for (int step = kWarp / 2; step > 0; step /= 2) seen |= __shfl_xor_sync(kAllLanes, seen, step);
+    if (lane_index() == 0) atomicOr(&ranked.groups_seen[segment], static_cast<unsigned long long>(seen));
+  }
 }
 
-// The cell of each box; decided boxes go to one cell past the grid, where no box looks.
-template <typename T>
-__global__ void __launch_bounds__(kSpreadThreads) nms_cells_kernel(NmsPlan<T> plan, Ranked<T> ranked,
-                                                                   uint64_t* keys,     // [segments * count]
-                                                                   int32_t* values) {  // [segments * count]
-  const int64_t at = global_index();
-  if (at >= plan.segments * plan.count) return;
-  const int64_t segment = at / plan.count, cells = ranked.side * ranked.side;
-  int64_t cell = cells;
-  if (ranked.states[at] == kUndecided) cell = grid_of(ranked, segment).cell(load_row(ranked.boxes, at));
-  keys[at] = static_cast<uint64_t>(segment * (cells + 1) + cell);
-  values[at] = static_cast<int32_t>(at % plan.count);
+// After a sort, which has the index of each rank in `sorted` [segments, count]. `blocks` for each segment.
+template <typename T, typename Source>
+__global__ void __launch_bounds__(kSpreadThreads)
+    nms_gather_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks,
+                      const int32_t* sorted) {
+  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
+  Gathered gathered;
+  for (int64_t rank = block * kSpreadThreads + threadIdx.x; rank < plan.count;
+       rank += blocks * kSpreadThreads)
+    gather(source, plan, ranked, segment, rank, sorted[segment * plan.count + rank], gathered);
+  tell_grid<Source>(gathered, ranked, segment);
 }
 
-// Boxes in the order in which nms_resolve_kernel looks through them: by cell, and in a cell by rank.
+// Ranks boxes by how many boxes of each chunk come before them, and gathers them. `blocks` for each segment; shared memory
+// holds the keys of a segment.
+template <typename T, typename Key, typename Source>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_rank_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks,
+                    const Key* chunk_keys,           // [segments, count], of nms_chunks_kernel
+                    const int32_t* chunk_indices) {  // the same
+  SSD_DYNAMIC_SHARED(shared);
+  __shared__ int ranks[kRankedByBlock];
+  Key* keys = reinterpret_cast<Key*>(shared);
+  const int64_t segment = blockIdx.x / blocks;
+  const int64_t count = plan.count;
+  const int thread = static_cast<int>(threadIdx.x), boxes = static_cast<int>(count);
+  const int mine = static_cast<int>(blockIdx.x % blocks) * kRankedByBlock + thread % kRankedByBlock;
+  const int chunks = (boxes + kChunk - 1) / kChunk;
+#pragma unroll 4
+  for (int i = thread; i < chunks * kChunk; i += kNmsThreads)
+    keys[i] = i < boxes ? chunk_keys[segment * count + i] : ~Key(0);
+  if (thread < kRankedByBlock) ranks[thread] = 0;
+  __syncthreads();
+  if (mine < boxes) {
+    const Key key = keys[mine];
+    const int own = mine / kChunk;
+    int before = 0;
+    for (int chunk = thread / kRankedByBlock; chunk < chunks; chunk += kRankParts) {
+      const Key* others = keys + chunk * kChunk;
+      int place = 0;
+      // Equal keys of an earlier chunk are of lower index.
+      for (int step = kChunk / 2; step > 0; step /= 2) {
+        const Key other = others[place + step - 1];
+        place += other < key || (other == key && chunk < own) ? step : 0;
+      }
+      const Key other = others[place];
+      place += other < key || (other == key && chunk < own);
+      before += chunk == own ? mine % kChunk : place;
+    }
+    atomicAdd(&ranks[thread % kRankedByBlock], before);
+  }
+  __syncthreads();
+  if (thread >= kRankedByBlock) return;
+  Gathered gathered;
+  if (mine < boxes)
+    gather(source, plan, ranked, segment, ranks[thread], chunk_indices[segment * count + mine], gathered);
+  tell_grid<Source>(gathered, ranked, segment);
+}
+
+// The undecided boxes by cell of the grid, in any order within a cell: nothing depends on it but the time.
 template <typename T>
 struct Filed {
-  const int32_t* ranks;  // [segments * count], or null: the order of rank
-  T* boxes;              // [segments * count, 4]
-  int64_t* groups;       // [segments * count], or null
-  int64_t* starts;       // [segments * (side * side + 1) + 1]
+  int32_t* cells;   // [segments * count], by rank: the cell of a box, -1 for a decided one
+  int32_t* slots;   // [segments * count], by rank: its place in the cell
+  int32_t* counts;  // [segments, max_cells]: boxes in a cell, 0 at first
+  int32_t* starts;  // [segments, max_cells + 1]
+  int32_t* ranks;   // [segments * count], like the next two by cell
+  T* boxes;         // [segments * count, 4]
+  int64_t* groups;  // [segments * count], or null
 };
 
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
-    nms_file_kernel(NmsPlan<T> plan, Ranked<T> ranked,
-                    const uint64_t* keys,  // [segments * count], ascending
-                    Filed<T> filed) {
-  const int64_t at = global_index(), total = plan.segments * plan.count;
-  if (at > total) return;
-  const int64_t cells = plan.segments * (ranked.side * ranked.side + 1);
-  const int64_t from = at == 0 ? 0 : static_cast<int64_t>(keys[at - 1]) + 1;
-  const int64_t to = at == total ? cells : static_cast<int64_t>(keys[at]);
-  for (int64_t cell = from; cell <= to; ++cell) filed.starts[cell] = at;
-  if (at == total) return;
-  const int64_t from_row = at / plan.count * plan.count + filed.ranks[at];
-  store_row(filed.boxes, at, load_row(ranked.boxes, from_row));
-  if (ranked.groups) filed.groups[at] = ranked.groups[from_row];
+    nms_cells_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
+  const int64_t at = global_index();
+  if (at >= plan.segments * plan.count) return;
+  filed.cells[at] = -1;
+  if (ranked.states[at] != kUndecided) return;
+  const int64_t segment = at / plan.count;
+  const BucketGrid buckets(ranked, segment);
+  const int64_t bucket = ranked.groups ? buckets.first_cell(ranked.groups[at]) : 0;
+  const int64_t cell = bucket + buckets.grid.cell(load_row(ranked.boxes, at));
+  filed.cells[at] = static_cast<int32_t>(cell);
+  filed.slots[at] = atomicAdd(&filed.counts[segment * ranked.max_cells + cell], 1);
+}
+
+// Where each cell begins. One block for each segment.
+template <typename T>
+__global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranked, Filed<T> filed) {
+  __shared__ int sums[kNmsThreads / kWarp];
+  const int64_t cells = ranked.max_cells;
+  const int32_t* counts = filed.counts + blockIdx.x * cells;
+  int32_t* starts = filed.starts + blockIdx.x * (cells + 1);
+  int filled = 0;
+  for (int64_t begin = 0; begin < cells; begin += kNmsThreads) {
+    const int64_t cell = begin + threadIdx.x;
+    int total;
+    const int before = block_exclusive_sum(cell < cells ? counts[cell] : 0, sums, total);
+    if (cell < cells) starts[cell] = filled + before;
+    filled += total;
+  }
+  if (threadIdx.x == 0) starts[cells] = filled;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
-    nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
-  __shared__ unsigned long long turn;
-  if (threadIdx.x == 0) turn = atomicAdd(ranked.next, 1ull);
-  __syncthreads();
-  // All segments advance together, each by rank.
-  const int64_t segment = static_cast<int64_t>(turn) % plan.segments;
-  const int64_t rank = static_cast<int64_t>(turn) / plan.segments * (kSpreadThreads / kWarp) + warp_index();
-  if (rank >= plan.count) return;
-  const int64_t first = segment * plan.count, me = first + rank;
-  uint8_t* states = ranked.states + first;
-  if (load_relaxed(&states[rank]) != kUndecided) return;
-  const Box<T> box = load_row(ranked.boxes, me);
-  const T box_area = area(box);
-  const int lane = lane_index();
-
-  // Looks through rows begin..end-1 of the list; true where a kept box among them suppresses this one.
-  const auto search = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row += kWarp) {
-      const int64_t at = row + lane;
-      int64_t other = plan.count;
-      if (at < end) other = filed.ranks ? filed.ranks[at] : at - first;
-      bool hit = other < rank;
-      if (ranked.groups) hit = hit && filed.groups[at] == ranked.groups[me];
-      hit = hit && suppresses(load_row(filed.boxes, at), box, box_area, plan.threshold);
-      while (true) {
-        const uint8_t state = hit ? load_relaxed(&states[other]) : kDropped;
-        if (__any_sync(kAllLanes, state == kKept)) return true;
-        if (!__any_sync(kAllLanes, state == kUndecided)) break;
-      }
-    }
-    return false;
-  };
-
-  bool dropped = false;
-  if (ranked.side == 1) {
-    dropped = search(first, me);
-  } else {
-    const BoxGrid grid = grid_of(ranked, segment);
-    const CellRange cells = grid.around(box, box_area, nms_reach(plan.threshold));
-    const int64_t own = grid.rows.cell(center_y(box));
-    const int64_t* starts = filed.starts + segment * (ranked.side * ranked.side + 1);
-    // From its own row outwards: what suppresses a box most often has its center close by.
-    for (int64_t away = 0; !dropped && (own - away >= cells.top || own + away <= cells.bottom); ++away) {
-      for (const int64_t row : {own - away, own + away}) {
-        if (dropped || row < cells.top || row > cells.bottom) continue;
-        dropped = search(starts[row * ranked.side + cells.left], starts[row * ranked.side + cells.right + 1]);
-        if (away == 0) break;
-      }
-    }
-  }
-  if (lane == 0) store_relaxed(&states[rank], dropped ? kDropped : kKept);
+    nms_file_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
+  const int64_t at = global_index();
+  if (at >= plan.segments * plan.count || filed.cells[at] < 0) return;
+  const int64_t segment = at / plan.count, first = segment * plan.count;
+  const int64_t start = segment * (ranked.max_cells + 1) + filed.cells[at];
+  const int64_t to = first + filed.starts[start] + filed.slots[at];
+  filed.ranks[to] = static_cast<int32_t>(at - first);
+  store_row(filed.boxes, to, load_row(ranked.boxes, at));
+  if (ranked.groups) filed.groups[to] = ranked.groups[at];
 }
 
-// Tells the writer what the states by rank say.
+// The sum of a value over the block; every thread has to call it.
+__device__ __forceinline__ int block_sum(int value, int* warp_sums) {
+  int total;
+  block_exclusive_sum(value, warp_sums, total);
+  return total;
+}
+
+// From states by rank to what the writer is told of the kept boxes. A block for each part of each segment.
 template <typename T, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_finish_kernel(NmsPlan<T> plan, Ranked<T> ranked, Writer writer) {
   __shared__ int sums[kNmsThreads / kWarp];
-  const int64_t segment = blockIdx.x, first = segment * plan.count;
+  const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
+  const int64_t first = segment * plan.count, rank = part * kNmsThreads + threadIdx.x;
+  const int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
+  int before = 0, all = 0;
+  for (int64_t tile = threadIdx.x; tile < ranked.tiles; tile += kNmsThreads) {
+    const int kept = tile_kept[tile] - 1;
+    all += kept;
+    before += tile < part * kTilesOfPart ? kept : 0;
+  }
+  before = block_sum(before, sums);
   const int64_t max_kept = min_of(plan.max_kept, plan.count);
-  int64_t num_kept = 0;
-  for (int64_t begin = 0; begin < plan.count; begin += kNmsThreads) {
-    const int64_t rank = begin + threadIdx.x;
-    const bool kept = rank < plan.count && ranked.states[first + rank] == kKept;
-    int total;
-    const int64_t place = num_kept + block_exclusive_sum(kept, sums, total);
-    num_kept = min_of(num_kept + total, max_kept);
-    if (rank >= plan.count) continue;
+  const int64_t num_kept = min_of<int64_t>(block_sum(all, sums), max_kept);
+  const bool kept = rank < plan.count && ranked.states[first + rank] == kKept;
+  int in_part;
+  const int64_t place = before + block_exclusive_sum(kept, sums, in_part);
+  if (rank < plan.count) {
     const int64_t index = ranked.order[first + rank];
     if constexpr (Writer::kWritesRanks) writer.ranked(segment, rank, index);
-    if (!kept || place >= max_kept) continue;
-    ranked.index_is_kept[first + index] = 1;
-    writer.kept(segment, place, index);
-  }
-  __syncthreads();
-  if constexpr (Writer::kWritesOthers) {
-    int64_t kept_before = 0;
-    for (int64_t begin = 0; begin < plan.count; begin += kNmsThreads) {
-      const int64_t index = begin + threadIdx.x;
-      const bool kept = index < plan.count && ranked.index_is_kept[first + index];
-      int total;
-      const int64_t before = kept_before + block_exclusive_sum(kept, sums, total);
-      kept_before += total;
-      if (index < plan.count && !kept) writer.other(segment, num_kept + index - before, index);
+    if (kept && place < max_kept) {
+      writer.kept(segment, place, index);
+      if constexpr (Writer::kWritesOthers) {
+        ranked.index_is_kept[first + index] = 1;
+        atomicAdd(&ranked.part_kept[segment * ranked.parts + index / kNmsThreads], 1);
+      }
     }
   }
-  writer.done(segment, num_kept);
+  writer.done(segment, num_kept, part, ranked.parts);
+}
+
+// The boxes that are not kept, by index, at the places after the kept ones. Blocks as in nms_finish_kernel.
+template <typename T, typename Writer>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_others_kernel(NmsPlan<T> plan, Ranked<T> ranked, Writer writer) {
+  __shared__ int sums[kNmsThreads / kWarp];
+  const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
+  const int64_t first = segment * plan.count, index = part * kNmsThreads + threadIdx.x;
+  const int32_t* part_kept = ranked.part_kept + segment * ranked.parts;
+  int before = 0, all = 0;
+  for (int64_t p = threadIdx.x; p < ranked.parts; p += kNmsThreads) {
+    all += part_kept[p];
+    before += p < part ? part_kept[p] : 0;
+  }
+  before = block_sum(before, sums);
+  const int64_t num_kept = block_sum(all, sums);
+  const bool kept = index < plan.count && ranked.index_is_kept[first + index];
+  int in_part;
+  before += block_exclusive_sum(kept, sums, in_part);
+  if (index < plan.count && !kept) writer.other(segment, num_kept + index - before, index);
 }
 
 }  // namespace ssd_ops

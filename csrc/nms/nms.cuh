@@ -20,18 +20,18 @@ struct BoxList {
 };
 
 struct PaddedIndices {
-  static constexpr bool kWritesOthers = true, kWritesRanks = false;
+  static constexpr bool kWritesOthers = false, kWritesRanks = false;
   int64_t count;
   int64_t *indices, *counts;  // [segments, count], [segments]
 
   __device__ void kept(int64_t segment, int64_t place, int64_t index) const {
     indices[segment * count + place] = index;
   }
-  __device__ void other(int64_t segment, int64_t place, int64_t) const {
-    indices[segment * count + place] = -1;
-  }
-  __device__ void done(int64_t segment, int64_t num_kept) const {
-    if (threadIdx.x == 0) counts[segment] = num_kept;
+  __device__ void done(int64_t segment, int64_t num_kept, int64_t part, int64_t parts) const {
+    const int64_t thread = part * blockDim.x + threadIdx.x;
+    for (int64_t place = num_kept + thread; place < count; place += parts * blockDim.x)
+      indices[segment * count + place] = -1;
+    if (thread == 0) counts[segment] = num_kept;
   }
 };
 

@@ -104,6 +104,7 @@ struct BipartiteMatch {
           Match<T> tile_best = of_tile;
           if (tile_best.iou > T(0) && row_values[tile_best.anchor] >= kTaken) {
             tile_best = best_free(t, box);
+            __syncwarp();  // all lanes have read it
             if (lane == 0) of_tile = tile_best;
           }
           match = better_of(match, tile_best);
@@ -124,6 +125,7 @@ struct BipartiteMatch {
     for (int64_t first = range.begin; first < range.end && base < problem.num_anchors; first += kWarp) {
       unsigned want =
           __ballot_sync(kAllLanes, first + lane < range.end && plan.forced[first + lane] == kFree);
+      __syncwarp();  // all lanes have read what lane 0 writes below
       while (want != 0) {
         while (free_anchors == 0 && base + kWarp < problem.num_anchors) {
           base += kWarp;

@@ -176,6 +176,9 @@ inline int __all_sync(unsigned mask, int predicate) {
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
+inline int __popcll(unsigned long long x) {
+  return __builtin_popcountll(x);
+}
 inline int __ffs(int x) {
   return __builtin_ffs(x);
 }

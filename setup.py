@@ -263,6 +263,12 @@ def main() -> None:
             # One folder for all kinds of builds, so that only what has changed is compiled again. The
             # objects of box_iou.cpp and box_iou.cu are both called box_iou.o.
             common, self.build_temp = self.build_temp, str(OBJECTS / ext.name)
+            if ext.name == "ssd_ops._C_cuda":
+                # Beside a CPU-only torch, torch's ninja file does not know the headers of .cu files.
+                newest = max(os.path.getmtime(ROOT / header) for header in ext.depends)
+                for made in (OBJECTS / ext.name).rglob("*.o"):
+                    if made.stat().st_mtime < newest:
+                        made.unlink()
             super().build_extension(ext)
             self.build_temp = common
 

@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check -q
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 IN_PEERS := PYTHONPATH=$(CURDIR) $(PEERS)/bin/python
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # Of what the compiler says, a line a file; if it fails, its last lines.
 define show_progress
@@ -56,7 +56,7 @@ lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
 peers: $(VENV)/built $(PEERS)/tools ## what needs torchvision: its tests, and that the benchmarks' rivals agree
 	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of it
-	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -rs -n $(WORKERS) tests/integrations tests/test_docs.py \
+	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -n $(WORKERS) tests/integrations tests/test_docs.py \
 		tests/test_house.py tests/tinyssd/test_coco.py
 	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-disable
 

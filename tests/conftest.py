@@ -51,9 +51,8 @@ def pytest_deselected(items):
 
 
 def pytest_sessionfinish(session):
-    if hasattr(
-        session.config, "workeroutput"
-    ):  # a worker of pytest-xdist, whose output nobody sees
+    # A worker of pytest-xdist, whose output nobody sees.
+    if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
 
 
@@ -64,6 +63,10 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
     if left_out := config.stash[LEFT_OUT]:
         terminalreporter.write_line(f"{left_out.total()} slow tests are left to `make test-all`:")
         for file, count in sorted(left_out.items()):

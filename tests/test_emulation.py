@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,38 @@ def run_mining(
     env = {**sanitize.environment(kind), "SSD_OPS_EMULATED": str(library)}
     code = CALLS.format(tests=str(ROOT / "tests"))
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def emulation() -> ctypes.CDLL:
+    """The library that holds the emulation, with its handles for tests."""
+    backends.load()
+    (path,) = (path for path in torch.ops.loaded_libraries if "emulat" in Path(path).name)
+    return ctypes.CDLL(path)
+
+
+def test_a_failed_launch_leaves_no_error_behind():
+    """A CUDA error stays until it is asked for: the next call, a valid one, must not meet it."""
+    boxes, scores = cases.boxes(300), cases.scores(300)
+    expected = ssd_ops.nms(boxes, scores, 0.5)
+    handles = emulation()
+    with backends.active("emulated"):
+        for launch in (1, 2, 3):
+            handles.emulation_fail_launch(launch)
+            with pytest.raises(RuntimeError, match="nms: CUDA said: invalid configuration"):
+                ssd_ops.nms(boxes, scores, 0.5)
+            assert torch.equal(ssd_ops.nms(boxes, scores, 0.5), expected)
+
+
+def test_no_call_lowers_what_another_may_ask_for():
+    """Two threads launch one kernel with different sizes: its limit has to serve both."""
+    handles = emulation()
+    with backends.active("emulated"):
+        # The keys of so many boxes need more than the 48 KB that any kernel may have.
+        for count in (6400, 7400, 6200, 7000):
+            boxes = torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64).repeat(count, 1)
+            scores = torch.rand(count, dtype=torch.float64)
+            assert ssd_ops.nms(boxes, scores, 0.5).tolist() == [int(scores.argmax())]
+    assert handles.emulation_lowered_attributes() == 0
 
 
 SELECT, MINING = "common/block_select.cuh", "mining/hard_negative_mining.cuh"

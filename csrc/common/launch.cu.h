@@ -4,7 +4,9 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <mutex>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "common/device.cuh"
@@ -51,9 +53,7 @@ class Launcher {
     if (blocks > std::numeric_limits<int32_t>::max())
       fail("the arguments must need fewer than 2^31 blocks of threads, got ", blocks);
     constexpr int64_t kWithoutAsking = 48 * 1024;
-    if (shared_bytes > kWithoutAsking)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes)));
+    if (shared_bytes > kWithoutAsking) allow_shared(kernel);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -63,8 +63,11 @@ class Launcher {
     check(cudaGetLastError());
   }
 
+  // Also forgets the error, which the next call of the runtime would meet otherwise.
   void check(cudaError_t error) const {
-    if (error != cudaSuccess) fail("CUDA said: ", cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();
+    fail("CUDA said: ", cudaGetErrorString(error));
   }
 
   // An error of this op: "op: argument must be X, got Y".
@@ -91,6 +94,19 @@ class Launcher {
   }
 
  private:
+  // Lets a kernel ask for all the dynamic shared memory there is. Once for each device, and always the same: a
+  // thread that needs less must not take from one that needs more.
+  template <typename... Parameters>
+  void allow_shared(void (*kernel)(Parameters...)) const {
+    static std::mutex mutex;
+    static std::set<std::pair<void (*)(Parameters...), int>> allowed;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (allowed.count({kernel, device()})) return;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_limit())));
+    allowed.insert({kernel, device()});
+  }
+
   int device() const { return like_.is_cuda() ? like_.get_device_index() : 0; }
 
   const char* op_;

@@ -64,16 +64,29 @@ struct cudaLaunchConfig_t {
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
+namespace emulation {
+
+// As on a GPU, an error stays until cudaGetLastError is asked for it.
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+inline cudaError_t failed() {
+  return last_error = cudaErrorInvalidConfiguration;
+}
+
+}  // namespace emulation
+
 inline cudaError_t cudaGetLastError() {
-  return cudaSuccess;
+  return std::exchange(emulation::last_error, cudaSuccess);
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = emulation::kSharedLimit;
   return cudaSuccess;
 }
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
-  return bytes > emulation::kSharedLimit ? cudaErrorInvalidConfiguration : cudaSuccess;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::kSharedLimit) return emulation::failed();
+  emulation::set_shared_attribute(reinterpret_cast<const void*>(kernel), bytes);
+  return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   std::memset(to, value, bytes);
@@ -94,8 +107,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   // The limits of a GPU hold here too.
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
       block.x * block.y * block.z == 0 || block.x * block.y * block.z > 1024 ||
-      config->dynamicSmemBytes > emulation::kSharedLimit)
-    return cudaErrorInvalidConfiguration;
+      !emulation::may_launch(reinterpret_cast<const void*>(kernel), config->dynamicSmemBytes))
+    return emulation::failed();
   std::tuple<void (*)(Parameters...), std::tuple<Parameters...>> call(
       kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...));
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel parameters are 4 KB at most");

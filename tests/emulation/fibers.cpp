@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 
 #ifdef EMULATION_TSAN
@@ -280,6 +281,37 @@ const uint64_t* warp_exchange(unsigned mask, uint64_t value) {
 }
 
 }  // namespace emulation
+
+namespace {
+
+std::mutex attributes_mutex;
+std::map<const void*, int> shared_attributes;
+int lowered_attributes = 0;
+int launches_until_failure = 0;  // 0: none is to fail
+
+}  // namespace
+
+void emulation::set_shared_attribute(const void* kernel, int bytes) {
+  const std::lock_guard lock(attributes_mutex);
+  int& now = shared_attributes[kernel];
+  lowered_attributes += bytes < now;
+  now = bytes;
+}
+
+bool emulation::may_launch(const void* kernel, size_t shared_bytes) {
+  const std::lock_guard lock(attributes_mutex);
+  if (launches_until_failure > 0 && --launches_until_failure == 0) return false;
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  return shared_bytes <= kWithoutAsking || shared_bytes <= static_cast<size_t>(shared_attributes[kernel]);
+}
+
+// For the tests.
+extern "C" __attribute__((visibility("default"))) void emulation_fail_launch(int number) {
+  launches_until_failure = number;
+}
+extern "C" __attribute__((visibility("default"))) int emulation_lowered_attributes() {
+  return lowered_attributes;
+}
 
 // torch without CUDA has no current CUDA stream; the emulation has only one.
 extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -31,6 +31,11 @@ void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*),
 // The running block's memory of `shared_bytes`, filled with garbage when the block begins.
 unsigned char* dynamic_shared();
 
+// The dynamic shared memory that a kernel may ask for, an attribute that it keeps from one call to the next.
+void set_shared_attribute(const void* kernel, int bytes);
+// Whether a launch has what it asks for; false also where a test wants it to fail.
+bool may_launch(const void* kernel, size_t shared_bytes);
+
 void block_barrier();
 
 // Waits for the lanes of `mask`, and returns what each of the 32 lanes gave, for the lanes in `mask`.

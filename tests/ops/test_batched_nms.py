@@ -134,8 +134,10 @@ def test_layouts_and_dtypes():
         compare(args[0].to(first), args[1].to(second), args[2], 0.4)
 
 
-def test_no_boxes():
-    kept = ssd_ops.batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), 0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_boxes(dtype):
+    boxes, scores = torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype)
+    kept = ssd_ops.batched_nms(boxes, scores, torch.zeros(0).long(), 0.5)
     assert kept.shape == (0,) and kept.dtype == torch.int64
 
 

@@ -136,11 +136,11 @@ def test_it_finds_what_multibox_detection_finds():
         assert torch.equal(found.scores[image, :count], rows[image, :count, 1])
 
 
-def test_empty():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_empty(dtype):
     for images, anchors in ((0, 5), (2, 0)):
-        got = ssd_ops.detect(
-            torch.rand(images, anchors, 3), torch.rand(images, anchors, 4), torch.rand(anchors, 4)
-        )
+        shapes = (images, anchors, 3), (images, anchors, 4), (anchors, 4)
+        got = ssd_ops.detect(*(torch.rand(shape, dtype=dtype) for shape in shapes))
         assert got.boxes.shape == (images, 200, 4) and got.counts.eq(0).all()
         assert got.labels.eq(-1).all() and got.boxes.eq(0).all()
 

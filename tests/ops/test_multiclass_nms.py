@@ -123,12 +123,13 @@ def test_it_is_batched_nms_of_each_image():
         assert torch.equal(got[2][image, :count], classes[kept])
 
 
-def test_empty():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_empty(dtype):
     for images, count, classes in ((0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)):
-        got = ssd_ops.multiclass_nms(
-            torch.rand(images, count, 4), torch.rand(images, count, classes), max_detections=3
-        )
-        assert got.boxes.shape == (images, 3, 4)
+        boxes = torch.rand(images, count, 4, dtype=dtype)
+        scores = torch.rand(images, count, classes, dtype=dtype)
+        got = ssd_ops.multiclass_nms(boxes, scores, max_detections=3)
+        assert got.boxes.shape == (images, 3, 4) and got.boxes.dtype == dtype
         assert got.labels.eq(-1).all() and got.indices.eq(-1).all() and got.counts.eq(0).all()
 
 

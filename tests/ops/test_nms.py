@@ -249,9 +249,14 @@ def test_layouts():
     )
 
 
-def test_no_boxes():
-    kept = ssd_ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_boxes(dtype):
+    kept = ssd_ops.nms(torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), 0.5)
     assert kept.shape == (0,) and kept.dtype == torch.int64
+    for images in (0, 3):
+        empty = torch.zeros(images, 0, 4, dtype=dtype), torch.zeros(images, 0, dtype=dtype)
+        indices, counts = ssd_ops.nms_padded(*empty, 0.5)
+        assert indices.shape == (images, 0) and counts.tolist() == [0] * images
 
 
 @pytest.mark.slow_emulated

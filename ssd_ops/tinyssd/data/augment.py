@@ -21,8 +21,8 @@ def augment(
     """A batch with some images mirrored and recoloured, and their boxes with them.
 
     Args:
-        images: uint8 ``[B, 3, H, W]``; labels: ``[B, G, 5]`` rows in fractions of the image, class
-            -1 padding. Neither is changed in place.
+        images: uint8 ``[B, 3, H, W]``; not changed in place, like labels.
+        labels: ``[B, G, 5]`` rows in fractions of the image, class -1 padding.
         settings: its `flip`, `flip_vertical` and `jitter`.
         rng: where the choices come from.
         part, in_all: which images these are of a batch of how many, where processes share it; the

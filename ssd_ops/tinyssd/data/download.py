@@ -26,9 +26,8 @@ def download_bananas(
 
     Args:
         folder: where ``bananas_train`` and ``bananas_val`` go. It must not exist, or be empty.
-        url: a zip archive with both, or with one folder that holds both; http or https. The default
-            is the archive published with the book.
-        sha1: the checksum of the archive, 40 hexadecimal digits; the default is the book's.
+        url: a zip archive with both, or with one folder that holds both; http or https.
+        sha1: the checksum of the archive, 40 hexadecimal digits.
         timeout: seconds to wait for the server, at each step.
 
     Raises:
@@ -38,10 +37,6 @@ def download_bananas(
         ImportError: pooch is not installed.
 
     Source: Dive into Deep Learning, section 14.6.1.
-
-    Example:
-        >>> download_bananas("bananas")  # doctest: +SKIP
-        PosixPath('bananas')
     """
     try:
         import pooch

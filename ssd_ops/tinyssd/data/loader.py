@@ -39,15 +39,12 @@ class Loader:
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
-            ``images`` and ``labels`` tensors, as `BananaDetection` has.
+            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError.
         preprocess: of the model; its size is that of the batches.
         workers: processes, where images are not kept; 0 decodes in this one.
         cache_gb: the most that kept images may take.
         device: where kept images go.
         seed: of transforms.
-
-    Raises:
-        ValueError: an empty set.
 
     Example:
         >>> from types import SimpleNamespace

@@ -34,15 +34,6 @@ def apply_transforms(
 
     Raises:
         DataError: the transform fails, or returns something else.
-
-    Example:
-        >>> def mirror(image, boxes, labels):
-        ...     x1, y1, x2, y2 = boxes.unbind(1)
-        ...     return image.flip(2), torch.stack((8 - x2, y1, 8 - x1, y2), 1), labels
-        >>> _, rows = apply_transforms(mirror, torch.zeros(3, 8, 8, dtype=torch.uint8),
-        ...                            torch.tensor([[1, 0.0, 0.25, 0.5, 1.0]]))
-        >>> rows
-        tensor([[1.0000, 0.5000, 0.2500, 1.0000, 1.0000]])
     """
     rows = rows[rows[:, 0] >= 0]
     height, width = image.shape[1:]
@@ -86,8 +77,9 @@ def seeded(*numbers: int) -> Iterator[None]:
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     states = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
-        for start in (torch.default_generator.manual_seed, np.random.seed, random.seed):
-            start(seed)
+        torch.default_generator.manual_seed(seed)  # not those of the GPUs, as torch.manual_seed
+        np.random.seed(seed)
+        random.seed(seed)
         try:
             yield
         finally:

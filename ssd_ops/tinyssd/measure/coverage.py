@@ -70,13 +70,7 @@ def suggest(
     Args:
         boxes: ``[N, 4]`` xyxy, in fractions of the input, N at least 1.
         maps: of `feature_maps`.
-        sizes: of each scale, as for `TinySSD`, like `ratios`; the search starts there.
-        ratios: see there.
-
-    Example:
-        >>> boxes = torch.tensor([[0.3, 0.3, 0.5, 0.4], [0.6, 0.1, 0.7, 0.15]])
-        >>> suggest(boxes, [torch.zeros(1, 1, 8, 8)], [[0.9, 0.95]], [[1.0, 2.0]]).ious.mean() > 0.2
-        tensor(True)
+        sizes, ratios: of each scale, as for `TinySSD`; the search starts there.
     """
     sample = boxes[torch.linspace(0, len(boxes) - 1, min(SAMPLE, len(boxes))).long()]
     new_sizes, new_ratios = [list(row) for row in sizes], [list(row) for row in ratios]

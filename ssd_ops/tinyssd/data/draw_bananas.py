@@ -88,10 +88,6 @@ def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImag
     Args:
         seed, split, number: what it is drawn from; `split` is the name of its folder.
         size: height and width in pixels.
-
-    Example:
-        >>> draw_image(0, "bananas_val", 0, 64).image.shape
-        (64, 64, 3)
     """
     rng = np.random.default_rng([seed, *split.encode(), number])
     image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), int(rng.integers(4)))

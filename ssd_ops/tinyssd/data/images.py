@@ -34,11 +34,6 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: the file is missing, not an image, cut off, or has more than `MAX_PIXELS` pixels,
             which is seen before it is decoded; the message is the reason alone.
-
-    Example:
-        >>> read_image("nowhere.png")
-        Traceback (most recent call last):
-        ssd_ops.tinyssd.data.images.DataError: no such file
     """
     return _open(path, decode=True)
 

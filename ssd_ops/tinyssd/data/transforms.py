@@ -66,13 +66,6 @@ def seeded(*numbers: int) -> Iterator[None]:
     """Within the block, torch, numpy and Python draw random numbers that follow from `numbers`.
 
     After the block, the generators stand where they stood before it.
-
-    Example:
-        >>> with seeded(7, 1):
-        ...     one = torch.rand(3)
-        >>> with seeded(7, 1):
-        ...     bool((torch.rand(3) == one).all())
-        True
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     states = np.random.get_state(), random.getstate()

@@ -108,21 +108,22 @@ def draw_grid(
             _draw_box(image, box, GT, 1)
         boxes, given = _boxes(detection.boxes) * scale, (detection.scores, detection.labels)
         _draw_detections(image, boxes, *given, class_names, threshold)
-    columns, width = min(columns, len(tiles)), max(image.width for image in tiles) + GAP
+    width, line = max(image.width for image in tiles), 0 if titles is None else LINE
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    below = GAP + (LINE if titles is not None else 0)
-    heights = [max(image.height for image in row) + below for row in rows]
+    heights = [max(image.height for image in row) + line + GAP for row in rows]
     tops = list(accumulate(heights, initial=GAP))
-    size = GAP + columns * width, tops[-1] + (LINE + GAP if gt_boxes is not None else 0)
+    size = (
+        GAP + len(rows[0]) * (width + GAP),
+        tops[-1] + (LINE + GAP if gt_boxes is not None else 0),
+    )
     sheet = pillow().new("RGB", size, "white")
     for index, image in enumerate(tiles):
-        row, column = divmod(index, columns)
-        # In a cell of its own, which cuts a title that is too long.
-        cell = pillow().new("RGB", (width - GAP, heights[row]), "white")
-        cell.paste(image)
-        if titles is not None:
-            _draw_text(cell, lines[index], (0, image.height + LINE - 1), 12, "white", DARK)
-        sheet.paste(cell, (GAP + column * width, tops[row]))
+        left, top = GAP + index % columns * (width + GAP), tops[index // columns]
+        sheet.paste(image, (left, top))
+        # In an image of its own, which cuts a title that is too long.
+        title = pillow().new("RGB", (width, line), "white")
+        _draw_text(title, lines[index], (0, line - 1), 12, "white", DARK)
+        sheet.paste(title, (left, top + image.height))
     if gt_boxes is not None:
         called, bottom = legend or f"found, score >= {threshold:g}", tops[-1] + LINE
         right = _draw_text(sheet, called, (GAP, bottom), 12, COLOURS[0])

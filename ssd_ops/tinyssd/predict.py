@@ -99,11 +99,6 @@ def predict_batch(
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
             whatever their classes. None, the default: ``model.nms_threshold``, or else 0.5.
-
-    Example:
-        >>> from ssd_ops.tinyssd.model import TinySSD
-        >>> len(predict_batch(TinySSD(), torch.zeros(2, 3, 64, 96, dtype=torch.uint8)))
-        2
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")

@@ -76,8 +76,6 @@ class BananaDetection(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, rows = self.images[index], self.labels[index]
-        if self.transforms is None:
-            return image, rows
         return apply_transforms(self.transforms, image, rows, self.names[index])
 
 

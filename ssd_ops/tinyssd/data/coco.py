@@ -22,7 +22,8 @@ class CocoDetection(Dataset):
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
     y1, x2, y2), corners in fractions of the image, cut at the border; G may be 0. Classes are
-    numbered from 0 by the ids of their categories. All but the pixels is checked at once.
+    numbered from 0 by the ids of their categories. All but the pixels is checked when the
+    set is opened.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.
@@ -76,8 +77,6 @@ class CocoDetection(Dataset):
         except DataError as error:
             self._check(False, name, "must be a readable image", error)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        if self.transforms is None:
-            return image, self.rows[index]
         return apply_transforms(self.transforms, image, self.rows[index], name)
 
     def _check(self, right: bool, entry: str, wanted: str, got: object) -> None:

@@ -70,11 +70,11 @@ def as_image(op: str, image: Any) -> Tensor:
         raise TypeError(f"{wanted} a path, an array or a tensor, got {type(image).__name__}")
     shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
     if isinstance(image, Tensor):
-        what, good = "uint8 or float tensor [3, H, W]", shape[:1] == [3]
-        good = good and (dtype == "uint8" or image.is_floating_point())
+        what, channels = "uint8 or float tensor [3, H, W]", shape[:1]
+        good = dtype == "uint8" or image.is_floating_point()
     else:
-        what, good = "uint8 array [H, W, 3]", shape[2:] == [3] and dtype == "uint8"
-    if not good or len(shape) != 3 or 0 in shape:
+        what, channels, good = "uint8 array [H, W, 3]", shape[2:], dtype == "uint8"
+    if not good or len(shape) != 3 or channels != [3] or 0 in shape:
         raise ValueError(f"{wanted} a {what}, got {dtype} {shape}")
     if isinstance(image, Tensor):
         return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,14 +46,6 @@ class Loader:
         cache_gb: the most that kept images may take.
         device: where kept images go.
         seed: of transforms.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.2, 0.2, 0.6, 0.6]]]))
-        >>> loader = Loader(one, Preprocess(size=(4, 4)))
-        >>> [batch.images.shape for batch in loader.batches([[0, 0, 0]])]
-        [torch.Size([3, 3, 4, 4])]
     """
 
     def __init__(
@@ -68,9 +61,9 @@ class Loader:
         self.examples, self.workers = _Examples(dataset, preprocess, seed), workers
         if not len(self.examples):
             raise ValueError("data: a set must hold an image at least, got none")
-        size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
-        if size <= cache_gb * 1e9 and self.examples.transforms is None:
+        bytes_needed = 3 * math.prod(preprocess.size) * len(self.examples)
+        if bytes_needed <= cache_gb * 1e9 and self.examples.transforms is None:
             images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 

@@ -1,4 +1,4 @@
-"""Transforms of examples, and the random numbers that they draw."""
+"""Changes of examples and of training batches, and the random numbers that they draw."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.settings import Settings
 
 Transforms = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def apply_transforms(
-    transforms: Transforms, image: Tensor, rows: Tensor, name: str = "an image"
+    transforms: Transforms | None, image: Tensor, rows: Tensor, name: str = "an image"
 ) -> tuple[Tensor, Tensor]:
     """An example as a transform leaves it: a uint8 image ``[3, H, W]`` and its rows ``[G, 5]``.
 
@@ -27,7 +28,7 @@ def apply_transforms(
     Args:
         transforms: called with the image, boxes ``[G, 4]`` xyxy in pixels and labels ``[G]`` int64;
             returns the same three, of any size and count. torchvision's v2 transforms fit: where it
-            is in use, image and boxes come as its ``tv_tensors``.
+            is in use, image and boxes come as its ``tv_tensors``. None changes nothing.
         image: uint8 ``[3, H, W]``.
         rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; class -1 is padding.
         name: of the image, for errors.
@@ -35,6 +36,8 @@ def apply_transforms(
     Raises:
         DataError: the transform fails, or returns something else.
     """
+    if transforms is None:
+        return image, rows
     rows = rows[rows[:, 0] >= 0]
     height, width = image.shape[1:]
     boxes, labels = rows[:, 1:] * rows.new_tensor([width, height] * 2), rows[:, 0].long()
@@ -59,6 +62,46 @@ def apply_transforms(
     boxes = (boxes / boxes.new_tensor([width, height] * 2)).clamp(0, 1)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return image, torch.cat((labels[:, None].float(), boxes), dim=1)[kept]
+
+
+def augment(
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    part: slice = slice(None),
+    in_all: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch with some images mirrored and recoloured, and their boxes with them.
+
+    Args:
+        images: uint8 ``[B, 3, H, W]``; not changed in place, like labels.
+        labels: ``[B, G, 5]`` rows in fractions of the image, class -1 padding.
+        settings: its `flip`, `flip_vertical` and `jitter`.
+        rng: where the choices come from.
+        part, in_all: which images these are of a batch of how many, where processes share it; the
+            choices are those that one process would make. The default: all.
+
+    Returns:
+        Images in 0..255, uint8 or, recoloured, float32, and labels.
+    """
+    count = len(images) if in_all is None else in_all
+    for chance, low, high, axis in ((settings.flip, 1, 3, -1), (settings.flip_vertical, 2, 4, -2)):
+        if not chance:
+            continue
+        chosen = torch.from_numpy(rng.random(count) < chance)[part].to(images.device)
+        images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
+        mirrored = labels.clone()
+        mirrored[..., low], mirrored[..., high] = 1 - labels[..., high], 1 - labels[..., low]
+        real = chosen[:, None] & (labels[..., 0] >= 0)
+        labels = torch.where(real[..., None], mirrored, labels)
+    if settings.jitter:
+        shape = (2, count, 3, 1, 1)
+        draws = rng.uniform(-settings.jitter, settings.jitter, shape).astype(np.float32)
+        scale, shift = torch.from_numpy(draws)[:, part].to(images.device)
+        images = (images * (1 + scale) + 255 * shift).clamp(0, 255)
+    return images, labels
 
 
 @contextmanager

@@ -112,10 +112,7 @@ def draw_grid(
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(image.height for image in row) + line + GAP for row in rows]
     tops = list(accumulate(heights, initial=GAP))
-    size = (
-        GAP + len(rows[0]) * (width + GAP),
-        tops[-1] + (LINE + GAP if gt_boxes is not None else 0),
-    )
+    size = GAP + len(rows[0]) * (width + GAP), tops[-1] + (0 if gt_boxes is None else LINE + GAP)
     sheet = pillow().new("RGB", size, "white")
     for index, image in enumerate(tiles):
         left, top = GAP + index % columns * (width + GAP), tops[index // columns]

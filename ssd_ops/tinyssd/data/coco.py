@@ -22,8 +22,7 @@ class CocoDetection(Dataset):
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
     y1, x2, y2), corners in fractions of the image, cut at the border; G may be 0. Classes are
-    numbered from 0 by the ids of their categories. All but the pixels is checked when the
-    set is opened.
+    numbered from 0 by the ids of their categories. Everything but pixels is checked at once.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.

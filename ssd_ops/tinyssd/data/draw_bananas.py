@@ -83,12 +83,7 @@ def make_bananas(
 
 
 def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImage:
-    """One image of a set, with the box and the mask of its banana.
-
-    Args:
-        seed, split, number: what it is drawn from; `split` is the name of its folder.
-        size: height and width in pixels.
-    """
+    """One image of a set, of `size` x `size` pixels; `split` is the name of its folder."""
     rng = np.random.default_rng([seed, *split.encode(), number])
     image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), int(rng.integers(4)))
     across = _axes(rng, size)[0] / size

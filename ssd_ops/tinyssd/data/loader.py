@@ -71,7 +71,8 @@ class Loader:
         return len(self.examples)
 
     def _keep(self, size: tuple[int, int]) -> Batch:
-        images, labels = _tensors(self.examples.dataset)
+        dataset = self.examples.dataset
+        images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
         images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
@@ -119,7 +120,7 @@ class Loader:
 
 def check_set(name: str, dataset: Any) -> None:
     """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
-    images, labels = _tensors(dataset)
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
@@ -130,10 +131,6 @@ def check_set(name: str, dataset: Any) -> None:
     if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
         wanted = f"[{len(images)}, G, 5]"
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
-
-
-def _tensors(dataset: Any) -> tuple[Tensor | None, Tensor | None]:
-    return getattr(dataset, "images", None), getattr(dataset, "labels", None)
 
 
 class _Examples(Dataset):

@@ -47,8 +47,8 @@ def apply_transforms(
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     wanted = "data: transforms must return"
     try:
-        parts = transforms(image, boxes, labels)
-        image, boxes, labels = (torch.as_tensor(part).as_subclass(Tensor) for part in parts)
+        changed = map(torch.as_tensor, transforms(image, boxes, labels))
+        image, boxes, labels = (tensor.as_subclass(Tensor) for tensor in changed)
         boxes, labels = boxes.float().reshape(-1, 4), labels.long()
     except Exception as error:
         got = f"{type(error).__name__} for {name}: {error}"

@@ -79,6 +79,7 @@ def test_an_image_comes_as_path_array_or_tensor(tmp_path):
         "string": str(tmp_path / "image.png"),
         "array": image,
         "tensor": torch.from_numpy(image).permute(2, 0, 1),
+        "float": torch.from_numpy(image).permute(2, 0, 1).float(),
     }
     boxes, scores = torch.tensor([[10.2, 20.7, 50.1, 40.4]]), torch.tensor([0.95])
     drawn = [

@@ -117,10 +117,11 @@ def draw_grid(
     for index, image in enumerate(tiles):
         left, top = GAP + index % columns * (width + GAP), tops[index // columns]
         sheet.paste(image, (left, top))
-        # In an image of its own, which cuts a title that is too long.
-        title = pillow().new("RGB", (width, line), "white")
-        _draw_text(title, lines[index], (0, line - 1), 12, "white", DARK)
-        sheet.paste(title, (left, top + image.height))
+        if titles is not None:
+            # In an image of its own, which cuts a title that is too long.
+            title = pillow().new("RGB", (width, line), "white")
+            _draw_text(title, lines[index], (0, line - 1), 12, "white", DARK)
+            sheet.paste(title, (left, top + image.height))
     if gt_boxes is not None:
         called, bottom = legend or f"found, score >= {threshold:g}", tops[-1] + LINE
         right = _draw_text(sheet, called, (GAP, bottom), 12, COLOURS[0])

@@ -36,13 +36,6 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` is there, and is not an empty folder.
         OSError: it cannot be written.
-
-    Example:
-        >>> target = Path(tempfile.mkdtemp()) / "a" / "b"
-        >>> with new_folder(target) as folder:
-        ...     _ = (folder / "note.txt").write_text("whole")
-        >>> [file.name for file in target.iterdir()]
-        ['note.txt']
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.data.images import DataError, read_image
+from ssd_ops.tinyssd.data.images import as_image
 
 # The chapter's: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
@@ -99,11 +99,6 @@ def predict_batch(
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
             whatever their classes. None, the default: ``model.nms_threshold``, or else 0.5.
-
-    Example:
-        >>> from ssd_ops.tinyssd.model import TinySSD
-        >>> len(predict_batch(TinySSD(), torch.zeros(2, 3, 64, 96, dtype=torch.uint8)))
-        2
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
@@ -124,18 +119,13 @@ def predict(
     """Detections of one image of any size, in its own pixels.
 
     Args:
-        model: as for `predict_batch`.
-        image: the path of an image (this needs Pillow; transparency is dropped), a uint8 array
-            ``[H, W, 3]`` RGB, or a tensor ``[3, H, W]`` RGB, uint8 or float in 0..255. It is
-            stretched to the input size, or put within grey bars if the model was trained so.
-        score_threshold: as for `predict_batch`. The chapter draws what is at 0.9 or above.
-        nms_threshold: as for `predict_batch`.
+        model, score_threshold, nms_threshold: as for `predict_batch`.
+        image: a path, an array or a tensor as for `as_image`. It is stretched to the input size, or
+            put within grey bars if the model was trained so.
 
-    Raises:
-        ValueError, TypeError: not such an image.
-        FileNotFoundError: no file at the path.
+    Raises: as `as_image`.
 
-    Source: Dive into Deep Learning, section 14.7.3.
+    Source: Dive into Deep Learning, section 14.7.3, which draws what has a score of 0.9 or above.
 
     Example:
         >>> from ssd_ops.tinyssd.model import TinySSD
@@ -144,30 +134,4 @@ def predict(
         4
     """
     options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
-    return predict_batch(model, _to_tensor(image)[None], **options)[0]
-
-
-def _to_tensor(image: Any) -> Tensor:
-    """A path, an array or a tensor as one `[3, H, W]` tensor."""
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            return torch.from_numpy(read_image(image)).permute(2, 0, 1)
-        except DataError as error:
-            if not os.path.exists(image):
-                raise FileNotFoundError(f"predict: image must be a file, got {image}") from None
-            wanted, got = "a file that Pillow can read", f"{image} ({error})"
-            raise ValueError(f"predict: image must be {wanted}, got {got}") from None
-    if not isinstance(image, np.ndarray | Tensor):
-        wanted, got = "a path, an array or a tensor", type(image).__name__
-        raise TypeError(f"predict: image must be {wanted}, got {got}")
-    shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
-    if isinstance(image, np.ndarray):
-        wanted, good = "a uint8 array [H, W, 3]", dtype == "uint8" and shape[2:] == [3]
-    else:
-        wanted, good = "a uint8 or float tensor [3, H, W]", shape[:1] == [3]
-        good = good and (dtype == "uint8" or image.is_floating_point())
-    if not good or len(shape) != 3 or 0 in shape:
-        raise ValueError(f"predict: image must be {wanted}, got {dtype} {shape}")
-    if isinstance(image, Tensor):
-        return image
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return predict_batch(model, as_image("predict", image)[None], **options)[0]

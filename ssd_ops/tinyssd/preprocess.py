@@ -25,12 +25,6 @@ class Preprocess:
             divided by. The defaults leave the channels as they are, as the chapter does.
         letterbox: keep the shape of an image, in the middle of grey bars; False, the default,
             stretches it to `size`.
-
-    Example:
-        >>> Preprocess(size=(64, 64), mean=(128,) * 3, std=(64,) * 3)(
-        ...     torch.full((1, 3, 32, 48), 255, dtype=torch.uint8)
-        ... ).unique()
-        tensor([1.9844])
     """
 
     size: tuple[int, int] = (256, 256)
@@ -42,10 +36,9 @@ class Preprocess:
         """Scaled images, float32 ``[B, 3, *size]``, from ``[B, 3, H, W]`` in 0..255, any dtype."""
         images = self.fit(images).float()
         # Nothing to do where it would change nothing: the chapter's network takes 0..255.
-        if any(self.mean):
-            images = images - _channels(self.mean, images.device)
-        if set(self.std) != {1.0}:
-            images = images / _channels(self.std, images.device)
+        if any(self.mean) or set(self.std) != {1.0}:
+            mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
+            images = (images - mean) / std
         return images
 
     def fit(self, images: Tensor) -> Tensor:

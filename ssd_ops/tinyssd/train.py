@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from ssd_ops.tinyssd import checkpoint, distributed
-from ssd_ops.tinyssd.data.augment import augment
 from ssd_ops.tinyssd.data.loader import Loader, check_set
+from ssd_ops.tinyssd.data.transforms import augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure.evaluate import evaluate
 from ssd_ops.tinyssd.model import TinySSD

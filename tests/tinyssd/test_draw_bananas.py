@@ -1,11 +1,6 @@
 """The drawn sets: their format, their boxes, and that a seed says all."""
 
-import contextlib
 import csv
-import multiprocessing
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -74,43 +69,6 @@ def test_a_seed_says_all(small, tmp_path):
     assert len(set(images.values())) == 6
 
 
-def test_processes_draw_what_one_alone_does(tmp_path, monkeypatch):
-    settings = {"train": 30, "val": 3, "size": 64, "seed": 5}
-    monkeypatch.setattr(bananas, "_processors", lambda: 1)
-    alone = files(make_bananas(tmp_path / "alone", **settings))
-    monkeypatch.setattr(bananas, "_processors", lambda: 2)
-    here, draw = os.getpid(), bananas.draw_image
-
-    def elsewhere(*job):
-        assert os.getpid() != here, "drawn here"
-        return draw(*job)
-
-    monkeypatch.setattr(bananas, "draw_image", elsewhere)
-    assert files(make_bananas(tmp_path / "two", **settings)) == alone
-    assert len(alone) == 35
-
-
-def test_a_script_without_main_guard_may_call_it(tmp_path):
-    lines = (
-        "from ssd_ops.tinyssd.data import draw_bananas as bananas",
-        "bananas._processors = lambda: 2",
-        "print(bananas.make_bananas('set', train=31, val=1, size=64))",
-    )
-    (tmp_path / "script.py").write_text("\n".join(lines))
-    root = Path(bananas.__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "set\n"), done.stderr
-    assert len(files(tmp_path / "set")) == 34
-
-
 @pytest.mark.parametrize("size", [64, 100, 256])
 def test_boxes_are_those_of_the_pixels_that_the_banana_covers(monkeypatch, size):
     """Two images, of a black and a white banana, differ by how much of a pixel it covers."""
@@ -164,42 +122,15 @@ def test_a_set_that_was_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_while_processes_draw_ends_them_and_leaves_nothing(tmp_path, monkeypatch):
-    class Bar(contextlib.nullcontext):
-        count = 0
+@pytest.mark.parametrize("owner, name", [(Image.Image, "save"), (Path, "write_text")])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, owner, name):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
 
-        def update(self, _):
-            self.count += 1
-            if self.count == 5:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(bananas, "_processors", lambda: 2)
-    monkeypatch.setattr(bananas, "progress_bar", lambda *_: Bar(Bar()))
-    with pytest.raises(KeyboardInterrupt):
-        make_bananas(tmp_path / "in" / "set", train=40, val=1, size=64)
-    assert list(tmp_path.iterdir()) == []
-    assert multiprocessing.active_children() == []
-
-
-def full(*_):
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("processors", [1, 2])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, processors):
-    monkeypatch.setattr(bananas, "_processors", lambda: processors)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(owner, name, full)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        make_bananas(tmp_path / "set", train=40, val=1, size=64)
+        make_bananas(tmp_path / "set", train=3, val=1, size=64)
     assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_that_dies_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(bananas, "_processors", lambda: 2)
-    monkeypatch.setattr(bananas, "draw_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RuntimeError, match="worker"):
-        make_bananas(tmp_path / "set", train=40, val=1, size=64)
     assert list(tmp_path.iterdir()) == []
 
 

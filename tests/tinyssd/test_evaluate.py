@@ -194,7 +194,7 @@ def test_predictions_are_those_of_predict_batch(small):
         (torch.zeros(3, 0, 8), ValueError, r"got float32 \[3, 0, 8\]"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "got int64"),
         (7, TypeError, "must be a path, an array or a tensor, got int"),
-        ("no/such/file.png", FileNotFoundError, "must be a file, got no/such/file.png"),
+        ("no/such/file.png", FileNotFoundError, "must be a readable file, got no/such/file.png"),
     ],
 )
 def test_bad_images(small, image, error, message):
@@ -205,7 +205,7 @@ def test_bad_images(small, image, error, message):
 def test_a_file_that_is_not_an_image(small, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("not an image")
-    with pytest.raises(ValueError, match=r"image must be a file that Pillow can read, got"):
+    with pytest.raises(ValueError, match=r"image must be a readable file, got"):
         predict(small, path)
 
 

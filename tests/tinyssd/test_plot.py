@@ -79,6 +79,7 @@ def test_an_image_comes_as_path_array_or_tensor(tmp_path):
         "string": str(tmp_path / "image.png"),
         "array": image,
         "tensor": torch.from_numpy(image).permute(2, 0, 1),
+        "float": torch.from_numpy(image).permute(2, 0, 1).float(),
     }
     boxes, scores = torch.tensor([[10.2, 20.7, 50.1, 40.4]]), torch.tensor([0.95])
     drawn = [
@@ -170,7 +171,7 @@ def test_boxes_over_the_border_and_beyond(tmp_path):
         ((grey()[..., 0], []), r"got uint8 \[100, 140\]"),
         ((grey()[:0], []), r"got uint8 \[0, 140, 3\]"),
         ((grey().transpose(2, 0, 1), []), r"got uint8 \[3, 100, 140\]"),
-        ((torch.from_numpy(grey()), []), r"got torch.uint8 \[100, 140, 3\]"),
+        ((torch.from_numpy(grey()), []), r"got uint8 \[100, 140, 3\]"),
         ((grey(), [[1, 2, 3]]), r"boxes must be \[K, 4\], got \[1, 3\]"),
         ((grey(), [1, 2, 3, 4]), r"boxes must be \[K, 4\], got \[4\]"),
         ((grey(), [[1, 2, 3, 4]], [0.9, 0.9]), r"scores must be \[1\] like the boxes, got \[2\]"),

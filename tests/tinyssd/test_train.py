@@ -17,8 +17,7 @@ from ssd_ops import ops
 from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.checkpoint import load
-from ssd_ops.tinyssd.data.augment import augment
-from ssd_ops.tinyssd.data.transforms import apply_transforms
+from ssd_ops.tinyssd.data.transforms import apply_transforms, augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.loss import LossOptions, MultiBoxLoss
 from ssd_ops.tinyssd.model import TinySSD

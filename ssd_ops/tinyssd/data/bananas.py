@@ -45,19 +45,10 @@ class BananaDetection(Dataset):
         class_names: ``["banana"]``, or numbered names where the file has more classes.
 
     Raises:
-        DataError: a file is missing or malformed, a box leaves its image, or sizes differ; the
-            message names file and line.
+        DataError: a file is missing or malformed, a box leaves its image, or sizes differ.
         ImportError: Pillow is not installed.
 
     Source: Dive into Deep Learning, section 14.6.
-
-    Example:
-        >>> import tempfile
-        >>> from ssd_ops.tinyssd.data.draw_bananas import make_bananas
-        >>> folder = make_bananas(Path(tempfile.mkdtemp()) / "set", train=2, val=1, size=64)
-        >>> image, labels = BananaDetection(folder, "val")[0]
-        >>> image.shape, labels.shape
-        (torch.Size([3, 64, 64]), torch.Size([1, 5]))
     """
 
     def __init__(
@@ -85,8 +76,6 @@ class BananaDetection(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, rows = self.images[index], self.labels[index]
-        if self.transforms is None:
-            return image, rows
         return apply_transforms(self.transforms, image, rows, self.names[index])
 
 
@@ -156,7 +145,6 @@ def _read_images(folder: Path, groups: dict[str, list[_Row]]) -> Tensor:
 
 
 def _labels(groups: dict[str, list[_Row]], height: int, width: int) -> Tensor:
-    scale = torch.tensor([1, width, height, width, height], dtype=torch.float64)
     for row in itertools.chain(*groups.values()):
         x1, y1, x2, y2 = row.box
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
@@ -164,7 +152,6 @@ def _labels(groups: dict[str, list[_Row]], height: int, width: int) -> Tensor:
                 f"{row.where}: the box must lie in the {width} x {height} pixels of {row.name} "
                 f"with xmin < xmax and ymin < ymax, got {', '.join(f'{v:g}' for v in row.box)}"
             )
-    tables = [
-        scale.new_tensor([[r.label, *r.box] for r in rows]) / scale for rows in groups.values()
-    ]
-    return pad_sequence([table.float() for table in tables], True, -1.0)
+    scale = torch.tensor([1, width, height, width, height], dtype=torch.float64)
+    tables = [scale.new_tensor([[r.label, *r.box] for r in rows]) for rows in groups.values()]
+    return pad_sequence([(table / scale).float() for table in tables], True, -1.0)

@@ -1,4 +1,4 @@
-"""Reads detection sets in COCO's JSON format: any classes, any number of boxes, any sizes."""
+"""Reads detection sets in the JSON format of cocodataset.org: any classes, counts and sizes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ class CocoDetection(Dataset):
     """Images and boxes of one annotation file; each image is decoded when it is taken.
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
-    y1, x2, y2), corners in fractions of the image, in the file's order; G may be 0. Classes are
-    numbered from 0 by the ids of their categories. Boxes are cut at the border. Image files that
-    are missing or of another size are found when the set is opened.
+    y1, x2, y2), corners in fractions of the image, cut at the border; G may be 0. Classes are
+    numbered from 0 by the ids of their categories. Everything but pixels is checked at once.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.
@@ -34,9 +33,7 @@ class CocoDetection(Dataset):
         transforms: changes an example whenever it is taken, see `apply_transforms`.
 
     Attributes:
-        names: the file names, in the order of the file.
-        sizes: (height, width) of each image.
-        rows: what ``dataset[i]`` returns of the boxes, before `transforms`.
+        names, sizes, rows: of each image, its file name, (height, width) and untransformed rows.
         class_names: the category names.
         dropped: how many boxes were left out: ``{"crowd": ..., "degenerate": ...}``; a degenerate box
             has no width or height within the image.
@@ -44,22 +41,6 @@ class CocoDetection(Dataset):
     Raises:
         DataError: a file is missing or malformed; the message names file and entry.
         ImportError: Pillow is not installed.
-
-    Source: the format is that of cocodataset.org.
-
-    Example:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> Image.new("RGB", (40, 20)).save(folder / "a.png")
-        >>> _ = (folder / "set.json").write_text(json.dumps({
-        ...     "images": [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}],
-        ...     "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 10]}],
-        ...     "categories": [{"id": 3, "name": "cup"}],
-        ... }))
-        >>> dataset = CocoDetection(folder / "set.json")
-        >>> dataset.class_names, dataset[0][1]
-        (['cup'], tensor([[0.0000, 0.2500, 0.2500, 0.7500, 0.7500]]))
     """
 
     def __init__(
@@ -95,8 +76,6 @@ class CocoDetection(Dataset):
         except DataError as error:
             self._check(False, name, "must be a readable image", error)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        if self.transforms is None:
-            return image, self.rows[index]
         return apply_transforms(self.transforms, image, self.rows[index], name)
 
     def _check(self, right: bool, entry: str, wanted: str, got: object) -> None:

@@ -12,6 +12,7 @@ from ssd_ops.tinyssd.files import new_folder
 
 BANANAS_URL = "http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip"
 BANANAS_SHA1 = "5de26c8fce5ccdea9f91267273464dc968d20d72"
+TIMEOUT = 30.0  # seconds to wait for the server, at each step
 SPLITS = ("bananas_train", "bananas_val")
 
 
@@ -20,16 +21,13 @@ def download_bananas(
     *,
     url: str = BANANAS_URL,
     sha1: str = BANANAS_SHA1,
-    timeout: float = 30.0,
 ) -> Path:
     """Download the published banana set (1,000 and 100 images); the folder it lies in comes back.
 
     Args:
         folder: where ``bananas_train`` and ``bananas_val`` go. It must not exist, or be empty.
-        url: a zip archive with both, or with one folder that holds both; http or https. The default
-            is the archive published with the book.
-        sha1: the checksum of the archive, 40 hexadecimal digits; the default is the book's.
-        timeout: seconds to wait for the server, at each step.
+        url: a zip archive with both, or with one folder that holds both; http or https.
+        sha1: the checksum of the archive, 40 hexadecimal digits.
 
     Raises:
         DataError: the server does not answer, the archive is not the expected one, or the folder
@@ -38,17 +36,13 @@ def download_bananas(
         ImportError: pooch is not installed.
 
     Source: Dive into Deep Learning, section 14.6.1.
-
-    Example:
-        >>> download_bananas("bananas")  # doctest: +SKIP
-        PosixPath('bananas')
     """
     try:
         import pooch
     except ImportError:
         raise ImportError("download_bananas: pooch is needed: pip install ssd_ops[train]") from None
     wanted = f"download_bananas: {url} must"
-    download = pooch.HTTPDownloader(timeout=timeout, chunk_size=1 << 20)
+    download = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 20)
     try:
         with new_folder(folder) as target:
             archive, unpacked = target.with_name("archive.zip"), target.with_name("unpacked")

@@ -7,16 +7,11 @@ rotation on a busy background, among things that are round, yellow or bent, but 
 from __future__ import annotations
 
 import colorsys
-import io
 import os
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from ssd_ops.tinyssd.data.bananas import HEADER
 from ssd_ops.tinyssd.data.images import pillow
@@ -72,65 +67,28 @@ def make_bananas(
         if type(value) is not int or value < low:
             wanted = f"a whole number of at least {low}"
             raise ValueError(f"make_bananas: {name} must be {wanted}, got {value!r}")
-    pillow()
-    counts = {"bananas_train": train, "bananas_val": val}
-    jobs: Any = [(split, number) for split, count in counts.items() for number in range(count)]
-    workers = min(len(jobs) // 16, _processors())
-    drawn = DataLoader(
-        jobs,
-        batch_size=None,
-        collate_fn=partial(_draw_png, seed, size),
-        num_workers=workers if workers > 1 else 0,
-        # A spawned process would run the caller's script once more, which fails where it has no
-        # main guard. Forked ones are safe here: they use numpy and Pillow, on one thread.
-        multiprocessing_context="fork" if workers > 1 else None,
-        # For seeds that nobody uses: without it, torch draws them from the caller's generator.
-        generator=torch.Generator(),
-    )
-    tables = dict.fromkeys(counts, ",".join(HEADER) + "\n")
-    with new_folder(folder) as aside, progress_bar(len(jobs), "drawing", progress) as bar:
-        for split in tables:
-            (aside / split / "images").mkdir(parents=True)
-        for (split, number), (png, box) in zip(jobs, drawn, strict=True):
-            (aside / split / "images" / f"{number}.png").write_bytes(png)
-            tables[split] += f"{number}.png,0,{','.join(map(str, box))}\n"
-            bar.update(1)
-        for split, table in tables.items():
-            (aside / split / "label.csv").write_text(table, newline="\n")
+    image_module = pillow()
+    with new_folder(folder) as aside, progress_bar(train + val, "drawing", progress) as bar:
+        for split, count in (("bananas_train", train), ("bananas_val", val)):
+            images, table = aside / split / "images", [",".join(HEADER)]
+            images.mkdir(parents=True)
+            for number in range(count):
+                image, box, _ = draw_image(seed, split, number, size)
+                # Higher levels take much longer and save little: the noise does not compress.
+                image_module.fromarray(image).save(images / f"{number}.png", compress_level=1)
+                table.append(f"{number}.png,0,{','.join(map(str, box))}")
+                bar.update(1)
+            (aside / split / "label.csv").write_text("\n".join([*table, ""]), newline="\n")
     return Path(folder)
 
 
-def _processors() -> int:
-    """How many processors may draw: those of this process where it can be forked, else one."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-
-
-def _draw_png(seed: int, size: int, job: tuple[str, int]) -> tuple[bytes, tuple[int, ...]]:
-    image, box, _ = draw_image(seed, *job, size)
-    file = io.BytesIO()
-    # Higher levels take much longer and save little: the noise does not compress.
-    pillow().fromarray(image).save(file, "png", compress_level=1)
-    return file.getvalue(), box
-
-
 def draw_image(seed: int, split: str, number: int, size: int = 256) -> DrawnImage:
-    """One image of a set, with the box and the mask of its banana.
-
-    Args:
-        seed, split, number: what it is drawn from; `split` is the name of its folder.
-        size: height and width in pixels.
-
-    Example:
-        >>> draw_image(0, "bananas_val", 0, 64).image.shape
-        (64, 64, 3)
-    """
+    """One image of a set, of `size` x `size` pixels; `split` is the name of its folder."""
     rng = np.random.default_rng([seed, *split.encode(), number])
     image = np.rot90(_pick(rng, (_cloth, _wood))(rng, size), int(rng.integers(4)))
-    if rng.random() < 0.5:
-        image = _heap(rng, image)
     across = _axes(rng, size)[0] / size
     image = (image * (1 + rng.uniform(0, 0.6) * across)[..., None]).astype(np.float32)  # a lamp
-    for _ in range(rng.integers(0, 6)):
+    for _ in range(rng.integers(0, 9)):
         _paste(rng, image, *_distractor(rng, size))
     alpha, colours = _banana(rng, size)
     x1, y1, x2, y2 = _tight_box(alpha > 0)
@@ -215,34 +173,12 @@ def _wood(rng: Random, size: int) -> Array:
     return _ramp(grain, [light * rng.uniform(0.25, 0.7), light])
 
 
-def _heap(rng: Random, image: Array) -> Array:
-    """The image under leaves, or flat things of all colours, one over the other."""
-    from PIL import ImageDraw
-
-    size, photo = len(image), pillow().fromarray((180 * image).astype(np.uint8))
-    draw, count = ImageDraw.Draw(photo), int(rng.integers(30, 250))
-    hues = _pick(rng, ((0, 1), (0.2, 0.42)))
-    for number in range(count):
-        angle, long, slim = rng.uniform((0, 0.02, 0.15), (2 * np.pi, 1.4 / np.sqrt(count), 0.6))
-        along = long * np.array([np.cos(angle), np.sin(angle)])
-        axes = np.array([along, slim * along[::-1] * (-1, 1)])
-        corners = size * (rng.random(2) + _pick(rng, (LEAF, BOARD)) @ axes)
-        colour = 255 * _colour(rng, hues, (0.1, 0.8)) * (0.4 + 0.6 * number / count)
-        draw.polygon(corners.ravel().tolist(), tuple(colour.astype(int).tolist()))
-    image = _blur(np.asarray(photo) / 255, rng.uniform(0.2, 1.5))
-    return image * (0.75 + 0.5 * _noise(rng, size, 6, 6))[..., None]
-
-
-LEAF = np.array([(-1, 0), (-0.3, 1), (0.4, 0.8), (1, 0), (0.4, -0.8), (-0.3, -1)])
-BOARD = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
-
-
 def _shade(rng: Random, colour: Array, nx: Array, ny: Array, gloss: float) -> Array:
     """Colours of a surface with the given normals, under a lamp above: Lambert's law, a highlight."""
-    x, y, z = rng.uniform((-0.8, -1, 0.6), (0.8, 0.1, 1.2))
+    lamp = rng.uniform((-0.8, -1, 0.6), (0.8, 0.1, 1.2))
     nz = np.sqrt((1 - nx * nx - ny * ny).clip(0, 1))
-    # Summed here: a matrix product would start threads, which a forked process must not.
-    lambert = ((nx * x + ny * y + nz * z) / np.hypot(np.hypot(x, y), z)).clip(0, 1)[..., None]
+    lambert = np.stack((nx, ny, nz), axis=-1) @ (lamp / np.linalg.norm(lamp))
+    lambert = lambert.clip(0, 1)[..., None]
     return colour * (0.38 + 0.72 * lambert) + gloss * lambert**24
 
 

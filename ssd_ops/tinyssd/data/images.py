@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 MAX_PIXELS = 64_000_000  # of one image: more is taken for a decompression bomb
 
@@ -32,11 +34,6 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: the file is missing, not an image, cut off, or has more than `MAX_PIXELS` pixels,
             which is seen before it is decoded; the message is the reason alone.
-
-    Example:
-        >>> read_image("nowhere.png")
-        Traceback (most recent call last):
-        ssd_ops.tinyssd.data.images.DataError: no such file
     """
     return _open(path, decode=True)
 
@@ -44,6 +41,44 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of an image, from the head of its file; errors as of `read_image`."""
     return _open(path, decode=False)
+
+
+def as_image(op: str, image: Any) -> Tensor:
+    """A tensor ``[3, H, W]``, RGB in 0..255, of an image given as path, array or tensor.
+
+    Args:
+        op: what errors start with.
+        image: a path; a uint8 array ``[H, W, 3]``; or a tensor ``[3, H, W]``, uint8 or float, which
+            comes back as it is.
+
+    Raises:
+        ValueError, TypeError: not such an image.
+        FileNotFoundError: no file at the path.
+
+    Example:
+        >>> as_image("predict", np.zeros((48, 60, 3), np.uint8)).shape
+        torch.Size([3, 48, 60])
+    """
+    wanted = f"{op}: image must be"
+    if isinstance(image, str | os.PathLike):
+        try:
+            image = read_image(image)
+        except DataError as error:
+            kind = ValueError if os.path.exists(image) else FileNotFoundError
+            raise kind(f"{wanted} a readable file, got {image} ({error})") from None
+    if not isinstance(image, np.ndarray | Tensor):
+        raise TypeError(f"{wanted} a path, an array or a tensor, got {type(image).__name__}")
+    shape, dtype = list(image.shape), str(image.dtype).removeprefix("torch.")
+    if isinstance(image, Tensor):
+        what, channels = "uint8 or float tensor [3, H, W]", shape[:1]
+        good = dtype == "uint8" or image.is_floating_point()
+    else:
+        what, channels, good = "uint8 array [H, W, 3]", shape[2:], dtype == "uint8"
+    if not good or len(shape) != 3 or channels != [3] or 0 in shape:
+        raise ValueError(f"{wanted} a {what}, got {dtype} {shape}")
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
 
 def _open(path: str | os.PathLike[str], *, decode: bool) -> Any:

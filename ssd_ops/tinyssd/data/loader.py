@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,23 +40,12 @@ class Loader:
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
-            ``images`` and ``labels`` tensors, as `BananaDetection` has.
+            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError.
         preprocess: of the model; its size is that of the batches.
         workers: processes, where images are not kept; 0 decodes in this one.
         cache_gb: the most that kept images may take.
         device: where kept images go.
         seed: of transforms.
-
-    Raises:
-        ValueError: an empty set.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> one = SimpleNamespace(images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-        ...                       labels=torch.tensor([[[0.0, 0.2, 0.2, 0.6, 0.6]]]))
-        >>> loader = Loader(one, Preprocess(size=(4, 4)))
-        >>> [batch.images.shape for batch in loader.batches([[0, 0, 0]])]
-        [torch.Size([3, 3, 4, 4])]
     """
 
     def __init__(
@@ -71,9 +61,9 @@ class Loader:
         self.examples, self.workers = _Examples(dataset, preprocess, seed), workers
         if not len(self.examples):
             raise ValueError("data: a set must hold an image at least, got none")
-        size = 3 * preprocess.size[0] * preprocess.size[1] * len(self.examples)
         self.kept: Batch | None = None
-        if size <= cache_gb * 1e9 and self.examples.transforms is None:
+        bytes_needed = 3 * math.prod(preprocess.size) * len(self.examples)
+        if bytes_needed <= cache_gb * 1e9 and self.examples.transforms is None:
             images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 
@@ -81,7 +71,8 @@ class Loader:
         return len(self.examples)
 
     def _keep(self, size: tuple[int, int]) -> Batch:
-        images, labels = _tensors(self.examples.dataset)
+        dataset = self.examples.dataset
+        images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
         if images is not None and labels is not None and images.shape[2:] == size:
             return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
         images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
@@ -129,7 +120,7 @@ class Loader:
 
 def check_set(name: str, dataset: Any) -> None:
     """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
-    images, labels = _tensors(dataset)
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     if images is None or labels is None:
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
@@ -140,10 +131,6 @@ def check_set(name: str, dataset: Any) -> None:
     if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
         wanted = f"[{len(images)}, G, 5]"
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
-
-
-def _tensors(dataset: Any) -> tuple[Tensor | None, Tensor | None]:
-    return getattr(dataset, "images", None), getattr(dataset, "labels", None)
 
 
 class _Examples(Dataset):

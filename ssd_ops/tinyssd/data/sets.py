@@ -38,11 +38,6 @@ def open_set(
 
     Raises:
         DataError: there is no set, more than one that fits, or a bad one.
-
-    Example:
-        >>> open_set("nowhere", "val")
-        Traceback (most recent call last):
-        ssd_ops.tinyssd.data.images.DataError: data: nowhere must be a folder or a COCO JSON file, got neither
     """
     path = Path(path)
     if path.is_file():

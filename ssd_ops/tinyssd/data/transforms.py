@@ -1,4 +1,4 @@
-"""Transforms of examples, and the random numbers that they draw."""
+"""Changes of examples and of training batches, and the random numbers that they draw."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.settings import Settings
 
 Transforms = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def apply_transforms(
-    transforms: Transforms, image: Tensor, rows: Tensor, name: str = "an image"
+    transforms: Transforms | None, image: Tensor, rows: Tensor, name: str = "an image"
 ) -> tuple[Tensor, Tensor]:
     """An example as a transform leaves it: a uint8 image ``[3, H, W]`` and its rows ``[G, 5]``.
 
@@ -27,23 +28,16 @@ def apply_transforms(
     Args:
         transforms: called with the image, boxes ``[G, 4]`` xyxy in pixels and labels ``[G]`` int64;
             returns the same three, of any size and count. torchvision's v2 transforms fit: where it
-            is in use, image and boxes come as its ``tv_tensors``.
+            is in use, image and boxes come as its ``tv_tensors``. None changes nothing.
         image: uint8 ``[3, H, W]``.
         rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; class -1 is padding.
         name: of the image, for errors.
 
     Raises:
         DataError: the transform fails, or returns something else.
-
-    Example:
-        >>> def mirror(image, boxes, labels):
-        ...     x1, y1, x2, y2 = boxes.unbind(1)
-        ...     return image.flip(2), torch.stack((8 - x2, y1, 8 - x1, y2), 1), labels
-        >>> _, rows = apply_transforms(mirror, torch.zeros(3, 8, 8, dtype=torch.uint8),
-        ...                            torch.tensor([[1, 0.0, 0.25, 0.5, 1.0]]))
-        >>> rows
-        tensor([[1.0000, 0.5000, 0.2500, 1.0000, 1.0000]])
     """
+    if transforms is None:
+        return image, rows
     rows = rows[rows[:, 0] >= 0]
     height, width = image.shape[1:]
     boxes, labels = rows[:, 1:] * rows.new_tensor([width, height] * 2), rows[:, 0].long()
@@ -53,8 +47,8 @@ def apply_transforms(
         boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     wanted = "data: transforms must return"
     try:
-        parts = transforms(image, boxes, labels)
-        image, boxes, labels = (torch.as_tensor(part).as_subclass(Tensor) for part in parts)
+        changed = map(torch.as_tensor, transforms(image, boxes, labels))
+        image, boxes, labels = (tensor.as_subclass(Tensor) for tensor in changed)
         boxes, labels = boxes.float().reshape(-1, 4), labels.long()
     except Exception as error:
         got = f"{type(error).__name__} for {name}: {error}"
@@ -70,24 +64,58 @@ def apply_transforms(
     return image, torch.cat((labels[:, None].float(), boxes), dim=1)[kept]
 
 
+def augment(
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    part: slice = slice(None),
+    in_all: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch with some images mirrored and recoloured, and their boxes with them.
+
+    Args:
+        images: uint8 ``[B, 3, H, W]``; not changed in place, like labels.
+        labels: ``[B, G, 5]`` rows in fractions of the image, class -1 padding.
+        settings: its `flip`, `flip_vertical` and `jitter`.
+        rng: where the choices come from.
+        part, in_all: which images these are of a batch of how many, where processes share it; the
+            choices are those that one process would make. The default: all.
+
+    Returns:
+        Images in 0..255, uint8 or, recoloured, float32, and labels.
+    """
+    count = len(images) if in_all is None else in_all
+    for chance, low, high, axis in ((settings.flip, 1, 3, -1), (settings.flip_vertical, 2, 4, -2)):
+        if not chance:
+            continue
+        chosen = torch.from_numpy(rng.random(count) < chance)[part].to(images.device)
+        images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
+        mirrored = labels.clone()
+        mirrored[..., low], mirrored[..., high] = 1 - labels[..., high], 1 - labels[..., low]
+        real = chosen[:, None] & (labels[..., 0] >= 0)
+        labels = torch.where(real[..., None], mirrored, labels)
+    if settings.jitter:
+        shape = (2, count, 3, 1, 1)
+        draws = rng.uniform(-settings.jitter, settings.jitter, shape).astype(np.float32)
+        scale, shift = torch.from_numpy(draws)[:, part].to(images.device)
+        images = (images * (1 + scale) + 255 * shift).clamp(0, 255)
+    return images, labels
+
+
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Within the block, torch, numpy and Python draw random numbers that follow from `numbers`.
 
     After the block, the generators stand where they stood before it.
-
-    Example:
-        >>> with seeded(7, 1):
-        ...     one = torch.rand(3)
-        >>> with seeded(7, 1):
-        ...     bool((torch.rand(3) == one).all())
-        True
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     states = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
-        for start in (torch.default_generator.manual_seed, np.random.seed, random.seed):
-            start(seed)
+        torch.default_generator.manual_seed(seed)  # not those of the GPUs, as torch.manual_seed
+        np.random.seed(seed)
+        random.seed(seed)
         try:
             yield
         finally:

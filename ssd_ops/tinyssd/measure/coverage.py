@@ -32,21 +32,23 @@ def boxes_of(dataset: Any, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     The set has ``labels`` and ``images`` as a banana set, or ``rows`` and ``sizes`` as a COCO set; no
     image is decoded. One without ground truths is a ValueError.
     """
-    listed = hasattr(dataset, "rows")
-    gts = dataset.rows if listed else dataset.labels
-    sizes = dataset.sizes if listed else [dataset.images.shape[2:]] * len(gts)
+    if hasattr(dataset, "rows"):
+        gts, sizes = dataset.rows, dataset.sizes
+    else:
+        gts, sizes = dataset.labels, [dataset.images.shape[2:]] * len(dataset.labels)
     boxes = [preprocess.to_input(r[:, 1:], *size) for r, size in zip(gts, sizes, strict=True)]
     classes = torch.cat([rows[:, 0] for rows in gts])
-    if not (classes >= 0).any():
+    real = classes >= 0
+    if not real.any():
         raise ValueError("anchors: the set must hold a ground truth at least, got none")
-    return torch.cat(boxes)[classes >= 0], classes[classes >= 0].long()
+    return torch.cat(boxes)[real], classes[real].long()
 
 
 def feature_maps(model: TinySSD) -> list[Tensor]:
     """Empty maps ``[1, 1, H, W]`` of the sizes that the model's scales have at its input size."""
     with inference(model) as device:
         maps = model.feature_maps(torch.zeros(1, 3, *model.preprocess.size, device=device))
-        return [torch.zeros(1, 1, *fmap.shape[-2:]) for fmap in maps]
+    return [torch.zeros(1, 1, *fmap.shape[-2:]) for fmap in maps]
 
 
 def best_ious(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -70,36 +72,27 @@ def suggest(
     Args:
         boxes: ``[N, 4]`` xyxy, in fractions of the input, N at least 1.
         maps: of `feature_maps`.
-        sizes: of each scale, as for `TinySSD`, like `ratios`; the search starts there.
-        ratios: see there.
-
-    Example:
-        >>> boxes = torch.tensor([[0.3, 0.3, 0.5, 0.4], [0.6, 0.1, 0.7, 0.15]])
-        >>> suggest(boxes, [torch.zeros(1, 1, 8, 8)], [[0.9, 0.95]], [[1.0, 2.0]]).ious.mean() > 0.2
-        tensor(True)
+        sizes, ratios: of each scale, as for `TinySSD`; the search starts there.
     """
     sample = boxes[torch.linspace(0, len(boxes) - 1, min(SAMPLE, len(boxes))).long()]
     new_sizes, new_ratios = [list(row) for row in sizes], [list(row) for row in ratios]
 
-    def reached(scale: int) -> Tensor:
-        anchors = ops.multibox_prior(maps[scale], new_sizes[scale], new_ratios[scale])
-        return best_ious(sample, anchors)
-
     # Scale by scale, [scales, N], so that a change costs the anchors of its own scale alone.
-    ious = torch.stack([reached(scale) for scale in range(len(maps))])
+    scales = list(zip(maps, new_sizes, new_ratios, strict=True))
+    rows = [(n, row) for n, (_, *pair) in enumerate(scales) for row in pair]
+    places = [(n, row, place) for n, row in rows for place in range(len(row))]
+    ious = torch.stack([best_ious(sample, ops.multibox_prior(*scale)) for scale in scales])
     before, now = None, _worth(ious)
     while before != now:
         before = now
-        for scale, rows in product(range(len(maps)), (new_sizes, new_ratios)):
-            row = rows[scale]
-            for place, factor in product(range(len(row)), FACTORS):
-                kept, row[place] = row[place], max(0.001, round(row[place] * factor, 3))
-                changed = ious.clone()
-                changed[scale] = reached(scale)
-                if _worth(changed) > now:
-                    ious, now = changed, _worth(changed)
-                else:
-                    row[place] = kept
+        for (number, row, place), factor in product(places, FACTORS):
+            kept, row[place] = row[place], max(0.001, round(row[place] * factor, 3))
+            changed = ious.clone()
+            changed[number] = best_ious(sample, ops.multibox_prior(*scales[number]))
+            if _worth(changed) > now:
+                ious, now = changed, _worth(changed)
+            else:
+                row[place] = kept
     anchors = ops.multibox_priors(maps, new_sizes, new_ratios)
     return Suggestion(new_sizes, new_ratios, best_ious(boxes, anchors))
 

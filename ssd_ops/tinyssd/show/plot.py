@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_ops.tinyssd.data.images import DataError, pillow, read_image
+from ssd_ops.tinyssd.data.images import as_image, pillow
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD
 
@@ -39,11 +39,10 @@ def draw_detections(
 ) -> Path:
     """Write an image, at its own size, with boxes and their scores; the file's path comes back.
 
-    Lines and letters grow with the image. A label stands on its box, at the border of the image
-    where there is no room. Of overlapping labels that of the highest score is on top.
+    Lines and letters grow with the image. Of overlapping labels that of the highest score is on top.
 
     Args:
-        image: the path of an image, a uint8 array ``[H, W, 3]`` or a uint8 tensor ``[3, H, W]``, RGB.
+        image: a path, an array or a tensor, as for `as_image`.
         boxes: ``[K, 4]``, xyxy in pixels, cut at the border; one outside, or with NaN, is left out.
         scores: ``[K]``; None (the default) draws every box, without a number.
         labels: ``[K]``, 0-based classes, which choose the colour; None is class 0 for all.
@@ -54,7 +53,7 @@ def draw_detections(
     Raises:
         ValueError: a shape, dtype, count, class or ending that does not fit, or no readable image.
         FileNotFoundError: the image, or the folder of `path`, does not exist.
-        ImportError: Pillow is not installed.
+        ImportError: Pillow is not installed; matplotlib, for curves.
 
     Example:
         >>> import tempfile
@@ -82,25 +81,17 @@ def draw_grid(
 ) -> Path:
     """Write images with their detections in rows, from left to right; the file's path comes back.
 
+    What is not listed, and errors, are as for `draw_detections`.
+
     Args:
-        images: each as for `draw_detections`; a tensor ``[N, 3, H, W]`` will do.
+        images: at least one; a tensor ``[N, 3, H, W]`` will do.
         detections: for each image its ``boxes``, ``scores`` and ``labels``, as a `Prediction` has.
         gt_boxes: for each image its ground truths, ``[G, 4]``, xyxy in pixels: thin and white, with
             a legend below the images. None (the default) draws neither.
         columns: images in a row.
         tile: pixels of the longer side of every image; None (the default) keeps their sizes.
         titles: a line below each image, cut where it is too long; None (the default) writes none.
-        class_names, threshold, path: as for `draw_detections`.
         legend: what it calls the detections; None (the default): "found", and the threshold.
-
-    Raises: as `draw_detections`; ValueError for no image, or not as many of another argument.
-
-    Example:
-        >>> import tempfile
-        >>> from ssd_ops.tinyssd.predict import Prediction
-        >>> image, nothing = np.zeros((64, 64, 3), np.uint8), Prediction(*torch.zeros(3, 0))
-        >>> draw_grid([image] * 2, [nothing] * 2, path=Path(tempfile.mkdtemp()) / "grid.png").name
-        'grid.png'
     """
     tiles, found = [_open(image) for image in images], list(detections)
     gts = [()] * len(tiles) if gt_boxes is None else list(gt_boxes)
@@ -117,21 +108,20 @@ def draw_grid(
             _draw_box(image, box, GT, 1)
         boxes, given = _boxes(detection.boxes) * scale, (detection.scores, detection.labels)
         _draw_detections(image, boxes, *given, class_names, threshold)
-    columns, width = min(columns, len(tiles)), max(image.width for image in tiles) + GAP
+    width, line = max(image.width for image in tiles), 0 if titles is None else LINE
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    below = GAP + (LINE if titles is not None else 0)
-    heights = [max(image.height for image in row) + below for row in rows]
+    heights = [max(image.height for image in row) + line + GAP for row in rows]
     tops = list(accumulate(heights, initial=GAP))
-    size = GAP + columns * width, tops[-1] + (LINE + GAP if gt_boxes is not None else 0)
+    size = GAP + len(rows[0]) * (width + GAP), tops[-1] + (0 if gt_boxes is None else LINE + GAP)
     sheet = pillow().new("RGB", size, "white")
     for index, image in enumerate(tiles):
-        row, column = divmod(index, columns)
-        # In a cell of its own, which cuts a title that is too long.
-        cell = pillow().new("RGB", (width - GAP, heights[row]), "white")
-        cell.paste(image)
+        left, top = GAP + index % columns * (width + GAP), tops[index // columns]
+        sheet.paste(image, (left, top))
         if titles is not None:
-            _draw_text(cell, lines[index], (0, image.height + LINE - 1), 12, "white", DARK)
-        sheet.paste(cell, (GAP + column * width, tops[row]))
+            # In an image of its own, which cuts a title that is too long.
+            title = pillow().new("RGB", (width, line), "white")
+            _draw_text(title, lines[index], (0, line - 1), 12, "white", DARK)
+            sheet.paste(title, (left, top + image.height))
     if gt_boxes is not None:
         called, bottom = legend or f"found, score >= {threshold:g}", tops[-1] + LINE
         right = _draw_text(sheet, called, (GAP, bottom), 12, COLOURS[0])
@@ -146,17 +136,9 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     right, on a logarithmic scale: solid of the validation set, dashed of the training set.
 
     Args:
-        history: a dict for each epoch, as `train` returns them. What an epoch lacks, or has as
-            infinite or NaN, is left out; "epoch" defaults to the place in the list, from 1.
-        path: as for `draw_detections`; also ``.svg`` or ``.pdf``.
-
-    Raises: as `draw_detections`, with matplotlib for Pillow; ValueError for an empty history.
-
-    Example:
-        >>> import tempfile
-        >>> history = [{"loss": 1.2, "class_error": 0.1}, {"loss": 0.7, "class_error": 0.02}]
-        >>> draw_curves(history, Path(tempfile.mkdtemp()) / "curves.png").name
-        'curves.png'
+        history: a dict for each epoch, at least one, as `train` returns them. What an epoch lacks, or
+            has as infinite or NaN, is left out; "epoch" defaults to the place in the list, from 1.
+        path: as for `draw_detections`, like the errors; also ``.svg`` or ``.pdf``.
     """
     if not history:
         raise ValueError("plot: history must have an epoch at least, got none")
@@ -194,15 +176,7 @@ def draw_precision_recall(
     Args:
         precision: ``[101, C]`` at recall 0, 0.01, ... 1; ``metrics.coco(...)[1][0]``.
         class_names: C names, written with the average precisions if there is room, for 24 classes.
-        path: as for `draw_curves`.
-
-    Raises: as `draw_curves`; ValueError for not as many names as curves.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "curve.png"
-        >>> draw_precision_recall(np.linspace(1, 0.5, 101)[:, None], ["cup"], path).name
-        'curve.png'
+        path: as for `draw_curves`, like the errors; ValueError for not as many names as curves.
     """
     figure, (axes,) = _figure(8, 5, "Precision and recall at IoU 0.5")
     for name, curve in zip(class_names, precision.T, strict=True):
@@ -248,17 +222,8 @@ def _write(path: str | os.PathLike[str], save: Callable[..., Any]) -> Path:
 
 def _open(image: Image) -> Any:
     """A Pillow image of its own, RGB."""
-    if isinstance(image, str | os.PathLike):
-        try:
-            return pillow().fromarray(read_image(image))
-        except DataError as error:
-            kind = ValueError if os.path.exists(image) else FileNotFoundError
-            raise kind(f"plot: image must be a readable file, got {image} ({error})") from None
-    array = image.movedim(0, -1).cpu().numpy() if isinstance(image, Tensor) else image
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        wanted = "a uint8 array [H, W, 3] or tensor [3, H, W]"
-        raise ValueError(f"plot: image must be {wanted}, got {image.dtype} {list(image.shape)}")
-    return pillow().fromarray(np.array(array, order="C"))
+    tensor = as_image("plot", image).detach().cpu().round().clamp(0, 255).byte()
+    return pillow().fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
 
 
 def _boxes(boxes: Boxes) -> np.ndarray:

@@ -45,9 +45,8 @@ def save(
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{name}"] = value
+        state = optimizer.state.get(parameter, {}).items()
+        tensors |= {f"optimizer.{key}.{name}": v for key, v in state if isinstance(v, Tensor)}
     content = {
         "settings": asdict(settings),
         "size": list(model.preprocess.size),
@@ -78,17 +77,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["ssd_ops"]), tensors
 
 
-def _build(
-    path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[TinySSD, Settings]:
+def _build(content: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TinySSD, Settings]:
     """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
         model = make_model(settings, len(content["class_names"]), content["size"])
         model.load_state_dict(_part(tensors, "model."))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"load: checkpoint must fit this version, got {path} ({first})") from None
+        got = str(error).splitlines()[0]
+        raise ValueError(f"load: checkpoint must fit this version, got {got}") from None
     return model, settings
 
 
@@ -114,12 +111,10 @@ def load(
         ValueError: not a checkpoint of this version, or a damaged one.
     """
     path = Path(path)
-    if path.is_dir():
-        path /= FILE_NAME
-    content, tensors = read(path)
-    model, settings = _build(path, content, tensors)
-    meta = {"epoch": len(content["history"])}
-    meta |= {name: content[name] for name in ("class_names", "history")}
+    content, tensors = read(path / FILE_NAME if path.is_dir() else path)
+    model, settings = _build(content, tensors)
+    history = content["history"]
+    meta = {"epoch": len(history), "class_names": content["class_names"], "history": history}
     return place(model, settings, pick_device(device)).eval(), settings, meta
 
 
@@ -132,11 +127,11 @@ def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
 
 def refuse_to_lose(path: Path) -> None:
     """Raise FileExistsError where a new run would lose finished epochs or a file of another kind."""
-    if not path.exists():
-        return
     try:
         finished = len(read(path)[0]["history"])
         holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    except FileNotFoundError:
+        return
     except ValueError:
         finished, holds = -1, "another file"
     if finished:
@@ -154,26 +149,26 @@ def resume(
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
-    model, saved = _build(path, content, tensors)
-    ours, theirs = _flat(settings), _flat(saved)
-    free, history = set(FREE), content["history"]
+    model, saved = _build(content, tensors)
+    history, free = content["history"], set(FREE)
     # With these schedules the steps already made do not depend on how many are to come.
     if settings.schedule in ("constant", "step") and settings.epochs >= len(history):
         free.add("epochs")
-    for name in ours:
-        if name not in free and ours[name] != theirs[name]:
-            wanted = f"{name} must be {theirs[name]!r} as in the checkpoint"
-            raise ValueError(f"train: to resume, {wanted}, got {ours[name]!r}")
-    names, size = list(class_names), list(fresh.preprocess.size)
-    if (content["class_names"], content["size"]) != (names, size):
+    ours, theirs = _flat(settings), _flat(saved)
+    wrong = [name for name in ours if name not in free and ours[name] != theirs[name]]
+    if wrong:
+        wanted = f"{wrong[0]} must be {theirs[wrong[0]]!r} as in the checkpoint"
+        raise ValueError(f"train: to resume, {wanted}, got {ours[wrong[0]]!r}")
+    given = list(class_names), list(fresh.preprocess.size)
+    if given != (content["class_names"], content["size"]):
         wanted = f"the classes and the image size of {path}"
-        raise ValueError(f"train: train_set must have {wanted}, got {names} and {size}")
+        raise ValueError(f"train: train_set must have {wanted}, got {given[0]} and {given[1]}")
     return model, tensors, history
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    loss = {f"loss.{name}": value for name, value in vars(settings.loss).items()}
     # The options first: of a loss that differs, they say where.
+    loss = {f"loss.{name}": value for name, value in vars(settings.loss).items()}
     return loss | vars(settings)
 
 
@@ -184,8 +179,8 @@ def restore_optimizer(
     for entry, value in _part(tensors, "optimizer.").items():
         key, name = entry.split(".", 1)
         parameter = model.get_parameter(name)
-        # As the optimizer itself makes them: in the layout of the parameter, and the count of steps
-        # on the CPU but for a fused optimizer.
+        # As the optimizer makes them: in the layout of the parameter, and the count of steps on the
+        # CPU but for a fused optimizer.
         count = parameter.device if optimizer.defaults.get("fused") else "cpu"
         own = torch.empty_like(parameter) if value.ndim else value.to(count)
         optimizer.state[parameter][key] = own.detach().copy_(value)

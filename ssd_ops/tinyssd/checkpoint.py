@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd import distributed
+from ssd_ops.tinyssd.checks import extra
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.settings import Settings, make_model, pick_device
@@ -21,14 +22,6 @@ FILE_NAME = "checkpoint.safetensors"
 FORMAT = "ssd_ops checkpoint 4"
 # Settings that say where and how fast a run is made, not what comes of it.
 FREE = {"device", "workers", "cache_gb"}
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError("checkpoint: safetensors is needed: pip install ssd_ops[train]") from None
-    return safetensors
 
 
 def save(
@@ -56,14 +49,14 @@ def save(
     # Storage order is not part of the format: a channels_last tensor is stored plain.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "ssd_ops": json.dumps(content)}
-    replace_file(path, _safetensors().torch.save(plain, metadata))
+    replace_file(path, extra("safetensors.torch").save(plain, metadata))
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint says as JSON, and its tensors; raises what `load` raises."""
     if not path.is_file():
         raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
-    safetensors = _safetensors()
+    safetensors = extra("safetensors")
     wanted = "a whole safetensors file"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -99,30 +92,19 @@ def load(
     """The model of a checkpoint, ready to predict.
 
     Args:
-        path: the file, or the folder that `train` wrote it to.
+        path: the file, or the folder that `train` wrote it to; a ValueError if it is damaged.
         device: where the model goes; "auto" takes a GPU if there is one.
 
     Returns:
         The model in evaluation mode, the settings it was trained with, and a dict of "epoch" (how
         many are finished), "class_names" and "history" (see `train`).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this version, or a damaged one.
     """
     path = Path(path)
     content, tensors = read(path / FILE_NAME if path.is_dir() else path)
     model, settings = _build(content, tensors)
     history = content["history"]
     meta = {"epoch": len(history), "class_names": content["class_names"], "history": history}
-    return place(model, settings, pick_device(device)).eval(), settings, meta
-
-
-def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
-    """The model itself, moved to a device in the memory layout of the settings."""
-    # The type stubs of torch know the overload with a layout for tensors alone.
-    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    return model.to(device).to(**layout) if settings.channels_last else model.to(device)
+    return model.to(pick_device(device)).eval(), settings, meta
 
 
 def refuse_to_lose(path: Path) -> None:

@@ -107,14 +107,14 @@ def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
 
     markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     how: dict[str, Any] = {"args": words, "prog": f"ssd-ops {name}", "config": markers}
-    call, said = functools.partial(later), io.StringIO()
+    base, said = {}, io.StringIO()
     try:
         with redirect_stderr(said):
             if "options" in inspect.signature(command).parameters:
                 # Their defaults are those of the preset and the file, so these are read first.
-                base, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
-                call = functools.partial(later, options=read_settings(*base))
-            return tyro.cli(call, **how)
+                names, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
+                base["options"] = read_settings(*names)
+            return tyro.cli(functools.partial(later, **base), **how)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -285,16 +285,10 @@ def evaluate(
         plot.draw_precision_recall(precision, results.class_names, out / "precision_recall.png")
     faults = list(map(metrics.badness, results.predictions, results.gts))
     order = sorted(range(len(faults)), key=lambda i: -faults[i])[: max(worst, 1)]
-    plot.draw_grid(
-        [dataset[i][0] for i in order],
-        [results.predictions[i] for i in order],
-        [results.gts[i][:, 1:] for i in order],
-        columns=6,
-        tile=256,
-        titles=[f"{faults[i]:.2f}  {dataset.names[i]}" for i in order],
-        class_names=names,
-        path=out / "worst.png",
-    )
+    found, gts = [results.predictions[i] for i in order], [results.gts[i][:, 1:] for i in order]
+    titles = [f"{faults[i]:.2f}  {dataset.names[i]}" for i in order]
+    look: Any = {"columns": 6, "tile": 256, "titles": titles, "class_names": names}
+    plot.draw_grid([dataset[i][0] for i in order], found, gts, path=out / "worst.png", **look)
     if json:
         print((out / "measures.json").read_text())
     else:
@@ -435,11 +429,7 @@ def curves(run: Path) -> None:
     Args:
         run: the folder that `train` writes to.
     """
-    try:
-        lines = (run / trainer.LOG_NAME).read_text().splitlines()
-        history = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{trainer.LOG_NAME} must be a log of `train`, got {error}") from None
+    history = [json.loads(line) for line in (run / trainer.LOG_NAME).read_text().splitlines()]
     print(f"Curves: {plot.draw_curves(history, run / 'curves.png')}")
 
 

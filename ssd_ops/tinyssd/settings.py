@@ -122,9 +122,7 @@ def read_settings(
         preset: one of `PRESETS`; None: the ``preset`` that the file names, or else "chapter".
         changes: settings that are stronger than the file's; ``loss`` a dict of options.
 
-    Raises:
-        ValueError: no such preset or setting, a value out of range, or a file that is not TOML.
-        FileNotFoundError: no such file.
+    A ValueError says which setting, or what in the file, is not valid.
 
     Example:
         >>> read_settings(None, "paper", epochs=3, loss={"sigma": 1.0}).loss.offset_loss
@@ -163,7 +161,9 @@ def make_model(settings: Settings, num_classes: int, size: Sequence[int]) -> Tin
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
         torch.manual_seed(settings.seed)
         shape = (settings.sizes, settings.ratios, settings.channels)
-        return TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
+        model = TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def pick_device(name: str) -> torch.device:

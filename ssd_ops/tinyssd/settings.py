@@ -53,13 +53,7 @@ RULES: dict[str, checks.Rule] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a training run; the defaults are the chapter's. A bad value is a ValueError.
-
-    Example:
-        >>> Settings(lr=-1)
-        Traceback (most recent call last):
-        ValueError: settings: lr must be positive, got -1
-    """
+    """Every setting of a training run; the defaults are the chapter's. A bad value is a ValueError."""
 
     epochs: int = 20  # passes over the training set
     batch_size: int = 32  # images in a step
@@ -121,12 +115,6 @@ def read_settings(
         path: a TOML file of settings, those of the loss in a table ``[loss]``; None: no file.
         preset: one of `PRESETS`; None: the ``preset`` that the file names, or else "chapter".
         changes: settings that are stronger than the file's; ``loss`` a dict of options.
-
-    A ValueError says which setting, or what in the file, is not valid.
-
-    Example:
-        >>> read_settings(None, "paper", epochs=3, loss={"sigma": 1.0}).loss.offset_loss
-        'smooth_l1'
     """
     given: dict[str, Any] = {}
     if path is not None:

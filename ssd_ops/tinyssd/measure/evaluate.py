@@ -101,11 +101,6 @@ def measure(
 
     Detections from `score_threshold` on count as found or false, found from `iou_threshold` on. The
     average precisions take every detection.
-
-    Example:
-        >>> nothing = Prediction(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
-        >>> measure(Results([nothing], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0, 0)).gts
-        1
     """
     found, gts, names = results.predictions, results.gts, results.class_names
     thresholds: Any = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}

@@ -34,12 +34,6 @@ def count_found(
     Args:
         prediction: detections of one image, by descending score.
         gts: ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels too; class -1 is padding.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> twice = Prediction(torch.zeros(2), torch.tensor([0.9, 0.8]), box.repeat(2, 1))
-        >>> count_found(twice, torch.tensor([[0.0, 0.0, 0.0, 4.0, 5.0]]))
-        (1, 1)
     """
     counted = prediction.scores >= score_threshold
     right = _match(Prediction(*(part[counted] for part in prediction)), gts, iou_threshold)
@@ -84,13 +78,6 @@ def coco(
         mean is the average precision.
 
     Source: cocodataset.org, detection evaluation.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
-        >>> numbers, precision = coco([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], 1)
-        >>> round(numbers["ap"], 3), numbers["ap_large"], precision[0, :, 0].mean().round(3).item()
-        (0.8, None, 1.0)
     """
     library = extra("faster_coco_eval")
     images = [{"id": image} for image in range(len(gts))]

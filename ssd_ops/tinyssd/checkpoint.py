@@ -126,8 +126,7 @@ def resume(
 ) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
     """Model, tensors and history of a run that is to go on, read by the first process for all.
 
-    A ValueError says which setting, or whether the classes or the image size (that of `fresh`, a new
-    run's model), are not the checkpoint's.
+    A ValueError says what is not the checkpoint's: a setting, the classes, or the image size of `fresh`.
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
@@ -161,8 +160,7 @@ def restore_optimizer(
     for entry, value in _part(tensors, "optimizer.").items():
         key, name = entry.split(".", 1)
         parameter = model.get_parameter(name)
-        # As the optimizer makes them: in the layout of the parameter, and the count of steps on the
-        # CPU but for a fused optimizer.
+        # In the layout of the parameter; the count of steps on the CPU but for a fused optimizer.
         count = parameter.device if optimizer.defaults.get("fused") else "cpu"
         own = torch.empty_like(parameter) if value.ndim else value.to(count)
         optimizer.state[parameter][key] = own.detach().copy_(value)

@@ -7,7 +7,6 @@ and its docstring the help. tyro comes with the extra `train`; `info` works with
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import json
 import os
@@ -110,7 +109,7 @@ def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
     base, said = {}, io.StringIO()
     try:
         with redirect_stderr(said):
-            if "options" in inspect.signature(command).parameters:
+            if "options" in command.__annotations__:
                 # Their defaults are those of the preset and the file, so these are read first.
                 names, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
                 base["options"] = read_settings(*names)

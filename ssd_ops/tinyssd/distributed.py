@@ -36,7 +36,7 @@ def size() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes of the run, and leave them at its end; yields this one's device.
+    """Join the other processes of the run until its end; yields this one's device.
 
     That is `device`, but for a GPU without a number, which becomes that of the local rank.
     """
@@ -77,10 +77,7 @@ def synchronise(model: nn.Module) -> None:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes; on any device, where torch's own wants a GPU.
-
-    Its state dict is that of `nn.BatchNorm2d`.
-    """
+    """Batch norm over the images of all processes; on any device, where torch's own wants a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same; B may differ between processes, and be 0."""

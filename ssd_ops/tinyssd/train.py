@@ -116,10 +116,9 @@ def train(
                     found = f"{row['found']} of {row['gts']} found"
                     print(f"  validation: {found}, {row['false_boxes']} false boxes", flush=True)
         except KeyboardInterrupt:
-            holds = f"{path} holds the {len(history)} finished epochs; resume goes on from it"
-            raise KeyboardInterrupt(
-                f"train: stopped in epoch {len(history) + 1}; {holds}"
-            ) from None
+            done = len(history)
+            stopped = f"stopped in epoch {done + 1}; {path} holds the {done} finished epochs"
+            raise KeyboardInterrupt(f"train: {stopped}, to be used or resumed from") from None
         return model.eval(), history
 
 

@@ -29,11 +29,8 @@ def count_found(
     """How many ground truths of an image are found, and how many detections are false.
 
     Each detection in turn takes the free ground truth of its class that it overlaps most. So a second
-    detection of one ground truth is a false one. Scores and IoUs at the thresholds count.
-
-    Args:
-        prediction: detections of one image, by descending score.
-        gts: ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels too; class -1 is padding.
+    detection of one ground truth is a false one. Scores and IoUs at the thresholds count. `gts` are
+    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels, class -1 padding.
     """
     counted = prediction.scores >= score_threshold
     right = _match(Prediction(*(part[counted] for part in prediction)), gts, iou_threshold)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd import distributed
+from ssd_ops.tinyssd.checks import extra
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.settings import Settings, make_model, pick_device
@@ -21,14 +22,6 @@ FILE_NAME = "checkpoint.safetensors"
 FORMAT = "ssd_ops checkpoint 4"
 # Settings that say where and how fast a run is made, not what comes of it.
 FREE = {"device", "workers", "cache_gb"}
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError("checkpoint: safetensors is needed: pip install ssd_ops[train]") from None
-    return safetensors
 
 
 def save(
@@ -45,9 +38,8 @@ def save(
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{name}"] = value
+        state = optimizer.state.get(parameter, {}).items()
+        tensors |= {f"optimizer.{key}.{name}": v for key, v in state if isinstance(v, Tensor)}
     content = {
         "settings": asdict(settings),
         "size": list(model.preprocess.size),
@@ -57,14 +49,14 @@ def save(
     # Storage order is not part of the format: a channels_last tensor is stored plain.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "ssd_ops": json.dumps(content)}
-    replace_file(path, _safetensors().torch.save(plain, metadata))
+    replace_file(path, extra("safetensors.torch").save(plain, metadata))
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint says as JSON, and its tensors; raises what `load` raises."""
     if not path.is_file():
         raise FileNotFoundError(f"load: checkpoint must be a file, got {path}, which is not there")
-    safetensors = _safetensors()
+    safetensors = extra("safetensors")
     wanted = "a whole safetensors file"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -78,17 +70,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(metadata["ssd_ops"]), tensors
 
 
-def _build(
-    path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[TinySSD, Settings]:
+def _build(content: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TinySSD, Settings]:
     """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
         model = make_model(settings, len(content["class_names"]), content["size"])
         model.load_state_dict(_part(tensors, "model."))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"load: checkpoint must fit this version, got {path} ({first})") from None
+        got = str(error).splitlines()[0]
+        raise ValueError(f"load: checkpoint must fit this version, got {got}") from None
     return model, settings
 
 
@@ -102,41 +92,28 @@ def load(
     """The model of a checkpoint, ready to predict.
 
     Args:
-        path: the file, or the folder that `train` wrote it to.
+        path: the file, or the folder that `train` wrote it to; a ValueError if it is damaged.
         device: where the model goes; "auto" takes a GPU if there is one.
 
     Returns:
         The model in evaluation mode, the settings it was trained with, and a dict of "epoch" (how
         many are finished), "class_names" and "history" (see `train`).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of this version, or a damaged one.
     """
     path = Path(path)
-    if path.is_dir():
-        path /= FILE_NAME
-    content, tensors = read(path)
-    model, settings = _build(path, content, tensors)
-    meta = {"epoch": len(content["history"])}
-    meta |= {name: content[name] for name in ("class_names", "history")}
-    return place(model, settings, pick_device(device)).eval(), settings, meta
-
-
-def place(model: TinySSD, settings: Settings, device: torch.device) -> TinySSD:
-    """The model itself, moved to a device in the memory layout of the settings."""
-    # The type stubs of torch know the overload with a layout for tensors alone.
-    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    return model.to(device).to(**layout) if settings.channels_last else model.to(device)
+    content, tensors = read(path / FILE_NAME if path.is_dir() else path)
+    model, settings = _build(content, tensors)
+    history = content["history"]
+    meta = {"epoch": len(history), "class_names": content["class_names"], "history": history}
+    return model.to(pick_device(device)).eval(), settings, meta
 
 
 def refuse_to_lose(path: Path) -> None:
     """Raise FileExistsError where a new run would lose finished epochs or a file of another kind."""
-    if not path.exists():
-        return
     try:
         finished = len(read(path)[0]["history"])
         holds = f"{finished} finished epoch{'s' * (finished > 1)}"
+    except FileNotFoundError:
+        return
     except ValueError:
         finished, holds = -1, "another file"
     if finished:
@@ -149,31 +126,30 @@ def resume(
 ) -> tuple[TinySSD, dict[str, Tensor], list[dict[str, Any]]]:
     """Model, tensors and history of a run that is to go on, read by the first process for all.
 
-    A ValueError says which setting, or whether the classes or the image size (that of `fresh`, a new
-    run's model), are not the checkpoint's.
+    A ValueError says what is not the checkpoint's: a setting, the classes, or the image size of `fresh`.
     """
     # Other machines need not have the file.
     content, tensors = distributed.gather(read(path) if distributed.rank() == 0 else None)[0]
-    model, saved = _build(path, content, tensors)
-    ours, theirs = _flat(settings), _flat(saved)
-    free, history = set(FREE), content["history"]
+    model, saved = _build(content, tensors)
+    history, free = content["history"], set(FREE)
     # With these schedules the steps already made do not depend on how many are to come.
     if settings.schedule in ("constant", "step") and settings.epochs >= len(history):
         free.add("epochs")
-    for name in ours:
-        if name not in free and ours[name] != theirs[name]:
-            wanted = f"{name} must be {theirs[name]!r} as in the checkpoint"
-            raise ValueError(f"train: to resume, {wanted}, got {ours[name]!r}")
-    names, size = list(class_names), list(fresh.preprocess.size)
-    if (content["class_names"], content["size"]) != (names, size):
+    ours, theirs = _flat(settings), _flat(saved)
+    wrong = [name for name in ours if name not in free and ours[name] != theirs[name]]
+    if wrong:
+        wanted = f"{wrong[0]} must be {theirs[wrong[0]]!r} as in the checkpoint"
+        raise ValueError(f"train: to resume, {wanted}, got {ours[wrong[0]]!r}")
+    given = list(class_names), list(fresh.preprocess.size)
+    if given != (content["class_names"], content["size"]):
         wanted = f"the classes and the image size of {path}"
-        raise ValueError(f"train: train_set must have {wanted}, got {names} and {size}")
+        raise ValueError(f"train: train_set must have {wanted}, got {given[0]} and {given[1]}")
     return model, tensors, history
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    loss = {f"loss.{name}": value for name, value in vars(settings.loss).items()}
     # The options first: of a loss that differs, they say where.
+    loss = {f"loss.{name}": value for name, value in vars(settings.loss).items()}
     return loss | vars(settings)
 
 
@@ -184,8 +160,7 @@ def restore_optimizer(
     for entry, value in _part(tensors, "optimizer.").items():
         key, name = entry.split(".", 1)
         parameter = model.get_parameter(name)
-        # As the optimizer itself makes them: in the layout of the parameter, and the count of steps
-        # on the CPU but for a fused optimizer.
+        # In the layout of the parameter; the count of steps on the CPU but for a fused optimizer.
         count = parameter.device if optimizer.defaults.get("fused") else "cpu"
         own = torch.empty_like(parameter) if value.ndim else value.to(count)
         optimizer.state[parameter][key] = own.detach().copy_(value)

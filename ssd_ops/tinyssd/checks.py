@@ -1,13 +1,22 @@
-"""Checks of the fields of a dataclass: its types, and a table of what each value must be."""
+"""Checks of the fields of a dataclass, by type and by a table of rules; and of installed packages."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is good, and what it must be
+
+
+def extra(module: str) -> Any:
+    """A module that comes with the extra `train`; an ImportError says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(f"{module} is needed: pip install ssd_ops[train]") from None
 
 
 def is_number(value: object) -> bool:

@@ -7,7 +7,6 @@ and its docstring the help. tyro comes with the extra `train`; `info` works with
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -35,7 +34,7 @@ from ssd_ops.tinyssd.distributed import is_first
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure import coverage, metrics
 from ssd_ops.tinyssd.measure.evaluate import collect, measure
-from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, predict, predict_batch
+from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, predict
 from ssd_ops.tinyssd.settings import DEMO_EPOCHS, PRESETS, Settings, read_settings
 from ssd_ops.tinyssd.show import plot
 
@@ -50,10 +49,9 @@ say = functools.partial(print, flush=True)  # in its place among the lines of pr
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; a mistake of the user's is one sentence on stderr and exit code 2.
+    """Run the command of these arguments, or of the process's own where None.
 
-    Args:
-        argv: the arguments; None (the default) takes those of the process.
+    A mistake of the user's is one sentence on stderr and exit code 2.
     """
     words = sys.argv[1:] if argv is None else argv
     traceback = "--traceback" in words
@@ -108,14 +106,14 @@ def parse(name: str, words: Sequence[str]) -> Callable[[], None]:
 
     markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     how: dict[str, Any] = {"args": words, "prog": f"ssd-ops {name}", "config": markers}
-    call, said = functools.partial(later), io.StringIO()
+    base, said = {}, io.StringIO()
     try:
         with redirect_stderr(said):
-            if "options" in inspect.signature(command).parameters:
+            if "options" in command.__annotations__:
                 # Their defaults are those of the preset and the file, so these are read first.
-                base, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
-                call = functools.partial(later, options=read_settings(*base))
-            return tyro.cli(call, **how)
+                names, _ = tyro.cli(named, add_help=False, return_unknown_args=True, **how)
+                base["options"] = read_settings(*names)
+            return tyro.cli(functools.partial(later, **base), **how)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -148,21 +146,13 @@ def demo(out: Path = Path("demo"), epochs: int = DEMO_EPOCHS, seed: int = 0) -> 
     how = {"resume": saved == settings, "overwrite": way}
     model, history = trainer.train(settings, train_set, val_set, run, **how)
 
-    images = val_set.images[:12]
-    say(f"Drawing what it finds in {len(images)} of the {len(val_set)} validation images ...")
-    found, gts = predict_batch(model, images), [_boxes(val_set[i]) for i in range(len(images))]
-    sheet = plot.draw_grid(images, found, gts, columns=4, path=out / "detections.png")
+    say(f"Drawing what it finds in 12 of the {len(val_set)} validation images ...")
+    found = collect(model, val_set)
+    shown = val_set.images[:12], found.predictions[:12], [rows[:, 1:] for rows in found.gts[:12]]
+    sheet = plot.draw_grid(*shown, path=out / "detections.png")
     curves = plot.draw_curves(history, out / "curves.png")
     _print_measures(history[-1], prefix="val_")
     print(f"Images: {sheet}, {curves}. Checkpoint: {run}")
-
-
-def _boxes(example: Any) -> Any:
-    """The ground truths of an image of a set, in pixels."""
-    image, rows = example
-    height, width = image.shape[1:]
-    boxes = rows[rows[:, 0] >= 0, 1:]
-    return boxes * boxes.new_tensor([width, height, width, height])
 
 
 def make_data(
@@ -236,21 +226,21 @@ def _print_dropped(name: str, dataset: Any) -> None:
 
 
 def _print_measures(measures: dict[str, Any], prefix: str = "") -> None:
-    found, gts, wrong = (measures[name] for name in ("found", "gts", "false_boxes"))
+    """Print those of `measure`, or with the prefix "val_" those of an epoch of the history."""
+    found = f"found {measures['found']} of {measures['gts']} ground truths"
     at = f"(IoU >= 0.5, score >= {SHOW_THRESHOLD})"
-    print(f"found {found} of {gts} ground truths {at}, {wrong} false boxes")
+    print(f"{found} {at}, {measures['false_boxes']} false boxes")
     cls, offset = (measures[f"{prefix}{name}_error"] for name in ("class", "offset"))
     print(f"class error {cls:.2e}, offset error {offset:.2e}")
     for kind in ("ap", "ar"):
-        named = [(name, _number(measures[name])) for name in measures if name.startswith(kind)]
+        named = [f"{name} {_number(measures[name])}" for name in measures if name.startswith(kind)]
         if named:
-            print(f"COCO {kind.upper()}", *(f" {name} {number}" for name, number in named))
-    rows = measures.get("per_class", [])
-    if len(rows) > 1:
-        print(f"{'class':16}     gts     ap   ap50")
-        for row in rows:
-            aps = f"{_number(row['ap'])}  {_number(row['ap50'])}"
-            print(f"{row['name']:16}  {row['gts']:6}  {aps}")
+            print(f"COCO {kind.upper()} ", "  ".join(named))
+    rows = [("class", "gts", "   ap", " ap50")]
+    for row in measures.get("per_class", []):
+        rows.append((row["name"], row["gts"], _number(row["ap"]), _number(row["ap50"])))
+    for name, gts, *aps in rows if len(rows) > 2 else []:
+        print(f"{name:16}  {gts:>6}  {'  '.join(aps)}")
 
 
 def _number(value: float | None) -> str:
@@ -266,10 +256,7 @@ def evaluate(
     out: Path | None = None,
     worst: int = 24,
 ) -> None:
-    """Measure a trained model on the validation images of a set.
-
-    Prints COCO's average precision and recall; writes them, precision-recall curves, and a sheet of
-    the images on which the model does worst.
+    """Measure a model on a validation set; writes measures, curves and the worst images.
 
     example: ssd-ops evaluate run bananas --json
 
@@ -286,7 +273,7 @@ def evaluate(
     names = meta["class_names"]
     dataset = open_set(data, "val", images=images, class_names=names)
     results = collect(model, dataset)
-    measures = asdict(measure(results))
+    measures = dict(vars(measure(results)))
     precision = measures.pop("precision")
     out = out or (run if run.is_dir() else run.parent) / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
@@ -297,16 +284,10 @@ def evaluate(
         plot.draw_precision_recall(precision, results.class_names, out / "precision_recall.png")
     faults = list(map(metrics.badness, results.predictions, results.gts))
     order = sorted(range(len(faults)), key=lambda i: -faults[i])[: max(worst, 1)]
-    plot.draw_grid(
-        [dataset[i][0] for i in order],
-        [results.predictions[i] for i in order],
-        [results.gts[i][:, 1:] for i in order],
-        columns=6,
-        tile=256,
-        titles=[f"{faults[i]:.2f}  {dataset.names[i]}" for i in order],
-        class_names=names,
-        path=out / "worst.png",
-    )
+    found, gts = [results.predictions[i] for i in order], [results.gts[i][:, 1:] for i in order]
+    titles = [f"{faults[i]:.2f}  {dataset.names[i]}" for i in order]
+    look: Any = {"columns": 6, "tile": 256, "titles": titles, "class_names": names}
+    plot.draw_grid([dataset[i][0] for i in order], found, gts, path=out / "worst.png", **look)
     if json:
         print((out / "measures.json").read_text())
     else:
@@ -344,7 +325,7 @@ def detect(
     names = meta["class_names"]
     out.mkdir(parents=True, exist_ok=True)
     report: list[dict[str, Any]] = []
-    taken = {source.resolve() for source in sources}
+    taken = {source.resolve() for source in sources}  # and what is drawn: neither is overwritten
     for source in sources:
         try:
             image = read_image(source)
@@ -355,7 +336,7 @@ def detect(
             print(f"ssd-ops detect: {source} is left out, {error}", file=sys.stderr)
             continue
         target = out / f"{source.stem}.png"
-        while target.resolve() in taken:  # one of the images themselves, or drawn already
+        while target.resolve() in taken:
             target = target.with_stem(f"{target.stem}-2")
         taken.add(target.resolve())
         found = predict(model, image, score_threshold=threshold)
@@ -366,9 +347,6 @@ def detect(
         size = {"width": image.shape[1], "height": image.shape[0]}
         report.append({"image": str(source), "drawn": str(target), **size, "detections": boxes})
         say(f"{source}: {len(boxes)} found, drawn in {target}")
-        for row in boxes:
-            corners = ", ".join(f"{value:.1f}" for value in row["box"])
-            print(f"  {row['class']} {row['score']:.3f} [{corners}]")
     _write_json(out / "detections.json", report)
     print(f"All boxes, xyxy in pixels: {out / 'detections.json'}")
 
@@ -405,44 +383,41 @@ def anchors(
     """
     dataset = open_set(data, "train", images=images)
     model = trainer.untrained(options, dataset)
-    height, width = model.preprocess.size
     boxes, labels = coverage.boxes_of(dataset, model.preprocess)
-    maps = coverage.feature_maps(model)
-    shapes = options.sizes, options.ratios
+    maps, shapes = coverage.feature_maps(model), (options.sizes, options.ratios)
     priors = ops.multibox_priors(maps, *shapes)
     ious = coverage.best_ious(boxes, priors)
+    better = coverage.suggest(boxes, maps, *shapes)
 
     _print_dropped("training", dataset)
-    missed = (ious < 0.5).nonzero().flatten().tolist()
-    of = f"{len(boxes)} ground truths, {priors.shape[1]} anchors of an input of {width} x {height}"
-    uncovered, mean = len(missed), float(ious.mean())
     says = "{} ground truths that no anchor covers at IoU 0.5, mean best IoU {:.3f}"
-    print(f"{of}: {says.format(uncovered, mean)}")
-    if missed:
-        print(f"{'class':16}  width  height  ratio   best IoU   (fractions of the input; 20 worst)")
-    for index in sorted(missed, key=lambda index: float(ious[index]))[:20]:
-        w, h = (boxes[index, 2:] - boxes[index, :2]).tolist()
-        shape = f"{w:5.3f}  {h:6.3f}  {w * width / (h * height):5.2f}"
-        print(f"{dataset.class_names[labels[index]][:16]:16}  {shape}   {ious[index]:.3f}")
-    better = coverage.suggest(boxes, maps, *shapes)
-    left, reached = int((better.ious < 0.5).sum()), float(better.ious.mean())
+    counts = [(int((some < 0.5).sum()), float(some.mean())) for some in (ious, better.ious)]
+    (uncovered, mean), (left, reached) = counts
+    of = "of an input of {1} x {0}".format(*model.preprocess.size)
+    print(f"{len(boxes)} ground truths, {priors.shape[1]} anchors {of}: {says.format(*counts[0])}")
+    for index in ious.argsort()[: min(uncovered, 10)].tolist():
+        width, height = (boxes[index, 2:] - boxes[index, :2]).tolist()
+        size = f"{width:5.3f} x {height:5.3f} of the input"
+        print(f"  {dataset.class_names[labels[index]]:16}  {size}, best IoU {ious[index]:.3f}")
     if (left, -reached) < (uncovered, -mean):
-        print(f"Better anchors, for a settings file: {says.format(left, reached)}")
+        print(f"Better anchors, for a settings file: {says.format(*counts[1])}")
         print(f"sizes = {better.sizes}\nratios = {better.ratios}")
     else:
         print("No better anchors were found.")
 
-    pixels, titles, cells = dataset[0][0], [], []
+    image, rows = dataset[0]
+    height, width = image.shape[1:]
+    gts = rows[rows[:, 0] >= 0, 1:] * rows.new_tensor([width, height, width, height])
+    titles, cells = [], []
     for fmap, sizes, ratios in zip(maps, *shapes, strict=True):
         high, wide = fmap.shape[-2:]
         own = ops.multibox_prior(fmap, sizes, ratios).reshape(high, wide, -1, 4)
-        own = model.preprocess.to_pixels(own[high // 2, wide // 2], *pixels.shape[1:])
+        own = model.preprocess.to_pixels(own[high // 2, wide // 2], height, width)
         cells.append(SimpleNamespace(boxes=own, scores=None, labels=range(len(own))))
         titles.append(f"{wide} x {high} cells, sizes {list(sizes)}")
-    scales, gts = len(maps), [_boxes(dataset[0])] * len(maps)
-    look: Any = {"tile": 320, "titles": titles, "legend": "anchors of the middle cell"}
-    plot.draw_grid([pixels] * scales, cells, gts, columns=scales, path=out, **look)
-    print(f"Anchors of each scale: {out}")
+    n, legend = len(maps), "anchors of the middle cell"
+    look: Any = {"columns": n, "tile": 320, "titles": titles, "legend": legend}
+    print(f"Anchors: {plot.draw_grid([image] * n, cells, [gts] * n, path=out, **look)}")
 
 
 def curves(run: Path) -> None:
@@ -453,11 +428,7 @@ def curves(run: Path) -> None:
     Args:
         run: the folder that `train` writes to.
     """
-    try:
-        lines = (run / trainer.LOG_NAME).read_text().splitlines()
-        history = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{trainer.LOG_NAME} must be a log of `train`, got {error}") from None
+    history = [json.loads(line) for line in (run / trainer.LOG_NAME).read_text().splitlines()]
     print(f"Curves: {plot.draw_curves(history, run / 'curves.png')}")
 
 

@@ -1,7 +1,6 @@
-"""One training run in several processes: who is who, sums over all, and a batch norm that sees all.
+"""One training run in several processes, started by `torchrun`: ranks, sums, and a batch norm over all.
 
-Started by `torchrun`, which tells each process its rank in the environment. Without it all of this
-does nothing: there is one process, and its own numbers are those of all.
+Without it all of this does nothing: there is one process, and its own numbers are those of all.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# What one process may wait for another. One that has died is noticed at once; this is for one that
-# hangs, and has to cover the measuring of a large set by rank 0.
+# For a process that hangs; one that has died is noticed at once. Measuring a large set must fit.
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -38,19 +36,18 @@ def size() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes of the run, and leave them at its end; yields this one's device.
+    """Join the other processes of the run until its end; yields this one's device.
 
     That is `device`, but for a GPU without a number, which becomes that of the local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
-    backend = "gloo"
     if device.type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield device
     # Not after an error: leaving would wait for processes that wait for this one, which is to end.
@@ -80,10 +77,7 @@ def synchronise(model: nn.Module) -> None:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes; on any device, where torch's own wants a GPU.
-
-    Its state dict is that of `nn.BatchNorm2d`.
-    """
+    """Batch norm over the images of all processes; on any device, where torch's own wants a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same; B may differ between processes, and be 0."""

@@ -16,9 +16,8 @@ WARM_UP = 3
 class Graphed:
     """Called like the function itself; after the first calls with some shapes, it is replayed.
 
-    Args:
-        function: of tensors on one GPU and then of numbers; returns a tensor, and does not wait
-            for the GPU. What else it reads and writes must stay where it is in memory.
+    The function takes tensors on one GPU and then numbers, returns a tensor, and does not wait for
+    the GPU. What else it reads and writes must stay where it is in memory.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:

@@ -30,13 +30,9 @@ class LossOptions:
     focal_alpha: float = 1.0  # as for focal_loss
     offset_loss: str = "l1"  # or "smooth_l1"
     sigma: float = 1.0  # as for smooth_l1
-    # Negatives that count in the class loss for each positive of the same image, those of highest
-    # class loss; 3.0 in the paper. None: all count.
-    negative_mining_ratio: float | None = None
+    negative_mining_ratio: float | None = None  # of hard_negative_mining, 3.0 in the paper, or None
     min_negatives: int = 0  # with mining, at least so many for an image with few or no positives
-    # "mean", over the anchors that count and over the 4A offsets; or "positives": sums divided by
-    # the positives of the whole batch, as in the paper; without any, 0.
-    normalize: str = "mean"
+    normalize: str = "mean"  # of what counts, or "positives": sums over the positives of the batch
     cls_weight: float = 1.0  # factor of the class loss
     offset_weight: float = 1.0  # factor of the offset loss
 
@@ -45,13 +41,11 @@ class LossOptions:
 
 
 class MultiBoxLoss(nn.Module):
-    """Class loss plus masked offset loss, one number for each image.
+    """Class loss plus masked offset loss, one number for each image; takes `LossOptions` by name.
 
     The defaults are the chapter's loss: cross-entropy averaged over the anchors plus L1 averaged
     over the 4A offsets, masked ones counted as zeros. The SSD paper's is
     ``MultiBoxLoss(offset_loss="smooth_l1", negative_mining_ratio=3.0, normalize="positives")``.
-
-    The options are the fields of `LossOptions`, by name; one that is not valid is a ValueError.
 
     Source: Dive into Deep Learning, section 14.7.2; SSD, arXiv:1512.02325, section 2.2.
 
@@ -147,31 +141,17 @@ def smooth_l1(errors: Tensor, sigma: float = 1.0) -> Tensor:
     The border is at ``1 / sigma**2``: the greater sigma, the nearer to L1. 1.0 is the SSD paper's.
 
     Source: Dive into Deep Learning, section 14.7, exercise 2.
-
-    Example:
-        >>> smooth_l1(torch.tensor([-2.0, 0.5]))
-        tensor([1.5000, 0.1250])
     """
     return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=sigma**-2)
 
 
 def cls_eval(cls_preds: Tensor, cls_labels: Tensor) -> float:
-    """How many anchors are classified right, as the chapter counts; one labelled -1 never is.
-
-    Example:
-        >>> cls_eval(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([[0, 0]]))
-        1.0
-    """
+    """How many anchors are classified right, as the chapter counts; one labelled -1 never is."""
     return float((cls_preds.argmax(dim=-1) == cls_labels).sum())
 
 
 def bbox_eval(bbox_preds: Tensor, bbox_labels: Tensor, bbox_masks: Tensor) -> float:
-    """The sum of absolute offset errors; the chapter divides it by all 4A offsets of the batch.
-
-    Example:
-        >>> bbox_eval(torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
-        2.0
-    """
+    """The sum of absolute offset errors; the chapter divides it by all 4A offsets of the batch."""
     return float(offset_errors(bbox_preds.detach(), bbox_labels, bbox_masks).abs().sum())
 
 

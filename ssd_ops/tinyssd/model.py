@@ -23,10 +23,6 @@ def cls_predictor(num_inputs: int, num_anchors: int, num_classes: int) -> nn.Con
 
     Channel ``i * (num_classes + 1) + j`` of its output is class j of a cell's anchor i; class 0 is
     the background, which `num_classes` does not count.
-
-    Example:
-        >>> cls_predictor(8, 5, 10)(torch.zeros(2, 8, 20, 20)).shape
-        torch.Size([2, 55, 20, 20])
     """
     return nn.Conv2d(num_inputs, num_anchors * (num_classes + 1), kernel_size=3, padding=1)
 
@@ -42,12 +38,7 @@ def flatten_pred(pred: Tensor) -> Tensor:
 
 
 def concat_preds(preds: Sequence[Tensor]) -> Tensor:
-    """Predictions of several scales, each ``[B, C_k, H_k, W_k]``, as one ``[B, sum H_k*W_k*C_k]``.
-
-    Example:
-        >>> concat_preds([torch.zeros(2, 55, 20, 20), torch.zeros(2, 33, 10, 10)]).shape
-        torch.Size([2, 25300])
-    """
+    """Predictions of several scales, each ``[B, C_k, H_k, W_k]``, as one ``[B, sum H_k*W_k*C_k]``."""
     return torch.cat([flatten_pred(pred) for pred in preds], dim=1)
 
 
@@ -89,12 +80,11 @@ class TinySSD(nn.Module):
     Args:
         num_classes: classes without background.
         sizes: for each scale, the anchor sizes as fractions of the image.
-        ratios: for each scale, the anchor aspect ratios; a cell holds
-            ``len(sizes[k]) + len(ratios[k]) - 1`` anchors.
+        ratios: for each scale, the anchor aspect ratios, as for `multibox_prior`.
         channels: output channels of the blocks. The first three make the first scale, each further
             one is a scale, and global max-pooling is the last: one scale less than entries.
-        preprocess: what the model expects of raw images; `forward` does not apply it. The default
-            is the chapter's: 256 x 256 pixels, 0..255.
+        preprocess: what the model expects of raw images, by default 256 x 256 pixels in 0..255;
+            `forward` does not apply it.
         nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
 
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.

@@ -30,12 +30,6 @@ def make_scheduler(
     """torch's scheduler of the learning rate, after `finished` epochs; ``step()`` it after each step.
 
     Source: one-cycle, arXiv:1708.07120, with cosines for both ways; cosine, arXiv:1608.03983.
-
-    Example:
-        >>> settings = Settings(lr=1.0, epochs=2, schedule="step", lr_drops=(1,))
-        >>> optimizer = make_optimizer(settings, nn.Linear(1, 1))
-        >>> make_scheduler(settings, optimizer, 10, finished=1).get_last_lr()
-        [0.1]
     """
     total, rise = settings.epochs * steps_per_epoch, settings.warmup_steps
     scheduler: lr_scheduler.LRScheduler

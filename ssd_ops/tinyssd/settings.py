@@ -30,14 +30,14 @@ def _is_device(name: Any) -> bool:
         return False
 
 
-_ROWS = _tuple_of(_tuple_of(lambda v: checks.is_number(v) and v > 0)), "lists of positive numbers"
-_FRACTIONS = ("flip", "flip_vertical", "jitter", "match_iou", "nms_threshold")
 _NOT_NEGATIVE = ("seed", "weight_decay", "warmup_steps", "workers", "cache_gb")
+_SHARES = ("flip", "flip_vertical", "jitter", "match_iou", "nms_threshold")
+_ROWS = _tuple_of(_tuple_of(lambda v: checks.is_number(v) and v > 0)), "lists of positive numbers"
 RULES: dict[str, checks.Rule] = {
     **dict.fromkeys(("epochs", "batch_size", "input_size"), checks.AT_LEAST_1),
     **dict.fromkeys(_NOT_NEGATIVE, checks.NOT_NEGATIVE),
     **dict.fromkeys(("lr", "lr_drop", "input_std", "clip_norm"), checks.POSITIVE),
-    **dict.fromkeys(_FRACTIONS, checks.FRACTION),
+    **dict.fromkeys(_SHARES, checks.FRACTION),
     **dict.fromkeys(("sizes", "ratios"), _ROWS),
     "channels": (_tuple_of(lambda v: type(v) is int and v > 0), "a list of whole numbers from 1"),
     "lr_drops": (_tuple_of(lambda v: type(v) is int, least=0), "a list of epochs"),
@@ -53,16 +53,7 @@ RULES: dict[str, checks.Rule] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a training run; the defaults are those of the chapter.
-
-    Beside each field stands what it is, as ``ssd-ops train --help`` shows it too. A value out of
-    range is a ValueError.
-
-    Example:
-        >>> Settings(lr=-1)
-        Traceback (most recent call last):
-        ValueError: settings: lr must be positive, got -1
-    """
+    """Every setting of a training run; the defaults are the chapter's. A bad value is a ValueError."""
 
     epochs: int = 20  # passes over the training set
     batch_size: int = 32  # images in a step
@@ -81,9 +72,7 @@ class Settings:
     sizes: tuple[tuple[float, ...], ...] = SIZES  # of the anchors of each scale, as for TinySSD
     ratios: tuple[tuple[float, ...], ...] = RATIOS  # the aspect ratios, as for TinySSD
     channels: tuple[int, ...] = CHANNELS  # of the network's blocks, as for TinySSD
-    # Height and width in pixels that images are resized to; small ground truths need more, such as
-    # 512. None: the training images' own, or 256 where these differ.
-    input_size: int | None = None
+    input_size: int | None = None  # height and width in pixels; None: the images' own, or 256
     letterbox: bool = False  # keep the shape of images, between grey bars; else they are stretched
     input_mean: float = 0.0  # subtracted from images in 0..255; the chapter feeds them as they are
     input_std: float = 1.0  # images are divided by it afterwards
@@ -93,9 +82,7 @@ class Settings:
     nms_threshold: float = 0.5  # what the trained model suppresses at, as for predict_batch
     seed: int = 0  # of the initial weights, of the order of the images and of the augmentation
     device: str = "auto"  # a GPU if there is one; "cpu", "cuda", "cuda:1", ...
-    # "float32", "bfloat16" autocast, or "auto": bfloat16 where the processor or the GPU has
-    # instructions for it. It trains to the same measures there, in less time.
-    precision: str = "auto"
+    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 where it is fast
     channels_last: bool = True  # the memory layout that convolutions are fastest in
     compile: bool = False  # run the network through torch.compile; the first steps take long
     cuda_graph: bool = False  # on a GPU, record the whole step once and replay it: same results
@@ -125,18 +112,9 @@ def read_settings(
     """The settings of a preset, with what a TOML file and the caller change of them.
 
     Args:
-        path: a TOML file of settings, such as ``lr = 0.1``, with those of the loss in a table
-            ``[loss]``; its ``preset`` names one of `PRESETS`. None, the default: no file.
-        preset: one of `PRESETS`. None, the default: the file's, or else "chapter".
+        path: a TOML file of settings, those of the loss in a table ``[loss]``; None: no file.
+        preset: one of `PRESETS`; None: the ``preset`` that the file names, or else "chapter".
         changes: settings that are stronger than the file's; ``loss`` a dict of options.
-
-    Raises:
-        ValueError: no such preset or setting, a value out of range, or a file that is not TOML.
-        FileNotFoundError: no such file.
-
-    Example:
-        >>> read_settings(None, "paper", epochs=3, loss={"sigma": 1.0}).loss.offset_loss
-        'smooth_l1'
     """
     given: dict[str, Any] = {}
     if path is not None:
@@ -150,17 +128,17 @@ def read_settings(
     base = named if preset is None else preset
     if base not in PRESETS:
         raise ValueError(f"settings: preset must be one of {', '.join(PRESETS)}, got {base!r}")
-    loss = dict(vars(PRESETS[base].loss))
-    known = {*vars(PRESETS[base]), *(f"loss.{name}" for name in loss)}
+    result = PRESETS[base]
+    known = {*vars(result), *(f"loss.{name}" for name in vars(result.loss))}
     for table, place in ((given, f" in {path}"), (changes, "")):
-        options = table.get("loss", {})
-        if not isinstance(options, dict):
-            raise ValueError(f"settings: loss must be {RULES['loss'][1]}, got {options!r}{place}")
+        loss = table.get("loss", {})
+        options = loss if isinstance(loss, dict) else {}
         for name in sorted({*table, *(f"loss.{option}" for option in options)} - known):
             wanted = f"one of {', '.join(sorted(known))}"
             raise ValueError(f"settings: a setting must be {wanted}, got {name!r}{place}")
-        loss |= options
-    return replace(PRESETS[base], **{**given, **changes, "loss": loss})
+        merged = vars(result.loss) | options if options is loss else loss
+        result = replace(result, **{**table, "loss": merged})
+    return result
 
 
 def make_model(settings: Settings, num_classes: int, size: Sequence[int]) -> TinySSD:
@@ -171,15 +149,13 @@ def make_model(settings: Settings, num_classes: int, size: Sequence[int]) -> Tin
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
         torch.manual_seed(settings.seed)
         shape = (settings.sizes, settings.ratios, settings.channels)
-        return TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
+        model = TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that "auto" or a name stands for.
-
-    Raises:
-        ValueError: a GPU that this machine, or this build of torch, does not have.
-    """
+    """The device that "auto" or a name stands for; ValueError for a GPU that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -201,12 +177,10 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
 
 
-# The SSD paper's loss, with what a run of a few epochs needs. At 128 pixels the base network's field
-# of view covers a whole banana, as it does not at 256: that finds more, and closer, in a quarter of the
-# time. Few epochs need small batches, and AdamW needs fewer steps than SGD with momentum. Anchors match
-# from IoU 0.45 on: at the paper's 0.5 small and thin ground truths have so few positives that many score
-# below 0.5, and at 0.4 there are more false boxes. Most of these are second boxes on one ground truth;
-# NMS at 0.2 removes them. Raise that where ground truths overlap.
+# The SSD paper's loss, and what a run of a few epochs needs: small batches, and AdamW, which needs
+# fewer steps than SGD. At 128 pixels the field of view of the base network covers a whole banana. At
+# the paper's match_iou of 0.5 small ground truths have few positives, at 0.4 there are more false
+# boxes. NMS at 0.2 removes second boxes on one ground truth; raise it where ground truths overlap.
 PAPER = Settings(
     batch_size=8,
     optimizer="adamw",
@@ -227,9 +201,8 @@ PAPER = Settings(
     nms_threshold=0.2,
 )
 
-# The same for photographs: several ground truths, smaller ones, with an upside, which may overlap. Anchor
-# sizes begin where the smallest of them are, and leave large ones to the coarse maps, whose field of view
-# holds them.
+# For photographs: ground truths that are smaller, may overlap, and have an upside. Large ones are left
+# to the coarse maps, whose field of view holds them.
 PHOTOS = replace(
     PAPER,
     sizes=((0.08, 0.12), (0.18, 0.25), (0.35, 0.43), (0.53, 0.62), (0.75, 0.87)),

@@ -18,21 +18,9 @@ from ssd_ops.tinyssd.settings import Settings, pick_dtype
 class TrainStep:
     """Called with a batch, makes a step of gradient descent; what it measures comes back.
 
-    Nothing in it waits for the device. With ``settings.cuda_graph`` on a GPU, the step is recorded
-    and replayed, see `Graphed`; a ValueError where processes share a run.
-
-    Args:
-        settings: how.
-        model: trained in place, on its own device.
-        optimizer: of its parameters, by `make_optimizer`; sets the learning rate.
-
-    Example:
-        >>> from ssd_ops.tinyssd.optimizer import make_optimizer
-        >>> model, settings = TinySSD(), Settings(precision="float32")
-        >>> step = TrainStep(settings, model, make_optimizer(settings, model))
-        >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-        >>> step(images, torch.tensor([[[0, 0.1, 0.1, 0.6, 0.6]]] * 2)).shape
-        torch.Size([3])
+    The model is trained in place, on its own device, by an optimizer of `make_optimizer`. Nothing in
+    it waits for the device. With ``settings.cuda_graph`` on a GPU, the step is recorded and replayed,
+    see `Graphed`; a ValueError where processes share a run.
     """
 
     def __init__(self, settings: Settings, model: TinySSD, optimizer: Optimizer) -> None:

@@ -38,10 +38,6 @@ MEASURES |= {name: name for name in ("found", "gts", "false_boxes", "ap", "ap50"
 History = list[dict[str, Any]]
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while training; its text says which checkpoint is left and how to go on."""
-
-
 def train(
     settings: Settings,
     train_set: Any,
@@ -60,8 +56,7 @@ def train(
             ``images`` uint8 ``[N, 3, H, W]`` and ``labels`` float32 ``[N, G, 5]`` rows (class, x1,
             y1, x2, y2) in fractions of the image, class -1 padding, or their items by number.
         val_set: the same, to measure on.
-        out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, made if need be. The
-            checkpoint is written before the first epoch and after each one; both are always whole.
+        out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, written after each epoch.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
             with, but for device, workers, cache, and more epochs of a constant or step schedule.
         overwrite: begin anew where `out_dir` holds a checkpoint of finished epochs, which is lost.
@@ -69,19 +64,14 @@ def train(
 
     Returns:
         The model in evaluation mode, and the history, which is also in the log, a line an epoch: a
-        dict with "epoch" from 1, "loss", "class_error", "offset_error" (over the epoch's training
-        batches, as the chapter counts them), "lr" of the last step, "examples_per_second", and what
-        `MEASURES` names.
+        dict with "epoch" from 1, "loss", "class_error", "offset_error" (of the training batches),
+        "lr" of the last step, "examples_per_second", and what `MEASURES` names.
 
     Raises:
-        ValueError: sets or a checkpoint that do not fit.
-        DataError: an image that cannot be read.
-        FileNotFoundError: `resume` without a checkpoint.
-        FileExistsError: a checkpoint of finished epochs, and neither `resume` nor `overwrite`.
+        ValueError, DataError: sets, images or a checkpoint that do not fit.
+        FileNotFoundError, FileExistsError: no checkpoint to resume from, or one that would be lost.
         FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
-        RuntimeError: a process that shares the run, or one that loads images, has died.
-        Interrupted: Ctrl-C. After this and all others, the last finished epoch's checkpoint is left.
-        ImportError: safetensors or tqdm is not installed.
+        KeyboardInterrupt: Ctrl-C; as after all others, the last finished epoch's checkpoint is left.
     """
     check_set("train_set", train_set)
     check_set("val_set", val_set)
@@ -98,8 +88,7 @@ def train(
         history: History = []
         if resume:
             model, tensors, history = checkpoint.resume(path, settings, model, names)
-        checkpoint.place(model, settings, device)
-        distributed.synchronise(model)
+        distributed.synchronise(model.to(device))
         optimizer = make_optimizer(settings, model)
         checkpoint.restore_optimizer(model, optimizer, tensors)
         options = {name: getattr(settings, name) for name in ("workers", "cache_gb", "seed")}
@@ -127,10 +116,9 @@ def train(
                     found = f"{row['found']} of {row['gts']} found"
                     print(f"  validation: {found}, {row['false_boxes']} false boxes", flush=True)
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"train: stopped in epoch {len(history) + 1}; {path} holds the {len(history)} "
-                "finished epochs and can be used, or resumed from"
-            ) from None
+            done = len(history)
+            stopped = f"stopped in epoch {done + 1}; {path} holds the {done} finished epochs"
+            raise KeyboardInterrupt(f"train: {stopped}, to be used or resumed from") from None
         return model.eval(), history
 
 
@@ -168,8 +156,11 @@ def _run_epoch(
             for at, loss in enumerate(rows[:, 0].tolist(), start=number - len(waiting)):
                 if not math.isfinite(loss):
                     where = f"step {epoch * len(batches) + at + 1}, in epoch {epoch + 1}"
-                    where += f", of the batch of images {_listed(loader, batches[at])}"
-                    raise _not_finite("the loss", f"{loss} at {where}", settings)
+                    names = getattr(loader.examples.dataset, "names", range(len(loader)))
+                    listed = ", ".join(str(names[number]) for number in batches[at][:8].tolist())
+                    listed += " ..." if len(batches[at]) > 8 else ""
+                    got = f"{loss} at {where}, of the batch of images {listed}"
+                    raise _not_finite("the loss", got, settings)
             waiting, sums = [], sums + rows.sum(dim=0)
             rate = seen / (time.perf_counter() - began)
             # Those of this process alone, while the bar runs.
@@ -197,12 +188,6 @@ def _validate(settings: Settings, model: TinySSD, loader: Loader, epoch: int) ->
     if not finite or not math.isfinite(measures["offset_error"]):
         raise _not_finite("weights and predictions", f"others after epoch {epoch + 1}", settings)
     return {key: measures[name] for key, name in MEASURES.items()}
-
-
-def _listed(loader: Loader, batch: torch.Tensor) -> str:
-    names = getattr(loader.examples.dataset, "names", range(len(loader)))
-    more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
-    return ", ".join(str(names[n]) for n in batch[:8].tolist()) + more
 
 
 def _not_finite(what: str, got: str, settings: Settings) -> FloatingPointError:

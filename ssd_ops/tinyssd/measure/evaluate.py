@@ -59,13 +59,10 @@ class Measures:
 def collect(
     model: nn.Module, dataset: Any, *, batch_size: int = 32, nms_threshold: float | None = None
 ) -> Results:
-    """What a model says of every image of a set. Processes that share a run each look at a part.
+    """What a model says of every image of a set, or of a `Loader` of one.
 
-    Args:
-        model: as for `predict_batch`.
-        dataset: a set, as for `ssd_ops.tinyssd.data.loader.Loader`, or such a loader.
-        batch_size: images at a time; it changes the memory needed, not the results.
-        nms_threshold: as for `predict_batch`.
+    Processes that share a run each look at a part. `batch_size` changes the memory needed, not the
+    results; the model and its `nms_threshold` are as for `predict_batch`.
     """
     preprocess: Any = model.preprocess
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
@@ -100,18 +97,10 @@ def collect(
 def measure(
     results: Results, *, score_threshold: float = SHOW_THRESHOLD, iou_threshold: float = 0.5
 ) -> Measures:
-    """The measures of results.
+    """The measures of what `collect` returns.
 
-    Args:
-        results: of `collect`.
-        score_threshold: the least score of a detection that counts as found or false. The average
-            precisions take every detection.
-        iou_threshold: the least IoU of a detection that finds a ground truth.
-
-    Example:
-        >>> nothing = Prediction(torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
-        >>> measure(Results([nothing], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], ["cup"], 0, 0)).gts
-        1
+    Detections from `score_threshold` on count as found or false, found from `iou_threshold` on. The
+    average precisions take every detection.
     """
     found, gts, names = results.predictions, results.gts, results.class_names
     thresholds: Any = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}

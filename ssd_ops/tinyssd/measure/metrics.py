@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops import ops
+from ssd_ops.tinyssd.checks import extra
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction
 
 # The twelve numbers of COCO's summary, in its order.
@@ -28,19 +29,8 @@ def count_found(
     """How many ground truths of an image are found, and how many detections are false.
 
     Each detection in turn takes the free ground truth of its class that it overlaps most. So a second
-    detection of one ground truth is a false one.
-
-    Args:
-        prediction: detections of one image, by descending score.
-        gts: ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels too; class -1 is padding.
-        score_threshold: detections below it do not count.
-        iou_threshold: the least IoU of a match.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> twice = Prediction(torch.zeros(2), torch.tensor([0.9, 0.8]), box.repeat(2, 1))
-        >>> count_found(twice, torch.tensor([[0.0, 0.0, 0.0, 4.0, 5.0]]))
-        (1, 1)
+    detection of one ground truth is a false one. Scores and IoUs at the thresholds count. `gts` are
+    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels, class -1 padding.
     """
     counted = prediction.scores >= score_threshold
     right = _match(Prediction(*(part[counted] for part in prediction)), gts, iou_threshold)
@@ -76,12 +66,7 @@ def _match(prediction: Prediction, gts: Tensor, iou_threshold: float) -> Tensor:
 def coco(
     predictions: Sequence[Prediction], gts: Sequence[Tensor], num_classes: int
 ) -> tuple[dict[str, float | None], np.ndarray]:
-    """COCO's average precisions and recalls, by faster-coco-eval.
-
-    Args:
-        predictions: of each image; the 100 detections of highest score of a class count.
-        gts: of each image, as for `count_found`.
-        num_classes: classes without background.
+    """COCO's average precisions and recalls of images, gts as for `count_found`, by faster-coco-eval.
 
     Returns:
         The numbers of `COCO_NAMES`, None where there is no ground truth. And the precision, float64
@@ -90,27 +75,16 @@ def coco(
         mean is the average precision.
 
     Source: cocodataset.org, detection evaluation.
-
-    Example:
-        >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-        >>> found = Prediction(torch.tensor([0]), torch.tensor([0.9]), box)
-        >>> numbers, precision = coco([found], [torch.tensor([[0, 0.0, 0.0, 4.0, 4.5]])], 1)
-        >>> round(numbers["ap"], 3), numbers["ap_large"], precision[0, :, 0].mean().round(3).item()
-        (0.8, None, 1.0)
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        needed = "faster-coco-eval: pip install ssd_ops[train]"
-        raise ImportError(f"metrics: COCO's measures need {needed}") from None
+    library = extra("faster_coco_eval")
     images = [{"id": image} for image in range(len(gts))]
     classes = [{"id": label, "name": str(label)} for label in range(num_classes)]
-    nothing = COCO({"images": images, "annotations": [], "categories": classes})
+    nothing = library.COCO({"images": images, "annotations": [], "categories": classes})
     # A row of no class of `classes`, such as padding, is not looked at.
     rows_of_gts = [_rows(image, r[:, 0], r[:, 0], r[:, 1:]) for image, r in enumerate(gts)]
     rows_found = [_rows(image, *prediction) for image, prediction in enumerate(predictions)]
     both = [nothing.loadRes(torch.cat(rows).numpy()) for rows in (rows_of_gts, rows_found)]
-    evaluation = COCOeval_faster(*both, "bbox", print_function=lambda *_: None)
+    evaluation = library.COCOeval_faster(*both, "bbox", print_function=lambda *_: None)
     evaluation.run()
     # COCO says -1 where there is no ground truth.
     values = [None if value < 0 else float(value) for value in evaluation.stats]

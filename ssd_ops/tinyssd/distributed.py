@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# For a process that hangs; one that has died is noticed at once. Measuring a large set must fit.
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that has died is noticed at once
 
 
 def is_first() -> bool:

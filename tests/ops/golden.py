@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-# The book's picture of a dog and a cat: labels [1, 2, 5], anchors [1, 5, 4].
+# The book's image of a dog and a cat: labels [1, 2, 5], anchors [1, 5, 4].
 BOOK_LABELS = torch.tensor([[[0, 0.1, 0.08, 0.52, 0.92], [1, 0.55, 0.2, 0.9, 0.88]]])
 BOOK_ANCHORS = torch.tensor(
     [

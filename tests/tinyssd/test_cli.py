@@ -245,7 +245,7 @@ def test_anchors_reports_draws_and_suggests(bananas, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A COCO set of two classes: pictures of several sizes, several objects, crowd and slivers."""
+    """A COCO set of two classes: images of several sizes, several ground truths, crowd and slivers."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
@@ -253,14 +253,14 @@ def photos(tmp_path_factory):
         images, boxes = [], []
         for number in range(count):
             size = int(rng.integers(60, 120)), int(rng.integers(60, 120))
-            picture = Image.new("RGB", size, (30, 60, 30))
+            image = Image.new("RGB", size, (30, 60, 30))
             for place, colour in ((0, "red"), (1, "blue")):
                 x, y = 5 + 25 * place, 8 + 20 * place
-                picture.paste(colour, (x, y, x + 20, y + 25))
+                image.paste(colour, (x, y, x + 20, y + 25))
                 boxes.append({"image_id": number, "category_id": place + 1, "bbox": [x, y, 20, 25]})
             boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1})
             boxes.append({"image_id": number, "category_id": 1, "bbox": [1, 1, 0, 9]})
-            picture.save(folder / split / f"{number}.png")
+            image.save(folder / split / f"{number}.png")
             images.append({"id": number, "file_name": f"{number}.png"})
         names = [{"id": 1, "name": "stop sign"}, {"id": 2, "name": "mailbox"}]
         text = json.dumps({"images": images, "annotations": boxes, "categories": names})
@@ -289,8 +289,8 @@ def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
     assert re.search(r"class +gts +ap +ap50\nstop sign +3 .*\nmailbox +3 ", text)
     assert (run / "evaluation" / "worst.png").exists()
 
-    (photos / "val" / "broken.png").write_text("not a picture")
-    (photos / "val" / "notes.txt").write_text("not a picture either")
+    (photos / "val" / "broken.png").write_text("not an image")
+    (photos / "val" / "notes.txt").write_text("not an image either")
     out = tmp_path / "found"
     assert call("detect", run, photos / "val", "--out", out, "--threshold", 0.05) == 0
     captured = capsys.readouterr()
@@ -319,7 +319,7 @@ def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsy
     Image.new("RGB", (150, 70), "green").save(wide)
     source = bananas / "bananas_val" / "images" / "0.png"
     before = source.read_bytes()
-    out = source.parent  # the worst place to write to: a picture of this name is there already
+    out = source.parent  # the worst place to write to: an image of this name is there already
     assert call("detect", run, source, wide, "--out", out) == 0
     assert source.read_bytes() == before
     assert Image.open(out / "0-2.png").size == (64, 64)
@@ -405,13 +405,13 @@ MISTAKES = {
     "curves of nothing": ["curves", "nowhere"],
     "empty folder": ["detect", "RUN", "SET/bananas_val", "--out", "TMP"],
     "no checkpoint": ["evaluate", "nowhere", "SET"],
-    "checkpoint is a picture": ["evaluate", "SET/bananas_val/images/0.png", "SET"],
+    "checkpoint is an image": ["evaluate", "SET/bananas_val/images/0.png", "SET"],
     "evaluate without a set": ["evaluate", "RUN", "nowhere"],
-    "no picture": ["detect", "RUN", "nowhere.png", "--out", "TMP"],
-    "picture is a table": ["detect", "RUN", "SET/bananas_val/label.csv", "--out", "TMP"],
+    "no image": ["detect", "RUN", "nowhere.png", "--out", "TMP"],
+    "image is a table": ["detect", "RUN", "SET/bananas_val/label.csv", "--out", "TMP"],
     "threshold": ["detect", "RUN", "SET/bananas_val/images/0.png", "--threshold", "2"],
     "folder holds a set": ["make-data", "SET"],
-    "no pictures": ["make-data", "TMP/set", "--train", "0"],
+    "no images": ["make-data", "TMP/set", "--train", "0"],
     "seed": ["make-data", "TMP/set", "--seed", "-1"],
 }
 

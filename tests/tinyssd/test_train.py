@@ -322,8 +322,8 @@ def test_killed_in_mid_epoch_loses_that_epoch_at_most(unbroken, sets, tmp_path, 
     assert_same_bits(state(model), state(unbroken[1]))
 
 
-class Pictures:
-    """Pictures of two shapes, one of them without an object, read one by one."""
+class Images:
+    """Images of two shapes, one of them without a ground truth, read one by one."""
 
     class_names = ("rectangle",)
     names = tuple("abcdefgh")
@@ -353,8 +353,8 @@ def noisy(image, boxes, labels):
 def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, letterbox):
     settings = replace(QUICK, epochs=2, input_size=48, letterbox=letterbox, workers=2)
     settings = replace(settings, channels=(4, 4, 8, 8, 8, 8))
-    own = Pictures(), Pictures()
-    moving = Pictures(noisy), Pictures()
+    own = Images(), Images()
+    moving = Images(noisy), Images()
     model, history = train(settings, *moving, tmp_path / "a", progress=False)
     assert history[-1]["gts"] == 7 and model.preprocess.letterbox == letterbox
     steady, _ = train(replace(settings, epochs=1, schedule="constant"), *own, tmp_path / "s",
@@ -363,7 +363,7 @@ def test_pictures_of_any_size_from_workers_resume_to_the_same_bits(tmp_path, let
     constant = replace(settings, schedule="constant")
     whole, _ = train(constant, *moving, tmp_path / "b", progress=False)
     train(replace(constant, epochs=1), *moving, tmp_path / "c", progress=False)
-    # Where pictures are kept and how many workers there are is free; the result is not.
+    # Where images are kept and how many workers there are is free; the result is not.
     resumed, _ = train(
         replace(constant, workers=0, cache_gb=0),
         *moving,
@@ -686,7 +686,7 @@ def test_input_size_is_the_models_from_then_on(sets, tmp_path):
     assert model.preprocess.size == (32, 32)
     loaded, saved, _ = load(tmp_path)
     assert loaded.preprocess == model.preprocess and saved.input_size == 32
-    # Pictures of any size go in, and boxes come out in their pixels.
+    # Images of any size go in, and boxes come out in their pixels.
     big = torch.nn.functional.interpolate(sets[1].images.float(), scale_factor=3)[0]
     assert predict(loaded, big.byte(), score_threshold=0.0).boxes.abs().max() > 64
     with pytest.raises(ValueError, match="input_size must be 32"):

@@ -307,6 +307,24 @@ __device__ __forceinline__ int block_sum(int value, int* warp_sums) {
   return total;
 }
 
+struct KeptSums {
+  int before, all;
+};
+
+// The sums of kept_of(i) for all i below `at`, and for all below `count`. Every thread has to call it.
+template <typename KeptOf>
+__device__ __forceinline__ KeptSums sum_kept(int64_t count, int64_t at, const KeptOf& kept_of,
+                                             int* warp_sums) {
+  int before = 0, all = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kNmsThreads) {
+    const int kept = kept_of(i);
+    all += kept;
+    before += i < at ? kept : 0;
+  }
+  before = block_sum(before, warp_sums);
+  return {before, block_sum(all, warp_sums)};
+}
+
 // From states by rank to what the writer is told of the kept boxes. A block for each part of each segment.
 template <typename T, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
@@ -315,18 +333,13 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
   const int64_t first = segment * plan.count, rank = part * kNmsThreads + threadIdx.x;
   const int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
-  int before = 0, all = 0;
-  for (int64_t tile = threadIdx.x; tile < ranked.tiles; tile += kNmsThreads) {
-    const int kept = tile_kept[tile] - 1;
-    all += kept;
-    before += tile < part * kTilesOfPart ? kept : 0;
-  }
-  before = block_sum(before, sums);
+  const KeptSums in_tiles =
+      sum_kept(ranked.tiles, part * kTilesOfPart, [&](int64_t tile) { return tile_kept[tile] - 1; }, sums);
   const int64_t max_kept = min_of(plan.max_kept, plan.count);
-  const int64_t num_kept = min_of<int64_t>(block_sum(all, sums), max_kept);
+  const int64_t num_kept = min_of<int64_t>(in_tiles.all, max_kept);
   const bool kept = rank < plan.count && ranked.states[first + rank] == kKept;
   int in_part;
-  const int64_t place = before + block_exclusive_sum(kept, sums, in_part);
+  const int64_t place = in_tiles.before + block_exclusive_sum(kept, sums, in_part);
   if (rank < plan.count) {
     const int64_t index = ranked.order[first + rank];
     if constexpr (Writer::kWritesRanks) writer.ranked(segment, rank, index);
@@ -349,17 +362,11 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
   const int64_t first = segment * plan.count, index = part * kNmsThreads + threadIdx.x;
   const int32_t* part_kept = ranked.part_kept + segment * ranked.parts;
-  int before = 0, all = 0;
-  for (int64_t p = threadIdx.x; p < ranked.parts; p += kNmsThreads) {
-    all += part_kept[p];
-    before += p < part ? part_kept[p] : 0;
-  }
-  before = block_sum(before, sums);
-  const int64_t num_kept = block_sum(all, sums);
+  const KeptSums in_parts = sum_kept(ranked.parts, part, [&](int64_t p) { return part_kept[p]; }, sums);
   const bool kept = index < plan.count && ranked.index_is_kept[first + index];
   int in_part;
-  before += block_exclusive_sum(kept, sums, in_part);
-  if (index < plan.count && !kept) writer.other(segment, num_kept + index - before, index);
+  const int before = in_parts.before + block_exclusive_sum(kept, sums, in_part);
+  if (index < plan.count && !kept) writer.other(segment, in_parts.all + index - before, index);
 }
 
 }  // namespace ssd_ops

@@ -152,3 +152,19 @@ def test_threads_and_runs_agree(threads):
         threads(count)
         results.append(ssd_ops.multiclass_nms(*args))
     assert same(results[0], results[1]) and same(results[1], results[2])
+
+
+@pytest.mark.parametrize("max_detections", [9, 10, 11, 12, 15, 20])
+def test_the_search_ends_where_enough_are_kept(max_detections):
+    """Ten of the 512 highest scores are kept, and five of those after them, on a GPU in other tiles."""
+    rank = torch.arange(1100)
+    place = torch.where(rank < 512, rank % 10, 10 + rank % 5).float()
+    boxes = torch.stack((place, torch.zeros(1100), place + 0.9, torch.ones(1100)), dim=1)
+    scores = torch.linspace(1, 0.5, 1100)
+    order = torch.randperm(1100)
+    found = ssd_ops.multiclass_nms(
+        boxes[order][None], scores[order][None, :, None], topk=-1, max_detections=max_detections
+    )
+    expected = [*range(10), *range(512, 517)][:max_detections]
+    assert found.counts.tolist() == [len(expected)]
+    assert order[found.indices[0, : len(expected)]].tolist() == expected

@@ -8,8 +8,8 @@
 // A Source gives, for box i of a segment: `Score score(segment, i)`, `Box<T> box(segment, i)` and, where
 // kGrouped, `int64_t group(segment, i)`: only boxes of one group suppress each other. A Writer gets every box
 // once: `kept` with its place among the kept ones, or, where kWritesOthers, `other` with a place after them.
-// Where kWritesRanks, `ranked` gets the rank of every box by score. At the end all threads of `parts` blocks, numbered from 0, call
-// `done` with the number kept.
+// Where kWritesRanks, `ranked` gets the rank of every box by score. At the end all threads of `parts`
+// blocks, numbered from 0, call `done` with the number kept.
 #pragma once
 
 #include "common/device.cuh"

@@ -1,7 +1,7 @@
 // Greedy NMS with every segment spread over the whole GPU (greedy.cuh), in these steps:
 //   nms_chunks_kernel and nms_rank_kernel,
 //   or nms_keys_kernel, a sort and nms_gather_kernel        the boxes by rank, that is by score
-//   nms_cells_kernel, nms_starts_kernel, nms_file_kernel    where it pays, the boxes by cell of a grid (prune.h)
+//   nms_cells_kernel, nms_starts_kernel, nms_file_kernel    the boxes by cell of a grid (prune.h), if it pays
 //   nms_resolve_kernel                                      which boxes are kept (greedy_resolve.cuh)
 //   nms_finish_kernel, nms_others_kernel                    the output
 #pragma once
@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(kSpreadThreads)
   tell_grid<Source>(gathered, ranked, segment);
 }
 
-// Ranks boxes by how many boxes of each chunk come before them, and gathers them. `blocks` for each segment; shared memory
-// holds the keys of a segment.
+// Ranks boxes by how many boxes of each chunk come before them, and gathers them. `blocks` for each
+// segment; shared memory holds the keys of a segment.
 template <typename T, typename Key, typename Source>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_rank_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks,

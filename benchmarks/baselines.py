@@ -27,6 +27,7 @@ try:
     from torchvision import ops as _torchvision
     from torchvision.extension import _assert_has_ops
     from torchvision.models.detection import _utils as _matching
+    from torchvision.models.detection.anchor_utils import AnchorGenerator as _AnchorGenerator
     from torchvision.models.detection.ssd import SSD as _SSD
 
     _assert_has_ops()
@@ -36,10 +37,21 @@ except (
     _reason = str(error).strip().splitlines() or [type(error).__name__]
     _missing = f"torchvision does not import ({_reason[0]})"
     torchvision_nms = torchvision_batched_nms = torchvision_box_iou = _missing
-    torchvision_assign_anchors = torchvision_detect = _missing
+    torchvision_assign_anchors = torchvision_detect = torchvision_grid_anchors = _missing
 else:
     torchvision_nms, torchvision_box_iou = _torchvision.nms, _torchvision.box_iou
     torchvision_batched_nms = _torchvision.batched_nms
+
+    def torchvision_grid_anchors(feature_maps, shapes, *, steps, offsets=(0.5, 0.5)) -> Tensor:
+        """The grid of torchvision's `AnchorGenerator`, with the anchors of a cell in place of its own."""
+        generator = _AnchorGenerator(shapes, shapes)
+        generator.cell_anchors = []
+        for level, (step_y, step_x) in zip(shapes, steps, strict=True):
+            half = torch.tensor(level, device=feature_maps[0].device) / 2
+            center = half.new_tensor([offsets[1] * step_x, offsets[0] * step_y])
+            generator.cell_anchors.append(torch.cat((center - half, center + half), dim=1))
+        grids = [feature_map.shape[-2:] for feature_map in feature_maps]
+        return torch.cat(generator.grid_anchors(grids, steps))[None]
 
     def torchvision_assign_anchors(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
         """torchvision's IoU and `SSDMatcher`, image by image."""
@@ -263,21 +275,29 @@ def d2l_predict(net: nn.Module, image: Tensor, device="cpu") -> Tensor:
 
 
 def eager_multibox_priors(feature_maps, sizes, ratios) -> Tensor:
-    levels = []
+    shapes = []
     for feature_map, size, ratio in zip(feature_maps, sizes, ratios, strict=True):
         height, width = feature_map.shape[-2:]
-        on = {"device": feature_map.device}
         pairs = [(s, ratio[0]) for s in size] + [(size[0], r) for r in ratio[1:]]
-        w = torch.tensor([s * r**0.5 * height / width / 2 for s, r in pairs], **on)
-        h = torch.tensor([s / r**0.5 / 2 for s, r in pairs], **on)
-        x = ((torch.arange(width, **on) + 0.5) / width)[None, :, None]
-        y = ((torch.arange(height, **on) + 0.5) / height)[:, None, None]
-        level = torch.empty(height, width, len(pairs), 4, **on)
-        level[..., 0] = x - w
-        level[..., 1] = y - h
-        level[..., 2] = x + w
-        level[..., 3] = y + h
-        levels.append(level.view(-1, 4))
+        shapes.append([(s * r**0.5 * height / width, s / r**0.5) for s, r in pairs])
+    return eager_grid_anchors(feature_maps, shapes)
+
+
+def eager_grid_anchors(feature_maps, shapes, *, steps=None, offsets=(0.5, 0.5)) -> Tensor:
+    levels = []
+    for level, feature_map in enumerate(feature_maps):
+        height, width = feature_map.shape[-2:]
+        step = (1 / height, 1 / width) if steps is None else steps[level]
+        on = {"device": feature_map.device}
+        w, h = (torch.tensor(shapes[level], **on) / 2).unbind(1)
+        x = ((torch.arange(width, **on) + offsets[1]) * step[1])[None, :, None]
+        y = ((torch.arange(height, **on) + offsets[0]) * step[0])[:, None, None]
+        out = torch.empty(height, width, len(w), 4, **on)
+        out[..., 0] = x - w
+        out[..., 1] = y - h
+        out[..., 2] = x + w
+        out[..., 3] = y + h
+        levels.append(out.view(-1, 4))
     return torch.cat(levels)[None]
 
 

@@ -22,13 +22,21 @@ def _real(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.5), clip=False):
+def multibox_priors(
+    feature_maps, sizes, ratios, *, image_size=None, steps=None, offsets=(0.5, 0.5), clip=False
+):
     """Anchors of all levels, [1, A, 4] xyxy in fractions of the image: `ssd_ops.multibox_priors`."""
+    if image_size is not None:
+        shapes = []
+        for size, ratio in zip(sizes, ratios, strict=True):
+            pairs = [(s, ratio[0]) for s in size] + [(size[0], r) for r in ratio[1:]]
+            shapes.append([(s * math.sqrt(r), s / math.sqrt(r)) for s, r in pairs])
+        options = {"image_size": image_size, "steps": steps, "offsets": offsets, "clip": clip}
+        return grid_anchors(feature_maps, shapes, **options)
     real = _real(*feature_maps)
     levels = []
     for level, feature_map in enumerate(feature_maps):
         height, width = feature_map.shape[-2:]
-        step_y, step_x = (1 / height, 1 / width) if steps is None else steps[level]
         size = torch.tensor(sizes[level], dtype=real)
         # math.sqrt rounds correctly, as the kernels do. torch's vectorised sqrt is sometimes off by one ulp.
         ratio = torch.tensor(ratios[level], dtype=real)
@@ -37,22 +45,47 @@ def multibox_priors(feature_maps, sizes, ratios, *, steps=None, offsets=(0.5, 0.
         w = torch.cat((size * root[0], size[0] * root[1:])) * height / width
         # torch computes the book's `sizes[0] / torch.sqrt(ratio)` with the reciprocal.
         h = torch.cat((size / root[0], size[0] * (1 / root[1:])))
-        y = (torch.arange(height, dtype=real) + offsets[0]) * step_y
-        x = (torch.arange(width, dtype=real) + offsets[1]) * step_x
-        center = torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
-        half = torch.stack((w, h), dim=1) / 2
-        corners = torch.cat((center[:, None] - half, center[:, None] + half), dim=2)
-        levels.append(corners.reshape(-1, 4))
+        step = (1 / height, 1 / width) if steps is None else steps[level]
+        levels.append(_cells(height, width, torch.stack((w, h), dim=1), step, offsets))
     anchors = torch.cat(levels)[None].to(feature_maps[0].device)
     return anchors.clamp(0, 1) if clip else anchors
 
 
-def multibox_prior(feature_map, sizes, ratios, *, steps=None, offsets=(0.5, 0.5), clip=False):
+def _cells(height: int, width: int, shapes: Tensor, step, offsets) -> Tensor:
+    """The boxes [H*W*K, 4] of K shapes (width, height) in each cell, row by row."""
+    y = (torch.arange(height, dtype=shapes.dtype) + offsets[0]) * step[0]
+    x = (torch.arange(width, dtype=shapes.dtype) + offsets[1]) * step[1]
+    center = torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
+    corners = torch.cat((center[:, None] - shapes / 2, center[:, None] + shapes / 2), dim=2)
+    return corners.reshape(-1, 4)
+
+
+def multibox_prior(
+    feature_map, sizes, ratios, *, image_size=None, steps=None, offsets=(0.5, 0.5), clip=False
+):
     """Anchors of one level, [1, H*W*(S+R-1), 4]; see `ssd_ops.multibox_prior`."""
+    options = {"image_size": image_size, "offsets": offsets, "clip": clip}
     steps = None if steps is None else [steps]
-    return multibox_priors(
-        [feature_map], [sizes], [ratios], steps=steps, offsets=offsets, clip=clip
-    )
+    return multibox_priors([feature_map], [sizes], [ratios], steps=steps, **options)
+
+
+def grid_anchors(
+    feature_maps, shapes, *, image_size=None, steps=None, offsets=(0.5, 0.5), clip=False
+):
+    """Anchors of all levels, [1, A, 4] xyxy, level by level, cell by cell: `ssd_ops.grid_anchors`."""
+    real = _real(*feature_maps)
+    image_height, image_width = (1, 1) if image_size is None else image_size
+    levels = []
+    for level, feature_map in enumerate(feature_maps):
+        height, width = feature_map.shape[-2:]
+        step = (1 / height, 1 / width)
+        if steps is not None:
+            step = (steps[level][0] / image_height, steps[level][1] / image_width)
+        # Divided in double, as Python does, and then rounded.
+        fractions = [(w / image_width, h / image_height) for w, h in shapes[level]]
+        levels.append(_cells(height, width, torch.tensor(fractions, dtype=real), step, offsets))
+    anchors = torch.cat(levels)[None].to(feature_maps[0].device)
+    return anchors.clamp(0, 1) if clip else anchors
 
 
 def _exp(x: Tensor) -> Tensor:

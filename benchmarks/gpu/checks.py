@@ -60,6 +60,10 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
             [[0.1, 0.3]] * 2,
             [[1, 2]] * 2,
         ),
+        "grid_anchors": (
+            [torch.zeros(pick(1, 9), pick(1, 9))] * 2,
+            [[(0.1, 0.3), (0.2, 0.4)], [(0.5, 0.2)]],
+        ),
         "box_iou": (boxes.expand(images, -1, -1), labels[..., 1:]),
         "encode_boxes": (rows, boxes),
         "decode_boxes": (torch.randn(images, anchors, 4).to(dtype), boxes),
@@ -74,6 +78,7 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
         "detect": (logits, offsets, boxes),
     }
     options = {
+        "grid_anchors": {"image_size": choose(None, (0.7, 1.3)), "clip": choose(True, False)},
         "assign_anchors": {
             "force_match": choose("bipartite", "argmax", "low_quality", "none"),
             "background_threshold": choose(None, 0.0, 0.4),

@@ -137,6 +137,25 @@ def retina_priors(tiny: bool) -> Shape:
     return priors(RETINA_MAPS, sizes, [[1, 2, 0.5]] * 5, tiny)
 
 
+def retina_grid(tiny: bool) -> Shape:
+    """Those of torchvision's RetinaNet, in pixels."""
+    maps = [torch.zeros(3, 3) if tiny else torch.zeros(size) for size in RETINA_MAPS]
+    steps = [(step, step) for step in (8, 16, 32, 64, 128)]
+    sizes = [[4 * step * 2 ** (i / 3) for i in range(3)] for step, _ in steps]
+    shapes = [[(s / r**0.5, s * r**0.5) for r in (0.5, 1, 2) for s in level] for level in sizes]
+    others = {
+        name: Rival(
+            function if isinstance(function, str) else partial(function, steps=steps),
+            baselines.close,
+        )
+        for name, function in (
+            ("torchvision", baselines.torchvision_grid_anchors),
+            ("eager", baselines.eager_grid_anchors),
+        )
+    }
+    return shape(partial(ssd_ops.grid_anchors, steps=steps), (maps, shapes), others)
+
+
 def target(images: int, gts: int, count: int, tiny: bool, ragged: bool = False) -> Shape:
     boxes = retina_anchors(tiny) if count == 200_700 else anchors(count, tiny)
     if tiny:
@@ -334,6 +353,7 @@ def all_shapes(tiny: bool = False) -> dict[str, Callable[[], Shape]]:
     add("multibox_priors TinySSD", ssd_priors, 5444, tiny)
     add("multibox_priors SSD300", ssd_priors, 8732, tiny)
     add("multibox_priors RetinaNet", retina_priors, tiny)
+    add("grid_anchors RetinaNet", retina_grid, tiny)
     add("multibox_target B32 A8,732 G8", target, 32, 8, 8732, tiny)
     add("multibox_target B32 A8,732 G64", target, 32, 64, 8732, tiny)
     add("multibox_target B32 A24,564 G64", target, 32, 64, 24_564, tiny)

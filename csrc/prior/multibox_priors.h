@@ -11,7 +11,7 @@
 // ratio in pixels of a square image (MXNet MultiBoxPrior; "Dive into Deep Learning", 14.4).
 #pragma once
 
-#include "common/tensor.h"
+#include "prior/levels.h"
 
 namespace ssd_ops {
 
@@ -27,32 +27,31 @@ struct PriorLevels {
 inline void check_multibox_priors(const std::vector<Tensor>& feature_maps,  // each [..., H, W]
                                   const PriorLevels& p) {
   constexpr const char* op = "multibox_priors";
-  const size_t levels = feature_maps.size();
-  if (levels == 0) fail(op, "feature_maps must be at least one tensor, got none");
-  for (const Tensor& map : feature_maps) {
-    check_shape(map.dim() >= 2, op, "feature_maps", "[..., H, W]", map);
-    check_floating(op, "feature_maps", map);
-    check_same_device(op, "feature_maps", map, "the first feature map", feature_maps[0]);
-  }
-  const auto check_lists = [&](const char* name, const std::vector<double>& values,
-                               const std::vector<int64_t>& counts) {
-    if (counts.size() != levels) fail(op, name, " must be ", levels, " lists, got ", counts.size());
-    size_t total = 0;
-    for (const int64_t count : counts) {
-      if (count < 1) fail(op, name, " must be at least one number for each level, got none");
-      if (static_cast<uint64_t>(count) > values.size()) fail(op, name, " must fill its counts");
-      total += static_cast<size_t>(count);
+  check_levels(op, feature_maps, p.steps, p.offsets);
+  check_lists(op, "sizes", feature_maps.size(), p.sizes, p.size_counts, 1, "number");
+  check_lists(op, "ratios", feature_maps.size(), p.ratios, p.ratio_counts, 1, "number");
+}
+
+template <typename T>
+std::vector<Level<T>> levels_of(const std::vector<Tensor>& feature_maps,  // each [..., H, W]
+                                const PriorLevels& p) {
+  const double *sizes = p.sizes.data(), *ratios = p.ratios.data();
+  return levels_of<T>(feature_maps, p.steps, [&](size_t l, Level<T>& level) {
+    const auto add = [&](T width, T height) {
+      level.half.push_back(width * static_cast<T>(level.height) / static_cast<T>(level.width) / T(2));
+      level.half.push_back(height / T(2));
+    };
+    const T first_root = std::sqrt(static_cast<T>(ratios[0]));
+    for (int64_t i = 0; i < p.size_counts[l]; ++i)
+      add(static_cast<T>(sizes[i]) * first_root, static_cast<T>(sizes[i]) / first_root);
+    // The book divides the number sizes[0] by a tensor, for which torch multiplies by the reciprocal.
+    for (int64_t i = 1; i < p.ratio_counts[l]; ++i) {
+      const T root = std::sqrt(static_cast<T>(ratios[i]));
+      add(static_cast<T>(sizes[0]) * root, static_cast<T>(sizes[0]) * (T(1) / root));
     }
-    if (total != values.size()) fail(op, name, " must be ", total, " numbers, got ", values.size());
-    for (const double value : values) check_positive(op, name, value);
-  };
-  check_lists("sizes", p.sizes, p.size_counts);
-  check_lists("ratios", p.ratios, p.ratio_counts);
-  if (!p.steps.empty() && p.steps.size() != 2 * levels)
-    fail(op, "steps must be a (y, x) pair for each of ", levels, " levels, got ", p.steps.size(), " numbers");
-  for (const double step : p.steps) check_positive(op, "steps", step);
-  if (p.offsets.size() != 2) fail(op, "offsets must be (y, x), got ", p.offsets.size(), " numbers");
-  for (const double offset : p.offsets) check_fraction(op, "offsets", offset);
+    sizes += p.size_counts[l];
+    ratios += p.ratio_counts[l];
+  });
 }
 
 }  // namespace ssd_ops

@@ -1,4 +1,4 @@
-// multibox_priors on the GPU: one thread an anchor, all levels in one launch.
+// The kernel of multibox_priors and of grid_anchors: one thread an anchor, all levels in one launch.
 #pragma once
 
 #include "common/device.cuh"
@@ -6,14 +6,14 @@
 
 namespace ssd_ops {
 
-constexpr int kPriorThreads = 256;
+constexpr int kLevelThreads = 256;
 // What fits in the 4 KB of a kernel's parameters. A longer list of levels or of boxes takes more launches.
-constexpr int kPriorParts = 16;
-constexpr int kPriorHalves = 128;
+constexpr int kLevelParts = 16;
+constexpr int kLevelHalves = 128;
 
 // Some of the boxes of each cell of a level.
 template <typename T>
-struct PriorPart {
+struct LevelPart {
   int64_t first_thread, first_anchor;
   int64_t width;                   // cells in a row
   int32_t count, begin, per_cell;  // boxes begin .. begin + count - 1 of the per_cell of each cell
@@ -22,23 +22,23 @@ struct PriorPart {
 };
 
 template <typename T>
-struct PriorTable {
+struct LevelTable {
   int32_t parts, halves;
   int64_t threads;
   T offset_y, offset_x;
   bool clip;
-  PriorPart<T> part[kPriorParts];
-  T half[2 * kPriorHalves];
+  LevelPart<T> part[kLevelParts];
+  T half[2 * kLevelHalves];
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kPriorThreads) multibox_priors_kernel(PriorTable<T> table,
-                                                                        T* anchors) {  // [A, 4]
+__global__ void __launch_bounds__(kLevelThreads) levels_kernel(LevelTable<T> table,
+                                                               T* anchors) {  // [A, 4]
   const int64_t thread = global_index();
   if (thread >= table.threads) return;
   int at = 0;
   while (at + 1 < table.parts && thread >= table.part[at + 1].first_thread) ++at;
-  const PriorPart<T>& part = table.part[at];
+  const LevelPart<T>& part = table.part[at];
   const int64_t i = thread - part.first_thread, cell = i / part.count, k = i % part.count;
   const T cy = prior_center(cell / part.width, table.offset_y, part.step_y);
   const T cx = prior_center(cell % part.width, table.offset_x, part.step_x);

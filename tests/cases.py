@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,16 @@ def has_fixed_shape(op: str) -> bool:
     with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True) as mode:
         results = tree_leaves(getattr(ssd_ops, op)(*tree_map_only(Tensor, mode.from_tensor, args)))
     return all(isinstance(size, int) for result in results for size in result.shape)
+
+
+def recipes() -> dict[str, Callable]:
+    """The functions of docs/detectors.md, by their names."""
+    text = (OP_TESTS.parent.parent / "docs" / "detectors.md").read_text()
+    names: dict[str, Callable] = {}
+    for code in re.findall(r"^```python\n(def .*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        names |= {"torch": torch, "ssd_ops": ssd_ops}
+        exec(compile(code, "detectors.md", "exec"), names)
+    return names
 
 
 def rounds(count: int) -> range:

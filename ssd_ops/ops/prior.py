@@ -226,7 +226,8 @@ def grid_anchors(
     Returns:
         ``[1, A, 4]`` xyxy in fractions of the image, float32 (float64 if a feature map is float64). The
         order is: level, row, column, shape. Without an `image_size` but with `steps`, boxes have the unit
-        of shapes and steps, whatever it is: with both in pixels, boxes are in pixels.
+        of shapes and steps, whatever it is: with both in pixels, boxes are in pixels. (`torch.compile`
+        takes an `image_size` as a constant and compiles again for another one. Pixels need none.)
 
     Raises:
         TypeError, ValueError: a list is empty or has another length, or a number is not positive.

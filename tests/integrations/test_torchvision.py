@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
+import cases
 import pytest
 import torch
 
 try:
     from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+    from torchvision.models.detection.image_list import ImageList
 
     from ssd_ops.integrations import torchvision as integration
 except ImportError as error:
@@ -107,3 +111,30 @@ def test_wrong_models_and_targets():
         wrong = targets(1, 1)
         wrong[1]["boxes"][0, 2] = wrong[1]["boxes"][0, 0]
         model(images((99, 99), (99, 99)), wrong)
+
+
+def generated(generator, size, steps) -> tuple[list, torch.Tensor]:
+    """Feature maps of an image, and the anchors [A, 4] in pixels that a generator makes of them."""
+    height, width = size
+    maps = [torch.zeros(1, 1, math.ceil(height / s), math.ceil(width / s)) for s in steps]
+    return maps, generator(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
+
+
+@pytest.mark.parametrize("size", [(300, 300), (240, 400), (333, 70)])
+def test_ssd_anchors_of_the_docs(size):
+    ratios, steps = [[2], [2, 3], [2, 3], [2, 3], [2], [2]], [8, 16, 32, 64, 100, 300]
+    scales = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05]
+    generator = DefaultBoxGenerator(ratios, scales=scales, steps=steps)
+    maps, expected = generated(generator, size, steps)
+    got = cases.recipes()["ssd_anchors"](maps, scales, ratios, steps, size)[0]
+    got *= torch.tensor(size[::-1] * 2)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(800, 1344), (416, 320), (70, 333)])
+def test_retinanet_anchors_of_the_docs(size):
+    sizes = [[s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))] for s in (32, 64, 128, 256, 512)]
+    ratios = [[0.5, 1.0, 2.0]] * 5
+    maps, expected = generated(AnchorGenerator(sizes, ratios), size, [8, 16, 32, 64, 128])
+    got = cases.recipes()["retinanet_anchors"](maps, sizes, ratios, size)[0]
+    assert torch.equal(got, expected)

@@ -310,24 +310,29 @@ def test_mediapipe(recipe, options, count, rows):
 
 
 def test_multiscale_anchors_of_mediapipe():
-    """`multiscale_anchor_generation` of levels 6 and 7 with three scales in an octave, in pixels."""
-    strides, ratios = (64, 128), (1.0, 2.0, 0.5)
+    """golden_file_2: `multiscale_anchor_generation` of 640 x 640 pixels with three scales in an octave. The
+    order of its shapes is: aspect ratio, scale."""
+    strides, ratios, octave = (64, 128), (1.0, 2.0, 0.5), [2 ** (i / 3) for i in range(3)]
     shapes = [
-        [
-            (3 * stride * 2 ** (i / 3) * r**0.5, 3 * stride * 2 ** (i / 3) / r**0.5)
-            for r in ratios
-            for i in range(3)
-        ]
+        [(3 * stride * o * r**0.5, 3 * stride * o / r**0.5) for r in ratios for o in octave]
         for stride in strides
     ]
-    got = ssd_ops.grid_anchors(squares([10, 5]), shapes, steps=[(s, s) for s in strides])
-    rows = []
-    for stride, cells in zip(strides, (10, 5), strict=True):
-        for y in range(cells):
-            for x in range(cells):
-                for ratio in ratios:
-                    for octave in (1, 2 ** (1 / 3), 2 ** (2 / 3)):
-                        side = octave * stride * 3.0
-                        width, height = side * math.sqrt(ratio), side / math.sqrt(ratio)
-                        rows.append([(x + 0.5) * stride, (y + 0.5) * stride, width, height])
-    assert_equal(got, corners(rows), atol=1e-4)
+    got = ssd_ops.grid_anchors(
+        squares([10, 5]), shapes, image_size=(640, 640), steps=[(s, s) for s in strides]
+    )
+    assert got.shape == (1, 1125, 4)
+    last = [
+        (0.6, 0.6),
+        (0.755953, 0.755953),
+        (0.952441, 0.952441),
+        (0.848528, 0.424264),
+        (1.06908, 0.534539),
+        (1.34695, 0.673477),
+        (0.424264, 0.848528),
+        (0.534539, 1.06908),
+        (0.673477, 1.34695),
+    ]
+    expected = [(0.9, 0.9, w, h) for w, h in last]
+    assert_equal(got[:, -9:], corners(expected), atol=6e-6)
+    expected = [(0.15, 0.05, w / 2, h / 2) for w, h in last]  # the second cell of the first level
+    assert_equal(got[:, 9:18], corners(expected), atol=6e-6)

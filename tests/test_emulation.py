@@ -117,6 +117,7 @@ def every_op() -> list[torch.Tensor]:
     losses, classes = torch.rand(3, 1500), torch.randint(-1, 2, (3, 1500))
     results = [
         ssd_ops.multibox_priors([torch.zeros(20, 20)] * 2, [[0.1, 0.2]] * 2, [[1, 2]] * 2),
+        ssd_ops.grid_anchors([torch.zeros(20, 30)] * 2, [[(0.1, 0.3), (0.2, 0.1)]] * 2),
         ssd_ops.box_iou(cases.boxes(20), cases.boxes(600)),
         ssd_ops.encode_boxes(cases.boxes(600), cases.boxes(600)),
         ssd_ops.decode_boxes(torch.randn(600, 4), cases.boxes(600)),

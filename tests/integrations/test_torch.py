@@ -51,6 +51,7 @@ def test_every_op_of_the_library_is_public():
     assert set(OPS) >= {
         "multibox_prior",
         "multibox_priors",
+        "grid_anchors",
         "box_iou",
         "encode_boxes",
         "decode_boxes",

@@ -24,6 +24,9 @@ OPTIONS = [
 ]
 
 
+MAP, SHAPES = torch.zeros(3, 4), [[(0.5, 0.5)]]
+
+
 def grid_anchors_inputs(images, size, dtype):
     maps = [torch.zeros(images, 8, n, n + 2, dtype=dtype) for n in (7, 4)]
     return maps, [[(0.5, 0.3)], [(0.5, 0.3), (0.2, 0.4)]]
@@ -182,7 +185,25 @@ def test_multibox_priors_in_pixels(dtype):
     torch.testing.assert_close((y2 - y1) * 240, heights, rtol=1e-5, atol=1e-4)
 
 
-MAP, SHAPES = torch.zeros(3, 4), [[(0.5, 0.5)]]
+@pytest.mark.parametrize(
+    ("image_size", "error", "message"),
+    [
+        (300, ValueError, "image_size must be 2 numbers, got 300"),
+        ((300,), ValueError, r"image_size must be 2 numbers, got \(300,\)"),
+        ((300, 0), ValueError, "image_size must be positive and finite, got 0"),
+        ((300, math.inf), ValueError, "image_size must be positive and finite, got inf"),
+        ((300, "wide"), TypeError, "image_size must be a number, got 'wide'"),
+    ],
+)
+def test_wrong_image_sizes(image_size, error, message):
+    calls = {
+        "multibox_prior": (MAP, [0.5], [1]),
+        "multibox_priors": ([MAP], [[0.5]], [[1]]),
+        "grid_anchors": ([MAP], SHAPES),
+    }
+    for op, args in calls.items():
+        with pytest.raises(error, match=f"^{op}: {message}"):
+            getattr(ssd_ops, op)(*args, image_size=image_size)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +222,6 @@ MAP, SHAPES = torch.zeros(3, 4), [[(0.5, 0.5)]]
         (([MAP], [[]]), {}, ValueError, "shapes must be at least one for each level, got none"),
         (([MAP], [[(0.5, 0)]]), {}, ValueError, "shapes must be positive and finite, got 0"),
         (([MAP], [[(math.nan, 1)]]), {}, ValueError, "shapes must be positive.*got nan"),
-        (([MAP], SHAPES), {"image_size": (1, 0)}, ValueError, "image_size must be positive.*got 0"),
-        (([MAP], SHAPES), {"image_size": 300}, ValueError, "image_size must be 2 numbers, got 300"),
         (([MAP], SHAPES), {"steps": [(1, 1)] * 2}, ValueError, "steps must be 1 lists"),
         (([MAP], SHAPES), {"steps": [8]}, ValueError, "steps must be 2 numbers, got 8"),
         (([MAP], SHAPES), {"steps": [(8, -1)]}, ValueError, "steps must be positive.*got -1"),

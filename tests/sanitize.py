@@ -30,6 +30,8 @@ def environment(kind: str) -> dict[str, str]:
         command = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    if kind == "plain":
+        return dict(os.environ)
     if kind == "tsan":
         # torch's own threads are not instrumented, so one is all that may run.
         return {

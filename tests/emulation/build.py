@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,13 @@ def build(variant: str = "plain", csrc: Path = ROOT / "csrc") -> Path:
 def _build(variant: str, csrc: Path, folder: Path) -> Path:
     from torch.utils.cpp_extension import include_paths, library_paths
 
+    headers = _digest(path for top in (csrc, HERE) for path in top.rglob("*.*h"))
+    copy = folder / f"csrc-{_digest([], str(csrc))}"
+    for path in csrc.rglob("*.*"):
+        made, text = copy / path.relative_to(csrc), _with_shared_memory_of_a_block(path)
+        if not made.exists() or made.read_text() != text:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(text)
     compiler = os.environ.get("CXX", "g++")
     checks = SANITIZERS[variant].split()
     flags = [
@@ -46,10 +54,9 @@ def _build(variant: str, csrc: Path, folder: Path) -> Path:
         "-DSSD_OPS_EMULATION",
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         f"-I{HERE}",
-        f"-I{csrc}",
+        f"-I{copy}",
         *(f"-isystem{path}" for path in include_paths()),
     ]
-    headers = _digest(path for top in (csrc, HERE) for path in top.rglob("*.*h"))
 
     def compile_one(source: Path) -> Path:
         # The fibers tell the sanitizer of every switch themselves; instrumented, they would be reported.
@@ -63,16 +70,43 @@ def _build(variant: str, csrc: Path, folder: Path) -> Path:
             aside.rename(made)
         return made
 
-    sources = [path for path in sorted(csrc.rglob("*.cu")) if path.name != "module.cu"]
+    sources = [
+        copy / path.relative_to(csrc)
+        for path in sorted(csrc.rglob("*.cu"))
+        if path.name != "module.cu"
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "fibers.cpp"]))
     library = folder / f"emulated-{_digest(objects)}.so"
     if not library.exists():
         aside = library.with_suffix(f".{os.getpid()}")
-        libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+        libraries = [f"-L{path}" for path in library_paths()]
+        libraries += ["-Wl,--as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         _run([compiler, "-shared", *checks, *map(str, objects), *libraries, "-o", str(aside)])
         aside.rename(library)
     return library
+
+
+def _with_shared_memory_of_a_block(source: Path) -> str:
+    """The text of a source with `__shared__ T name[N];` as a reference to memory of the running block."""
+
+    def declared(match: re.Match) -> str:
+        parts, depth = [""], 0
+        for c in match[1]:
+            depth += (c in "([{<") - (c in ")]}>")
+            if c == "," and depth == 0:
+                parts.append("")
+            else:
+                parts[-1] += c
+        first = re.fullmatch(r"(.+?)\s*\b\w+\s*(\[.*\])?", parts[0])
+        names = [re.fullmatch(r".*?\b(\w+)\s*(\[.*\])?", part) for part in parts]
+        if depth or not first or not all(names):
+            raise RuntimeError(f"{source}: the emulation cannot read `{match[0].strip()}`")
+        variables = [(name[1], first[1] + (name[2] or "")) for name in names]
+        return " ".join(f"auto& {n} = ::emulation::shared<{t}>([] {{}});" for n, t in variables)
+
+    text = re.sub(r"^ *__shared__ ([^;]+);", declared, source.read_text(), flags=re.MULTILINE)
+    return f'#line 1 "{source}"\n{text}'
 
 
 def _run(command: list[str]) -> None:

@@ -1,5 +1,6 @@
 // A stand-in for the CUDA runtime's header, first on the include path: the .cu and .cuh files compile as
-// plain C++ against it, and their kernels run on the CPU (fibers.h), launches included.
+// plain C++ against it, and their kernels run on the CPU (fibers.h), launches included. build.py turns a
+// declaration with __shared__ into one with emulation::shared, since a macro cannot.
 #pragma once
 
 #include <cmath>
@@ -16,12 +17,19 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
 #define __restrict__ __restrict
 #define __align__(n) __attribute__((aligned(n)))
 #define SSD_DYNAMIC_SHARED(name) unsigned char* const name = ::emulation::dynamic_shared()
 
 namespace emulation {
+
+// A variable of type T in the memory of the running block. Each declaration has a type of its own, of a lambda.
+template <typename T, typename Declaration>
+T& shared(Declaration) {
+  static_assert(std::is_trivially_destructible_v<T>, "shared memory is not initialised");
+  static const char declaration = 0;
+  return *static_cast<T*>(shared_variable(&declaration, sizeof(T)));
+}
 
 // One of the numbers in threadIdx and the like: what the running CUDA thread sees.
 template <Index Position::* index, unsigned Index::* axis>
@@ -125,10 +133,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 inline void __syncthreads() {
   emulation::block_barrier();
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  emulation::warp_exchange(mask, 0);
+inline void __threadfence() {
+  emulation::fence();
 }
-inline void __threadfence() {}
+inline void __nanosleep(unsigned) {
+  emulation::sleep();
+}
 
 namespace emulation {
 
@@ -154,37 +164,45 @@ inline int lane() {
 
 }  // namespace emulation
 
-template <typename T>
-T __shfl_sync(unsigned mask, T value, int source) {
-  return emulation::unpack<T>(emulation::warp_exchange(mask, emulation::pack(value))[source & 31]);
+// A last argument that callers leave out: where the call stands.
+#define EMULATION_PLACE(operation) \
+  emulation::Place place = {operation, __builtin_FILE(), static_cast<unsigned>(__builtin_LINE())}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATION_PLACE("__syncwarp")) {
+  emulation::warp_barrier(mask, place);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes) {
-  return __shfl_sync(mask, value, emulation::lane() ^ lanes);
+T __shfl_sync(unsigned mask, T value, int source, EMULATION_PLACE("__shfl_sync")) {
+  return emulation::unpack<T>(emulation::warp_exchange(mask, emulation::pack(value), place)[source & 31]);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, EMULATION_PLACE("__shfl_xor_sync")) {
+  return __shfl_sync(mask, value, emulation::lane() ^ lanes, place);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by, EMULATION_PLACE("__shfl_up_sync")) {
   const int lane = emulation::lane(), from = lane - static_cast<int>(by);
-  return __shfl_sync(mask, value, from < 0 ? lane : from);
+  return __shfl_sync(mask, value, from < 0 ? lane : from, place);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by) {
+T __shfl_down_sync(unsigned mask, T value, unsigned by, EMULATION_PLACE("__shfl_down_sync")) {
   const int lane = emulation::lane(), from = lane + static_cast<int>(by);
-  return __shfl_sync(mask, value, from > 31 ? lane : from);
+  return __shfl_sync(mask, value, from > 31 ? lane : from, place);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  const uint64_t* given = emulation::warp_exchange(mask, predicate != 0);
+inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATION_PLACE("__ballot_sync")) {
+  const uint64_t* given = emulation::warp_exchange(mask, predicate != 0, place);
   unsigned result = 0;
   for (int lane = 0; lane < 32; ++lane)
     if (mask >> lane & 1) result |= static_cast<unsigned>(given[lane]) << lane;
   return result;
 }
-inline int __any_sync(unsigned mask, int predicate) {
-  return __ballot_sync(mask, predicate) != 0;
+inline int __any_sync(unsigned mask, int predicate, EMULATION_PLACE("__any_sync")) {
+  return __ballot_sync(mask, predicate, place) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate) {
-  return __ballot_sync(mask, predicate) == mask;
+inline int __all_sync(unsigned mask, int predicate, EMULATION_PLACE("__all_sync")) {
+  return __ballot_sync(mask, predicate, place) == mask;
 }
+#undef EMULATION_PLACE
 
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
@@ -203,35 +221,54 @@ inline int __clz(int x) {
 namespace ssd_ops {
 template <typename T>
 T load_relaxed(const T* p) {
-  return __atomic_load_n(p, __ATOMIC_RELAXED);
+  const T value = __atomic_load_n(p, __ATOMIC_RELAXED);
+  emulation::loads(p);
+  return value;
 }
 template <typename T>
 void store_relaxed(T* p, std::type_identity_t<T> value) {
+  emulation::stores(p);
   __atomic_store_n(p, value, __ATOMIC_RELAXED);
+  emulation::changed(p);
 }
 }  // namespace ssd_ops
 
+namespace emulation {
+
+// Puts change(old) in place of what is there, at once for all other threads, and returns it.
+template <typename T, typename Change>
+T exchange(T* at, const Change& change) {
+  stores(at);
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(at, &old, change(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  change(old) == old ? loads(at) : changed(at);
+  return old;
+}
+
+}  // namespace emulation
+
 template <typename T>
 T atomicAdd(T* at, std::type_identity_t<T> value) {
-  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+  return emulation::exchange(at, [value](T old) { return static_cast<T>(old + value); });
 }
 template <typename T>
 T atomicOr(T* at, std::type_identity_t<T> value) {
-  return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);
+  return emulation::exchange(at, [value](T old) { return static_cast<T>(old | value); });
 }
 template <typename T>
 T atomicMax(T* at, std::type_identity_t<T> value) {
-  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
-  while (old < value &&
-         !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
-  return old;
+  return emulation::exchange(at, [value](T old) { return old < value ? value : old; });
 }
 template <typename T>
 T atomicMin(T* at, std::type_identity_t<T> value) {
-  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
-  while (value < old &&
-         !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
-  return old;
+  return emulation::exchange(at, [value](T old) { return value < old ? value : old; });
+}
+template <typename T>
+T atomicExch(T* at, std::type_identity_t<T> value) {
+  return emulation::exchange(at, [value](T) { return value; });
+}
+template <typename T>
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  return emulation::exchange(at, [expected, value](T old) { return old == expected ? value : old; });
 }

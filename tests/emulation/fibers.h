@@ -1,8 +1,17 @@
-// The threads of one CUDA block as fibers: each has a stack of its own, and all take turns on one thread
-// of the system. A barrier is a switch to the next fiber, so a block of 1,024 costs little.
+// The threads of CUDA blocks as fibers: each has a stack of its own, and all take turns on one thread of the
+// system. A barrier is a switch to another fiber, so a block of 1,024 costs little.
 //
-// The compiled file is never instrumented: under ThreadSanitizer it tells the tool of every fiber and of
-// every barrier, and of nothing else, so that only barriers order two CUDA threads.
+// Several blocks are resident at a time, as on a multiprocessor, and their warps take turns of random length:
+// a kernel that waits for another block really waits. The schedule is the same every time, but for these
+// variables of the environment, read at each launch:
+//   SSD_OPS_EMULATION_SEED    the schedule: 0 (the default), 1, 2 .. An odd one starts the last block first.
+//   SSD_OPS_EMULATION_BLOCKS  blocks that are resident (4; 2 under ThreadSanitizer). Another begins where one ends.
+// A launch that can never end is reported: a barrier that not all threads reach, lanes that meet in different
+// warp operations, blocks that wait for one that has no room to begin.
+//
+// fibers.cpp is never instrumented: under ThreadSanitizer it tells the tool of every fiber and of what orders
+// two CUDA threads, and of nothing else. These are __syncthreads, __syncwarp, and a fence before a relaxed
+// store with a fence after the relaxed load of it. Shuffles, votes and atomics order no memory.
 #pragma once
 
 #include <cstddef>
@@ -20,16 +29,17 @@ struct Position {
 };
 const Position& position();
 
-// Bytes of dynamic shared memory that a block may have: as on a GPU of compute capability 7.5.
+// Bytes of shared memory that a block may have: as on a GPU of compute capability 7.5.
 constexpr int kSharedLimit = 64 * 1024;
 
-// Runs `body` once for every thread of every block, the blocks one after another (from the last to the first
-// where the environment variable SSD_OPS_EMULATION_ORDER is "reverse"). Threads of the system
-// wait for each other here. A barrier that not all threads reach ends the process with a message.
+// Runs `body` once for every thread of every block. Threads of the system wait for each other here.
 void run_grid(Index grid, Index block, size_t shared_bytes, void (*body)(void*), void* argument);
 
 // The running block's memory of `shared_bytes`, filled with garbage when the block begins.
 unsigned char* dynamic_shared();
+
+// The running block's variable of one declaration; also garbage at first.
+void* shared_variable(const void* declaration, size_t bytes);
 
 // The dynamic shared memory that a kernel may ask for, an attribute that it keeps from one call to the next.
 void set_shared_attribute(const void* kernel, int bytes);
@@ -38,7 +48,26 @@ bool may_launch(const void* kernel, size_t shared_bytes);
 
 void block_barrier();
 
-// Waits for the lanes of `mask`, and returns what each of the 32 lanes gave, for the lanes in `mask`.
-const uint64_t* warp_exchange(unsigned mask, uint64_t value);
+// A place in the sources that calls a warp operation.
+struct Place {
+  const char* operation;
+  const char* file;
+  unsigned line;
+  bool operator==(const Place&) const = default;  // by address: all lanes run the same call
+};
+
+// Waits for the lanes of `mask`, all at the same place, and returns what each of the 32 lanes gave, for the
+// lanes in `mask`.
+const uint64_t* warp_exchange(unsigned mask, uint64_t value, Place place);
+// The same without a value; it orders memory.
+void warp_barrier(unsigned mask, Place place);
+
+void fence();
+void sleep();
+// After a relaxed load or an atomic that changed nothing; before a store or an atomic. Others may run now.
+void loads(const void* at);
+void stores(const void* at);
+// After a store, or an atomic that changed something.
+void changed(const void* at);
 
 }  // namespace emulation

@@ -199,6 +199,33 @@ def test_a_chain_keeps_every_other_box():
     assert ssd_ops.nms(boxes, scores.flip(0), 0.5).tolist() == list(range(1999, 0, -2))
 
 
+def pile_that_waits():
+    """A box that more others of higher rank overlap than a GPU's warp has lanes, and the last one drops it.
+
+    Before that is known, all of them are undecided: they are dropped themselves, by the first box. Of so
+    many boxes in all, with those far away, that they are spread over several blocks.
+    """
+    left = (
+        [0.0] + [0.9] * 62 + [1.7] + [1.5] * 60
+    )  # 3 wide: two drop each other if less than 1 apart
+    near = torch.tensor([[x, 0, x + 3, 1] for x in left])
+    far = torch.tensor([[10.0 * i, 5, 10 * i + 3, 6] for i in range(200)])
+    boxes = torch.cat((near, far))
+    scores = torch.arange(len(boxes), 0, -1).float()
+    return boxes, scores, [0, 63, *range(len(near), len(boxes))]
+
+
+def test_by_hand_where_many_boxes_are_undecided():
+    boxes, scores, kept = pile_that_waits()
+    assert ssd_ops.nms(boxes, scores, 0.5).tolist() == kept
+    groups = torch.arange(2).repeat_interleave(len(boxes))
+    two = torch.cat((boxes, boxes)), torch.cat((scores, scores))
+    order = torch.tensor(kept).repeat_interleave(2) + torch.tensor([0, len(boxes)]).repeat(
+        len(kept)
+    )
+    assert torch.equal(ssd_ops.batched_nms(*two, groups, 0.5), order)
+
+
 @given(
     boxes=st.lists(st.tuples(*[st.floats(width=32)] * 4), min_size=1, max_size=12),
     threshold=st.floats(0, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -18,6 +19,7 @@ import torch
 import ssd_ops  # noqa: F401  (registers the ops)
 
 HERE = Path(__file__).resolve().parent
+NAMESPACES = {"plain": "ssd_ops_emulated", "counted": "ssd_ops_counted"}
 
 
 def why_not(backend: str) -> str:
@@ -51,14 +53,21 @@ def builder() -> ModuleType:
 
 
 @functools.cache
-def load() -> None:
-    """Registers the emulated kernels: of the library SSD_OPS_EMULATED, or else built here if need be."""
-    path = os.environ.get("SSD_OPS_EMULATED") or str(builder().build())
-    library = torch.library.Library("ssd_ops_emulated", "DEF")
+def load(variant: str) -> ctypes.CDLL:
+    """Registers emulated kernels, and returns the library with its handles for tests.
+
+    It is the library SSD_OPS_EMULATED, if that is set, or else built here if need be. The variant
+    `counted` (emulation/build.py) is always built here.
+    """
+    given = os.environ.get("SSD_OPS_EMULATED") if variant == "plain" else None
+    path = given or str(builder().build(variant))
+    library = torch.library.Library(NAMESPACES[variant], "DEF")
     for schema in schemas():
         library.define(str(schema).removeprefix("ssd_ops::"))
-    load.library = library  # type: ignore[attr-defined]  # the definitions live as long as it does
     torch.ops.load_library(path)
+    handles = ctypes.CDLL(path)
+    handles.definitions = library  # they live as long as it does
+    return handles
 
 
 @contextmanager
@@ -76,17 +85,57 @@ def _instead_of_cpu_kernels(call: Callable) -> Iterator[None]:
         library._destroy()
 
 
+@contextmanager
+def filled_new_memory() -> Iterator[None]:
+    """torch fills the memory that it hands out: with NaN, or the greatest integer (bytes: 255).
+
+    A kernel that reads what it did not write gives other results than it should.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
 def active(backend: str) -> AbstractContextManager:
-    """Inside, the ops take and give CPU tensors as ever, and the kernels of `backend` compute them."""
-    if backend == "emulated":
-        load()
-        ops = torch.ops.ssd_ops_emulated
+    """Inside, the ops take and give CPU tensors as ever, and the kernels of `backend` compute them.
+
+    Beside the backends of the op tests there is `counted`: emulated with the thresholds of a GPU;
+    `counts` says what was done.
+    """
+    if backend in ("emulated", "counted"):
+        variant = "plain" if backend == "emulated" else backend
+        load(variant)
+        ops = getattr(torch.ops, NAMESPACES[variant])
         return _instead_of_cpu_kernels(lambda name, *args: getattr(ops, name)(*args))
     if backend == "cuda":
         return _instead_of_cpu_kernels(
             lambda name, *args: _to("cpu", getattr(torch.ops.ssd_ops, name)(*_to("cuda", args)))
         )
     return nullcontext()
+
+
+class Counts(ctypes.Structure):
+    """What launches did (emulation/fibers.h)."""
+
+    launches: int
+    blocks: int
+    barriers: int
+    warp_operations: int
+    polls: int
+    steps: int
+    longest: int
+    _fields_ = tuple((name, ctypes.c_int64) for name in __annotations__)
+
+
+def counts(variant: str = "counted") -> Counts:
+    """What the emulated launches did since the last call of this function."""
+    result = Counts()
+    load(variant).emulation_counts(ctypes.byref(result))
+    return result
 
 
 def _to(device: str, value):

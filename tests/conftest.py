@@ -81,11 +81,14 @@ def _param(name: str):
 
 @pytest.fixture(params=[_param(name) for name in ("cpu", "emulated", "cuda")])
 def backend(request) -> Iterator[str]:
-    """Every backend in turn; all ops that a test calls run there. What this machine lacks is skipped."""
+    """Every backend in turn; all ops that a test calls run there. What this machine lacks is skipped.
+
+    New memory, scratch of kernels too, is filled with what no kernel may rely on.
+    """
     too_long = request.node.get_closest_marker("not_emulated")
     if too_long and request.param == "emulated":
         pytest.skip(f"too long for the emulation: {too_long.args[0]}")
-    with backends.active(request.param):
+    with backends.filled_new_memory(), backends.active(request.param):
         yield request.param
 
 

@@ -74,7 +74,7 @@ def run_tests(kind: str, arguments: list[str]) -> int:
         return subprocess.run([*pytest, "-k", "emulated"], cwd=ROOT, env=env).returncode
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        _copy_with_sanitized_cpu_kernels(copy, builder.SANITIZERS[kind])
+        _copy_with_sanitized_cpu_kernels(copy, builder.CHECKS[kind])
         env["PYTHONPATH"] = str(copy)  # found before an installed copy, editable or not
         where = "import ssd_ops._ext as e; print(e.library_path())"
         loaded = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
 import subprocess
@@ -176,7 +175,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import backends, torch, ssd_ops
 torch.set_num_threads(1)
-with backends.active("emulated"):
+with backends.filled_new_memory(), backends.active("emulated"):
     torch.manual_seed(0)
     {call}
 print("the end")
@@ -214,18 +213,11 @@ def run_planted(
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
-def emulation() -> ctypes.CDLL:
-    """The library that holds the emulation, with its handles for tests."""
-    backends.load()
-    (path,) = (path for path in torch.ops.loaded_libraries if "emulat" in Path(path).name)
-    return ctypes.CDLL(path)
-
-
 def test_a_failed_launch_leaves_no_error_behind():
     """A CUDA error stays until it is asked for: the next call, a valid one, must not meet it."""
     boxes, scores = cases.boxes(300), cases.scores(300)
     expected = ssd_ops.nms(boxes, scores, 0.5)
-    handles = emulation()
+    handles = backends.load("plain")
     with backends.active("emulated"):
         for launch in (1, 2, 3):
             handles.emulation_fail_launch(launch)
@@ -236,7 +228,7 @@ def test_a_failed_launch_leaves_no_error_behind():
 
 def test_no_call_lowers_what_another_may_ask_for():
     """Two threads launch one kernel with different sizes: its limit has to serve both."""
-    handles = emulation()
+    handles = backends.load("plain")
     with backends.active("emulated"):
         # The keys of so many boxes need more than the 48 KB that any kernel may have.
         for count in (6400, 7400, 6200, 7000):
@@ -304,11 +296,18 @@ def every_op() -> list[torch.Tensor]:
     return [*results, ssd_ops.multibox_detection(cls_probs, offsets, cases.boxes(1, 300))]
 
 
-def test_no_result_depends_on_the_order_of_blocks_and_warps(monkeypatch):
+def test_op_tests_fill_new_memory(backend):
+    assert torch.empty(4, dtype=torch.uint8).tolist() == [255] * 4
+    assert torch.ones(4).new_empty(4).isnan().all()
+
+
+def test_no_result_depends_on_the_schedule_or_the_thresholds(monkeypatch):
     expected = every_op()
-    for seed, resident in ((0, 1), (1, 8), (2, 3), (3, 2)):  # an odd seed: the last block first
+    # An odd seed: the last block first. `counted` has the thresholds of a GPU.
+    emulated = [("emulated", 0, 1), ("emulated", 1, 8), ("emulated", 2, 3), ("emulated", 3, 2)]
+    for backend, seed, resident in (*emulated, ("counted", 0, 4)):
         for variable, value in schedule(seed, resident).items():
             monkeypatch.setenv(variable, value)
-        with backends.active("emulated"):
+        with backends.active(backend):
             for got, want in zip(every_op(), expected, strict=True):
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)

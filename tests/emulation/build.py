@@ -1,6 +1,11 @@
 """Builds the CUDA kernels for the CPU: csrc/**/*.cu and the emulation, by g++, into one library.
 
-`build(variant, csrc)` returns the library. What has not changed is not compiled again.
+`build(variant, csrc)` returns the library. What has not changed is not compiled again. The variants:
+
+plain       what the tests run
+asan, tsan  with sanitizers (tests/sanitize.py)
+counted     counts steps (tests/test_work.py), with the thresholds of a GPU: the others lower some, so that
+            small sets meet every kernel. Its ops are in the namespace ssd_ops_counted.
 """
 
 from __future__ import annotations
@@ -16,10 +21,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SANITIZERS = {
+CHECKS = {
     "plain": "",
     "asan": "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all",
     "tsan": "-fsanitize=thread",
+    "counted": "-fsanitize-coverage=trace-pc -Dssd_ops_emulated=ssd_ops_counted",
 }
 
 
@@ -43,11 +49,13 @@ def _build(variant: str, csrc: Path, folder: Path) -> Path:
     copy = folder / f"csrc-{_digest([], str(csrc))}"
     for path in csrc.rglob("*.*"):
         made, text = copy / path.relative_to(csrc), _with_shared_memory_of_a_block(path)
+        if variant == "counted":
+            text = text.replace("#ifdef SSD_OPS_EMULATION\nconstexpr", "#if 0\nconstexpr")
         if not made.exists() or made.read_text() != text:
             made.parent.mkdir(parents=True, exist_ok=True)
             made.write_text(text)
     compiler = os.environ.get("CXX", "g++")
-    checks = SANITIZERS[variant].split()
+    checks = CHECKS[variant].split()
     flags = [
         *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
         *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"),

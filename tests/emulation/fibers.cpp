@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #ifdef EMULATION_TSAN
@@ -175,6 +176,11 @@ uint64_t random_state;
 int fill;             // of new shared memory
 uint64_t idle_polls;  // since a thread changed something
 
+// What all launches did, until a test sets them back (fibers.h).
+Counts counts;
+uint64_t steps_outside;
+uint64_t* steps = &steps_outside;  // of the running thread
+
 uint64_t random_bits() {  // splitmix64
   uint64_t z = random_state += 0x9e3779b97f4a7c15u;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -213,6 +219,7 @@ unsigned running_bit() {
 void enter(int next) {
   current = next;
   Fiber& f = running();
+  steps = &f.steps;
 #ifdef EMULATION_TSAN
   __tsan_switch_to_fiber(f.sanitizer, 1);  // 1: the switch orders nothing
 #endif
@@ -220,6 +227,7 @@ void enter(int next) {
   __sanitizer_start_switch_fiber(&scheduler_sanitizer, block->stacks + next * kStack, kStack);
 #endif
   switch_context(scheduler, f.context);
+  steps = &steps_outside;
 #ifdef EMULATION_ASAN
   __sanitizer_finish_switch_fiber(scheduler_sanitizer, nullptr, nullptr);
 #endif
@@ -392,7 +400,9 @@ void run_grid(Index grid, Index size, size_t shared_bytes, void (*body)(void*), 
   const uint64_t room = number_of("SSD_OPS_EMULATION_BLOCKS", kResident);
   const size_t resident = static_cast<size_t>(std::min(total, std::max<uint64_t>(room, 1)));
   while (blocks.size() < resident) blocks.push_back(std::make_unique<Block>());
-  uint64_t started = 0;
+  uint64_t started = 0, longest = 0;
+  ++counts.launches;
+  counts.blocks += static_cast<int64_t>(total);
   const auto start_next = [&](Block& b) {
     const uint64_t n = seed % 2 == 0 ? started : total - 1 - started;
     ++started;
@@ -410,6 +420,10 @@ void run_grid(Index grid, Index size, size_t shared_bytes, void (*body)(void*), 
     Block*& b = turns[random_bits() % turns.size()];
     give_turn(*b);
     if (b->ended < count) continue;
+    for (int i = 0; i < count; ++i) {
+      counts.steps += static_cast<int64_t>(b->fibers[i].steps);
+      longest = std::max(longest, b->fibers[i].steps);
+    }
     if (started < total) {
       start_next(*b);
     } else {
@@ -417,6 +431,7 @@ void run_grid(Index grid, Index size, size_t shared_bytes, void (*body)(void*), 
       turns.pop_back();
     }
   }
+  counts.longest += static_cast<int64_t>(longest);
   __tsan_acquire(&launch_end);
 }
 
@@ -432,6 +447,7 @@ void block_barrier() {
   } else {
     b.waiting = 0;
     b.odd = !b.odd;
+    ++counts.barriers;
     for (int w = 0; w < warps; ++w) {
       Warp& warp = b.warps[w];
       if (warp.at_block) b.runnable |= 1u << w;
@@ -458,6 +474,7 @@ const uint64_t* warp_exchange(unsigned mask, uint64_t value, Place place) {
       fault("lanes of a warp meet in different places", {current, current - lane + other});
     complete = false;  // that one waits for others first
   }
+  counts.warp_operations += complete;
   if (!complete) {
     warp.ready &= ~bit;
     warp.at_warp |= bit;
@@ -502,6 +519,7 @@ void sleep() {
 
 void loads(const void* at) {
   see(at);
+  ++counts.polls;
   if (++idle_polls > kMostPolls)
     fault("waits, like all resident blocks, for what none of them does; other blocks cannot begin");
   if (random_bits() % 8 == 0) pause();
@@ -549,6 +567,16 @@ extern "C" __attribute__((visibility("default"))) void emulation_fail_launch(int
 extern "C" __attribute__((visibility("default"))) int emulation_lowered_attributes() {
   return lowered_attributes;
 }
+
+extern "C" __attribute__((visibility("default"))) void emulation_counts(emulation::Counts* since_last_time) {
+  *since_last_time = std::exchange(emulation::counts, {});
+}
+
+#ifdef EMULATION_COUNTED
+extern "C" void __sanitizer_cov_trace_pc() {
+  ++*emulation::steps;
+}
+#endif
 
 // torch without CUDA has no current CUDA stream; the emulation has only one.
 extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -62,6 +62,17 @@ const uint64_t* warp_exchange(unsigned mask, uint64_t value, Place place);
 // The same without a value; it orders memory.
 void warp_barrier(unsigned mask, Place place);
 
+// What launches did; a test asks for it by emulation_counts.
+struct Counts {
+  int64_t launches, blocks;
+  int64_t barriers;         // that all threads of a block reached
+  int64_t warp_operations;  // of as many lanes as take part
+  int64_t polls;            // relaxed loads of a thread, atomics that changed nothing, sleeps
+  // Of the variant `counted` alone. A step is a basic block of the code that the compiler made.
+  int64_t steps;    // of all threads
+  int64_t longest;  // of the thread with the most in each launch
+};
+
 void fence();
 void sleep();
 // After a relaxed load or an atomic that changed nothing; before a store or an atomic. Others may run now.

@@ -69,7 +69,13 @@ def compiled() -> list[tuple[str, str]]:
     """Of each .cu file the PTX and what ptxas says, from nvcc with the flags of setup.py."""
     nvcc, ptxas = tools()
     env = {**os.environ, "SSD_OPS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    flags = json.loads(run([sys.executable, "-c", FLAGS], cwd=ROOT, env=env).stdout)
+    asked = subprocess.run(
+        [sys.executable, "-c", FLAGS], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    if "asks for CUDA kernels, but" in asked.stderr:
+        pytest.skip(asked.stderr.strip().splitlines()[-1])
+    assert asked.returncode == 0, asked.stderr
+    flags = json.loads(asked.stdout)
     flags = [flag.replace("code=sm_", "code=compute_") for flag in flags]
     folder = ROOT / "build" / "machine-code"
     folder.mkdir(parents=True, exist_ok=True)

@@ -239,17 +239,13 @@ def test_no_call_lowers_what_another_may_ask_for():
 
 
 SELECT, MINING = "common/block_select.cuh", "mining/hard_negative_mining.cuh"
-BARRIER = (SELECT, "space.bins[b] = 0;\n    __syncthreads();", "space.bins[b] = 0;")
-SHARED = (SELECT, "low = space.bins[2 * thread],", "low = space.bins[2 * thread + 2],")
-OUTPUT = (MINING, "selected[first + i] = label > 0;", "selected[first + i + 1] = label > 0;")
-RESOLVE = "nms/greedy_resolve.cuh"
-FORGET = (RESOLVE, "- 1) owed = undecided;", "- 1) owed = min_of(undecided, -1);")
-NO_ROOM = (RESOLVE, "has_room = __popc(open) <= __popc(idle);", "has_room = true;")
-BACKWARDS = (
-    RESOLVE,
-    "tile.turn = atomicAdd(ranked.next, 1ull);",
-    "tile.turn = gridDim.x - 1 - atomicAdd(ranked.next, 1ull);",
+BARRIER = (
+    SELECT,
+    "space.bins[b + thread] = 0;\n    __syncthreads();",
+    "space.bins[b + thread] = 0;",
 )
+SHARED = (SELECT, "low = space.bins[2 * thread],", "low = space.bins[2 * thread + 2],")
+OUTPUT = (MINING, "selected[i + j] = is_hard", "selected[i + j + 1] = is_hard")
 
 
 @pytest.mark.slow

@@ -15,83 +15,120 @@ struct SelectSpace {  // shared memory
   unsigned chosen, before;
 };
 
-// Adds one to a bin, where `counts`. Keys are often nearly equal (losses at the start of training): a warp
-// whose lanes all have the same bin adds once.
-__device__ __forceinline__ void count_in_bin(unsigned* bins, bool counts, unsigned bin) {
-  const unsigned mask = __ballot_sync(kAllLanes, counts);
+// Items that follow each other, of which a thread takes so many at a time: one wide load, one vote.
+constexpr unsigned kSelectBatch = 4;
+
+// Adds one to the bin of each item that counts. Keys are often nearly equal (losses at the start of
+// training): a warp whose items all have the same bin adds once.
+__device__ __forceinline__ void count_in_bins(unsigned* bins, const bool (&counts)[kSelectBatch],
+                                              const unsigned (&bin)[kSelectBatch]) {
+  int number = 0;
+  unsigned any_bin = 0;
+  for (unsigned j = 0; j < kSelectBatch; ++j) {
+    number += counts[j];
+    any_bin = counts[j] ? bin[j] : any_bin;
+  }
+  const unsigned mask = __ballot_sync(kAllLanes, number > 0);
   if (mask == 0) return;
-  const int leader = __ffs(static_cast<int>(mask)) - 1;
-  const unsigned first = __shfl_sync(kAllLanes, bin, leader);
-  if (__all_sync(kAllLanes, !counts || bin == first)) {
-    if (lane_index() == leader) atomicAdd(&bins[first], static_cast<unsigned>(__popc(mask)));
-  } else if (counts) {
-    atomicAdd(&bins[bin], 1u);
+  const unsigned one = __shfl_sync(kAllLanes, any_bin, __ffs(static_cast<int>(mask)) - 1);
+  bool differs = false;
+  for (unsigned j = 0; j < kSelectBatch; ++j) differs |= counts[j] & (bin[j] != one);
+  if (__any_sync(kAllLanes, differs)) {
+    for (unsigned j = 0; j < kSelectBatch; ++j)
+      if (counts[j]) atomicAdd(&bins[bin[j]], 1u);
+  } else {
+    const int sum = warp_inclusive_sum(number);
+    if (lane_index() == kWarp - 1) atomicAdd(&bins[one], static_cast<unsigned>(sum));
   }
 }
 
-// Chooses the `wanted` candidates with the smallest keys; of equal keys, those with the lowest index. Of the
-// items 0..count-1, `num_candidates` are candidates, and `wanted` is not more. candidate(i, key) says whether
-// item i is one, and gives its key; choose(i, place) gets each one chosen, with places that ascend with i.
-// Every thread of a block of kSelectThreads has to call it.
+// Where a selection of the smallest keys ends.
+template <typename Key>
+struct SelectEnd {
+  Key last;             // of the last one wanted
+  int64_t left, equal;  // of so many items with this very key, the first `left` are wanted
+};
+
+// The key of the last of the `wanted` smallest, 1 or more, of `count` items. read(i, keys) gives those of
+// kSelectBatch items from i on, i a multiple of it; past the last item, ~0. At least `wanted` keys have their
+// upper `known` bits 0. Every thread of a block of kSelectThreads has to call it.
 //
-// The key of the last one wanted is found digit by digit, from the top: a histogram of the digit over the
-// candidates that share the digits so far, then the bin in which the wanted one lies.
-template <typename Key, typename Candidate, typename Choose>
-__device__ void block_select(int64_t count, int64_t num_candidates, int64_t wanted,
-                             const Candidate& candidate, const Choose& choose, SelectSpace& space) {
+// It is found digit by digit, from the top: a histogram of the digit over the keys that share the digits so
+// far, then the bin in which the wanted one lies.
+template <typename Key, typename Read>
+__device__ SelectEnd<Key> find_last(unsigned count, int64_t wanted, const Read& read, SelectSpace& space,
+                                    int known = 0) {
   constexpr int kKeyBits = 8 * sizeof(Key);
-  const int thread = static_cast<int>(threadIdx.x);
-  if (wanted == 0) return;
-  int64_t left = wanted;
-  Key last = 0;   // of the last one wanted
-  int known = 0;  // its bits that are known
-  int64_t equal = 0;
-  if (wanted == num_candidates) {  // all of them: no key is past the last
-    last = ~last;
-    known = kKeyBits;
-    equal = left;
-  }
-  while (known < kKeyBits) {
-    const int bits = min_of(kSelectDigit, kKeyBits - known), shift = kKeyBits - known - bits;
-    for (int b = thread; b < kSelectBins; b += kSelectThreads) space.bins[b] = 0;
+  const unsigned thread = threadIdx.x, lane = thread % kWarp;
+  SelectEnd<Key> found{0, wanted, 0};  // `last` with its lower bits 0
+  for (int open = kKeyBits - known; open > 0;) {
+    const int bits = min_of(kSelectDigit, open), shift = open - bits;
+    const Key span = ~Key(0) >> (kKeyBits - open);
+    for (unsigned b = 0; b < kSelectBins; b += kSelectThreads) space.bins[b + thread] = 0;
     __syncthreads();
-    for (int64_t begin = 0; begin < count; begin += kSelectThreads) {
-      Key key = 0;
-      bool counts = begin + thread < count && candidate(begin + thread, key);
-      counts = counts && (known == 0 || key >> (kKeyBits - known) == last);
-      count_in_bin(space.bins, counts, static_cast<unsigned>(key >> shift) & ((1u << bits) - 1));
+    // Whole warps, since they vote.
+    for (unsigned i = kSelectBatch * thread; i - kSelectBatch * lane < count;
+         i += kSelectBatch * kSelectThreads) {
+      Key keys[kSelectBatch];
+      bool counts[kSelectBatch];
+      unsigned bins[kSelectBatch];
+      read(i, keys);
+      for (unsigned j = 0; j < kSelectBatch; ++j) {
+        const Key from_last = keys[j] - found.last;
+        counts[j] = from_last <= span;
+        bins[j] = static_cast<unsigned>(from_last >> shift);
+      }
+      count_in_bins(space.bins, counts, bins);
     }
     __syncthreads();
     const unsigned low = space.bins[2 * thread], high = space.bins[2 * thread + 1];
     int total;
     const int64_t before_low = block_exclusive_sum(static_cast<int>(low + high), space.sums, total);
     const int64_t before_high = before_low + low;
-    if (before_low < left && left <= before_high) {
-      space.chosen = static_cast<unsigned>(2 * thread);
+    if (before_low < found.left && found.left <= before_high) {
+      space.chosen = 2 * thread;
       space.before = static_cast<unsigned>(before_low);
-    } else if (before_high < left && left <= before_high + high) {
-      space.chosen = static_cast<unsigned>(2 * thread + 1);
+    } else if (before_high < found.left && found.left <= before_high + high) {
+      space.chosen = 2 * thread + 1;
       space.before = static_cast<unsigned>(before_high);
     }
     __syncthreads();
-    last = static_cast<Key>(last << bits | space.chosen);
-    equal = space.bins[space.chosen];
-    left -= space.before;
-    known += bits;
+    found.last += static_cast<Key>(space.chosen) << shift;
+    found.equal = space.bins[space.chosen];
+    found.left -= space.before;
+    open = shift;
     __syncthreads();
   }
+  return found;
+}
 
-  // `left` of the `equal` candidates with this very key are in: the first ones.
+// Chooses the `wanted` candidates with the smallest keys; of equal keys, those with the lowest index. Of the
+// items 0..count-1, `num_candidates` are candidates, and `wanted` is not more. candidate(i, key) says whether
+// item i is one, and gives its key, which is less than ~0; choose(i, place) gets each one chosen, with places
+// that ascend with i. Every thread of a block of kSelectThreads has to call it.
+template <typename Key, typename Candidate, typename Choose>
+__device__ void block_select(int64_t count, int64_t num_candidates, int64_t wanted,
+                             const Candidate& candidate, const Choose& choose, SelectSpace& space) {
+  if (wanted == 0) return;
+  SelectEnd<Key> found{static_cast<Key>(~Key(0)), 0, 0};
+  if (wanted < num_candidates)
+    found = find_last<Key>(
+        static_cast<unsigned>(count), wanted,
+        [&](unsigned i, Key(&keys)[kSelectBatch]) {
+          for (unsigned j = 0; j < kSelectBatch; ++j)
+            if (i + j >= count || !candidate(i + j, keys[j])) keys[j] = ~Key(0);
+        },
+        space);
   int64_t place = 0, seen = 0;
   for (int64_t begin = 0; begin < count; begin += kSelectThreads) {
-    const int64_t i = begin + thread;
+    const int64_t i = begin + threadIdx.x;
     Key key = 0;
-    const bool counts = i < count && candidate(i, key);
-    bool chosen = counts && (key < last || (key == last && equal == left));
+    const bool counts = i < count && candidate(i, key), equal = counts && key == found.last;
+    bool chosen = counts && (key < found.last || (equal && found.equal == found.left));
     int in_block;
-    if (equal != left) {
-      const int rank = block_exclusive_sum(counts && key == last, space.sums, in_block);
-      chosen = chosen || (counts && key == last && seen + rank < left);
+    if (found.equal != found.left) {
+      const int rank = block_exclusive_sum(equal, space.sums, in_block);
+      chosen = chosen || (equal && seen + rank < found.left);
       seen += in_block;
     }
     const int rank = block_exclusive_sum(chosen, space.sums, in_block);

@@ -46,6 +46,10 @@ __device__ __forceinline__ T convert(double x) {
   return static_cast<T>(x);
 }
 template <typename T>
+__device__ __forceinline__ T convert(T x) {
+  return x;
+}
+template <typename T>
 __device__ __forceinline__ T convert(__half x) {
   return static_cast<T>(__half2float(x));
 }
@@ -79,6 +83,13 @@ template <typename E>
 struct alignas(4 * sizeof(E) < 16 ? 4 * sizeof(E) : 16) Four {
   E v[4];
 };
+
+// Four numbers that begin at a multiple of the alignment of Four.
+template <typename E, typename T>
+__device__ __forceinline__ void load_four(const E* p, T (&values)[4]) {
+  const Four<E> f = *reinterpret_cast<const Four<E>*>(p);
+  for (int j = 0; j < 4; ++j) values[j] = convert<T>(f.v[j]);
+}
 
 // Row `row` of [.., 4].
 template <typename T>

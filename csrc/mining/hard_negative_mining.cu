@@ -20,8 +20,15 @@ Tensor hard_negative_mining_cuda(const Tensor& losses,      // [B, A]
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        launcher.run(&hard_negative_mining_kernel<T>, num_images, kSelectThreads, loss_input,
-                     const_data<int64_t>(labels), num_anchors, ratio, min_negatives, data<bool>(out));
+        using Key = typename FloatTraits<T>::Bits;
+        const int64_t with_keys = mining_shared_bytes<Key>(num_anchors);
+        const bool keep = with_keys <= launcher.shared_limit();
+        const int64_t shared_bytes = keep ? with_keys : mining_shared_bytes<Key>(0);
+        const auto kernel =
+            keep ? &hard_negative_mining_kernel<T, true> : &hard_negative_mining_kernel<T, false>;
+        launcher.run_with_shared(kernel, num_images, kSelectThreads, shared_bytes, loss_input,
+                                 const_data<int64_t>(labels), static_cast<unsigned>(num_anchors), ratio,
+                                 min_negatives, data<bool>(out));
       },
       losses);
   return out;

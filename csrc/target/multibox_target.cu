@@ -5,19 +5,21 @@
 namespace ssd_ops {
 namespace {
 
-// Two launches: the keys of all anchors, then a block for each image.
+// Two launches after the matching: the keys of all candidates, then a block for each image.
 template <typename T>
 void launch_mining(Launcher& launcher, const TargetProblem<T>& problem, const MiningRules& rules,
                    const Tensor& cls_preds) {  // [B, C+1, A]
   using Key = typename FloatTraits<T>::Bits;
-  const int64_t num_images = cls_preds.size(0), total = num_images * problem.num_anchors;
+  const int64_t num_images = cls_preds.size(0), num_anchors = problem.num_anchors;
   const DeviceInput preds(cls_preds);
-  Key* keys = launcher.scratch<Key>(total);
-  launcher.run(&background_keys<T>, ceil_div(total, kBackgroundThreads), kBackgroundThreads, preds,
-               num_images, cls_preds.size(1), problem.num_anchors, keys);
-  launcher.run(&mine_negatives<T>, num_images, kSelectThreads, rules, problem.num_anchors,
-               static_cast<const T*>(problem.best_ious), static_cast<const Key*>(keys),
-               static_cast<const T*>(problem.masks), problem.row_values);
+  launcher.run(&background_keys<T>, ceil_div(num_images * num_anchors, kBackgroundThreads),
+               kBackgroundThreads, preds, num_images, cls_preds.size(1), num_anchors, problem.mining_keys);
+  const int64_t with_keys = mining_shared_bytes<Key>(num_anchors);
+  const bool keep = with_keys <= launcher.shared_limit();
+  launcher.run_with_shared(keep ? &mine_negatives<T, true> : &mine_negatives<T, false>, num_images,
+                           kSelectThreads, keep ? with_keys : mining_shared_bytes<Key>(0), rules,
+                           static_cast<unsigned>(num_anchors), static_cast<const Key*>(problem.mining_keys),
+                           problem.row_values);
 }
 
 Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, A, 4]
@@ -50,8 +52,11 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         problem.target = target_rules<T>(kind, to_variances<T>(variances), ignore_label);
         problem.offsets = data<T>(offsets);
         problem.masks = data<T>(masks);
-        problem.best_ious = mining.is_on() ? launcher.scratch<T>(cls_labels.numel()) : nullptr;
         problem.row_values = data<int64_t>(cls_labels);
+        if (mining.is_on()) {
+          problem.mining_keys = launcher.scratch<typename FloatTraits<T>::Bits>(cls_labels.numel());
+          problem.mining_threshold = static_cast<T>(mining.threshold);
+        }
         launch_matching(launcher, problem, num_images);
         if (mining.is_on()) launch_mining(launcher, problem, mining, *cls_preds);
         return {offsets, masks, cls_labels};

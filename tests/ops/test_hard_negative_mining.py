@@ -65,6 +65,37 @@ def test_equals_reference_at_real_sizes():
         assert torch.equal(got, reference.hard_negative_mining(losses, labels)), count
 
 
+# Where the keys no longer fit the shared memory of a block of the emulation (64 KB) and of an H200 (227 KB).
+LIMITS = {torch.float32: (13_276, 55_004), torch.float64: (6_638, 27_502)}
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_equals_reference_around_the_limit_of_shared_memory(dtype):
+    counts = [limit + more for limit in LIMITS[dtype] for more in (0, 1)]
+    for kind, count in itertools.product(("uniform", "ties"), counts):
+        losses, labels = (
+            cases.scores(2, count, kind=kind, dtype=dtype),
+            random_labels(2, count, 0.01),
+        )
+        got = ssd_ops.hard_negative_mining(losses, labels)
+        assert torch.equal(got, reference.hard_negative_mining(losses, labels)), (kind, count)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_of_equal_losses_the_first_are_selected(dtype):
+    """All equal but few, so that the last one selected is anywhere in a long row of equals."""
+    for count in (4095, 4096, 4097, 8193, 9001):
+        losses, labels = torch.ones(3, count, dtype=dtype), random_labels(3, count, 0.2)
+        losses[:, torch.randint(0, count, (5,))] = 2
+        losses[2, ::2] = nan
+        got = ssd_ops.hard_negative_mining(losses, labels, ratio=torch.rand(()).item() * 2)
+        for image in range(3):
+            hard = (got[image] & (labels[image] == 0)).nonzero()[:, 0]
+            order = losses[image].nan_to_num(nan=3).sort(descending=True, stable=True).indices
+            order = order[labels[image, order] == 0]
+            assert torch.equal(hard, order[: len(hard)].sort().values), count
+
+
 def test_selects_the_number_it_promises():
     losses, labels = cases.scores(40, 200, kind="ties"), random_labels(40, 200, 0.2)
     for ratio, least in ((0.0, 0), (0.3, 0), (1.7, 10), (3.0, 0), (1e300, 0), (0.0, 2**62)):

@@ -31,9 +31,9 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
         problem.num_rows = gt_boxes.numel() / 4;
         problem.rules = {static_cast<T>(iou_threshold), static_cast<T>(background_threshold),
                          static_cast<Force>(force_match)};
-        problem.row_values = data<int64_t>(matched_idxs);
+        problem.matched_idxs = data<int64_t>(matched_idxs);
         problem.matched_ious = data<T>(ious);
-        launch_matching(launcher, problem, layout.num_images);
+        launch_matching(launcher, problem, layout.num_images, layout.num_rows);
         return ious;
       },
       anchors, gt_boxes);

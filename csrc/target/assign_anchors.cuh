@@ -13,19 +13,26 @@ struct AssignProblem {
   GtLayout layout;
   int64_t num_anchors, num_rows;
   MatchRules<T> rules;
-  int64_t* row_values;  // [B, A]: matched_idxs
-  T* matched_ious;      // [B, A]
+  int64_t* matched_idxs;  // [B, A]
+  T* matched_ious;        // [B, A]
 
   __device__ Box<T> anchor(int64_t i) const { return load_row<T>(anchors, i); }
-  __device__ GtRange range(int64_t image) const { return layout.range(image); }
+  // As GtLayout::range: the offsets up to this one are compared by the lanes of a warp.
+  __device__ GtRange range(int64_t image) const {
+    if (layout.padded) return layout.range(image);
+    int64_t begin = 0;
+    for (int64_t at = lane_index(); at <= image; at += kWarp)
+      begin = max_of(begin, min_of(layout.counts[at], layout.num_rows));
+    begin = warp_greatest(begin);
+    return {begin, cut_to(layout.counts[image + 1], begin, layout.num_rows)};
+  }
   __device__ bool gt(int64_t row, Box<T>& box) const {
     box = load_row<T>(gt_boxes, row);
     return has_extent(box);
   }
-  __device__ void write(int64_t image, int64_t i, Box<T>, int64_t matched, T iou) const {
+  __device__ void write(int64_t image, GtRange, int64_t i, Box<T>, int matched, T iou) const {
     const int64_t at = image * num_anchors + i;
-    row_values[at] =
-        matched >= 0 ? matched - range(image).begin : (matched == kNoGts ? kBackground : matched);
+    matched_idxs[at] = matched == kNoGts ? kBackground : matched;
     matched_ious[at] = iou;
   }
 };

@@ -7,33 +7,33 @@
 
 namespace ssd_ops {
 
+// `most_gts`: of an image.
 template <typename Problem>
-void launch_matching(Launcher& launcher, const Problem& problem, int64_t num_images) {
+void launch_matching(Launcher& launcher, const Problem& problem, int64_t num_images, int64_t most_gts) {
   using T = typename Problem::T;
-  if (num_images == 0 || problem.num_anchors == 0) return;
-  if (problem.num_anchors > std::numeric_limits<int32_t>::max())
-    launcher.fail("anchors must be fewer than 2^31 on a GPU, got ", problem.num_anchors);
+  const int64_t num_anchors = problem.num_anchors, num_rows = problem.num_rows;
+  if (num_images == 0 || num_anchors == 0) return;
+  if (num_anchors > std::numeric_limits<int32_t>::max())
+    launcher.fail("anchors must be fewer than 2^31 on a GPU, got ", num_anchors);
+  const int64_t wanted = std::min(ceil_div(num_anchors, kMatchThreads), int64_t{kMaxTiles});
+  const int64_t tile_size = ceil_div(ceil_div(num_anchors, wanted), kMatchThreads) * kMatchThreads;
   MatchPlan<T> plan = {};
-  const int64_t wanted = std::min(ceil_div(problem.num_anchors, kMatchThreads), kMaxTiles);
-  plan.tile_size = ceil_div(ceil_div(problem.num_anchors, wanted), kMatchThreads) * kMatchThreads;
-  plan.tiles = ceil_div(problem.num_anchors, plan.tile_size);
-  const int64_t num_rows = problem.num_rows, blocks = num_images * plan.tiles;
-  plan.of_tiles = launcher.scratch<Match<T>>(plan.tiles * num_rows);
-  const auto threads_for = [](int64_t items, int64_t most) {
-    return static_cast<int>(std::min(ceil_div(std::max<int64_t>(items, 1), kWarp) * kWarp, most));
-  };
-  const int threads = threads_for(problem.num_anchors, kMatchThreads);
-  launcher.run(&match_anchors<false, Problem>, blocks, threads, problem, plan);
-  if (num_rows == 0 || problem.rules.force == Force::kNone) return;
-  if (problem.rules.force == Force::kLowQuality) {
-    launcher.run(&match_anchors<true, Problem>, blocks, threads, problem, plan);
+  plan.tile_size = static_cast<int>(tile_size);
+  plan.tiles = static_cast<int>(ceil_div(num_anchors, tile_size));
+  if (num_rows > 0) plan.of_tiles = launcher.scratch<Match<T>>(plan.tiles * num_rows);
+  launcher.run(&match_anchors<false, Problem>, num_images * plan.tiles, kMatchThreads, problem, plan);
+  const Force force = problem.rules.force;
+  if (num_rows == 0 || force == Force::kNone) return;
+  if (force == Force::kLowQuality) {
+    launcher.run(&match_anchors<true, Problem>, num_images * plan.tiles, kMatchThreads, problem, plan);
     return;
   }
-  plan.best = launcher.scratch<Match<T>>(num_rows);
-  plan.forced = launcher.scratch<int32_t>(2 * num_rows);
-  plan.winner = plan.forced + num_rows;
-  launcher.run(problem.rules.force == Force::kArgmax ? &force_argmax<Problem> : &force_bipartite<Problem>,
-               num_images, threads_for(kWarp * ceil_div(num_rows, num_images), kForceThreads), problem, plan);
+  if (most_gts > kSharedGts) plan.gts = launcher.scratch<GtState<T>>(num_rows);
+  if (force == Force::kBipartite && num_anchors > kSharedAnchors)
+    plan.taken = launcher.scratch<unsigned>(num_images * words_of_bits(num_anchors));
+  const int64_t warps = std::max<int64_t>(ceil_div(num_rows, num_images), 1);
+  launcher.run(force == Force::kArgmax ? &force_argmax<Problem> : &force_bipartite<Problem>, num_images,
+               static_cast<int>(std::min<int64_t>(warps * kWarp, kForceThreads)), problem, plan);
 }
 
 }  // namespace ssd_ops

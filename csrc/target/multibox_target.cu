@@ -19,7 +19,7 @@ void launch_mining(Launcher& launcher, const TargetProblem<T>& problem, const Mi
   launcher.run_with_shared(keep ? &mine_negatives<T, true> : &mine_negatives<T, false>, num_images,
                            kSelectThreads, keep ? with_keys : mining_shared_bytes<Key>(0), rules,
                            static_cast<unsigned>(num_anchors), static_cast<const Key*>(problem.mining_keys),
-                           problem.row_values);
+                           problem.cls_labels);
 }
 
 Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, A, 4]
@@ -52,12 +52,12 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         problem.target = target_rules<T>(kind, to_variances<T>(variances), ignore_label);
         problem.offsets = data<T>(offsets);
         problem.masks = data<T>(masks);
-        problem.row_values = data<int64_t>(cls_labels);
+        problem.cls_labels = data<int64_t>(cls_labels);
         if (mining.is_on()) {
           problem.mining_keys = launcher.scratch<typename FloatTraits<T>::Bits>(cls_labels.numel());
           problem.mining_threshold = static_cast<T>(mining.threshold);
         }
-        launch_matching(launcher, problem, num_images);
+        launch_matching(launcher, problem, num_images, problem.num_gts);
         if (mining.is_on()) launch_mining(launcher, problem, mining, *cls_preds);
         return {offsets, masks, cls_labels};
       },

@@ -17,33 +17,41 @@ struct TargetProblem {
   MatchRules<T> rules;
   TargetRules<T> target;
   T *offsets, *masks;   // [B, A, 4]
-  int64_t* row_values;  // [B, A]: cls_labels
+  int64_t* cls_labels;  // [B, A]
   Key* mining_keys;     // [B, A], or null: 0 where background_keys has to put the key
   T mining_threshold;
 
   __device__ Box<T> anchor(int64_t i) const { return load_row<T>(anchors, i); }
   __device__ GtRange range(int64_t image) const { return {image * num_gts, (image + 1) * num_gts}; }
   __device__ bool gt(int64_t row, Box<T>& box) const {
-    const int64_t at = row * 5;
-    box = {load<T>(labels, at + 1), load<T>(labels, at + 2), load<T>(labels, at + 3),
-           load<T>(labels, at + 4)};
-    return is_ground_truth(load<T>(labels, at), box, target.semantics);
+    T cls;
+    return read(row, cls, box);
   }
-  __device__ void write(int64_t image, int64_t i, Box<T> anchor_box, int64_t matched, T iou) const {
+  __device__ bool read(int64_t row, T& cls, Box<T>& box) const {
+    with_type(labels, [&](const auto* p) {
+      p += row * 5;
+      cls = convert<T>(p[0]);
+      box = {convert<T>(p[1]), convert<T>(p[2]), convert<T>(p[3]), convert<T>(p[4])};
+    });
+    return is_ground_truth(cls, box, target.semantics);
+  }
+  __device__ void write(int64_t image, GtRange range, int64_t i, Box<T> anchor_box, int matched,
+                        T iou) const {
     const int64_t at = image * num_anchors + i;
     Box<T> offset{0, 0, 0, 0}, mask{0, 0, 0, 0};
     int64_t label = matched == kNoGts ? target.label_without_gts : 0;
     if (matched >= 0) {
+      T cls;
       Box<T> box;
-      gt(matched, box);
+      read(range.begin + matched, cls, box);
       const Offset<T> o = encode(box, anchor_box, target.variances, target.eps);
       offset = {o.x, o.y, o.w, o.h};
       mask = {1, 1, 1, 1};
-      label = static_cast<int64_t>(load<T>(labels, matched * 5)) + 1;
+      label = static_cast<int64_t>(cls) + 1;
     }
     store_row(offsets, at, offset);
     store_row(masks, at, mask);
-    row_values[at] = label;
+    cls_labels[at] = label;
     if (mining_keys)
       mining_keys[at] = matched >= 0 ? kPositiveKey<Key> : (iou < mining_threshold ? 0 : kIgnoredKey<Key>);
   }

@@ -49,8 +49,7 @@ struct GtLayout {
 };
 
 // Whether a row (class, box) of the labels of multibox_target is a ground truth; if not, it is padding.
-// Classes past 2^60 cannot be told apart in a float; the bound also keeps class + 1 clear of what the CUDA
-// kernels note in the upper bits while they match. torchvision refuses boxes without area; here they are
+// Classes past 2^60 cannot be told apart in a float. torchvision refuses boxes without area; here they are
 // padding.
 template <typename T>
 SSD_HOST_DEVICE bool is_ground_truth(T cls, Box<T> box, Semantics semantics) {

@@ -95,6 +95,56 @@ def test_equals_reference_at_real_sizes(force):
         compare(anchors, gts, counts, force_match=force)
 
 
+# The CUDA kernels keep 128 ground truths of an image in shared memory, and read as many at a time.
+@pytest.mark.parametrize("force", FORCES)
+def test_equals_reference_around_128_ground_truths(force):
+    anchors = cases.boxes(700)
+    for kind in ("uniform", "copies"):
+        for num_gts in (127, 128, 129, 257):
+            compare(anchors, cases.boxes(1, num_gts, kind=kind), force_match=force)
+        gts, offsets = (
+            cases.boxes(128 + 129 + 143, kind=kind),
+            torch.tensor([0, 128, 128, 257, 400]),
+        )
+        compare(anchors, gts, offsets, force_match=force)
+
+
+# They cut the anchors of an image into tiles of 128, and of more where there would be over 128 tiles.
+@pytest.mark.parametrize("force", FORCES)
+@pytest.mark.parametrize("num_gts", [3, 130])
+def test_equals_reference_around_the_tiles(force, num_gts):
+    few = cases.boxes(num_gts)
+    for num_anchors in (127, 128, 129, 16_384, 16_385):
+        anchors, gts = cases.boxes(num_anchors), cases.boxes(1, num_gts)
+        # Equal anchors far apart, the first near the end of a tile: the lowest has to win.
+        anchors[torch.randint(0, num_anchors, (3 * num_gts,))] = few.repeat(3, 1)
+        compare(anchors, gts, force_match=force)
+        compare(anchors, few[None], force_match=force)
+
+
+def test_more_anchors_than_shared_memory_has_bits_for():
+    """From 131,072 anchors on, what is taken is noted in global memory."""
+    num_anchors = 131_073
+    anchors = cases.boxes(num_anchors, kind="small")
+    one = torch.tensor([0.4, 0.4, 0.6, 0.6])
+    at = torch.tensor([7, 40, 60_000, 131_071, 131_072])
+    anchors[at] = one + torch.tensor([0.0, 0, 0.01, 0.02, 0.03])[:, None]
+    gts = one.repeat(2, 7, 1)
+    gts[1] += 0.005
+    compare(anchors, gts)
+    assert set(ssd_ops.assign_anchors(anchors, gts)[0][0, at].tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_many_images_by_offsets():
+    """Most without ground truths; then offsets that go back or leave the boxes."""
+    anchors, gts = cases.boxes(40), cases.boxes(60)
+    for num_images in (31, 32, 33, 100):
+        draw = torch.randint(0, 61, (num_images + 1,))
+        sparse = torch.where(draw < 6, draw, 0).cumsum(0).clamp(max=60)
+        for offsets in (sparse, draw, draw.sort().values, 3 * draw - 60):
+            compare(anchors, gts, offsets)
+
+
 @given(data=st.data())
 def test_any_floats(data):
     box = st.tuples(*[st.floats(width=32)] * 4)

@@ -322,6 +322,15 @@ def test_mining_on_ssd300(same_exp):
         compare(anchors, labels, logits, semantics=semantics, negative_mining_ratio=3)
 
 
+def test_mining_around_the_limit_of_shared_memory(same_exp):
+    """Of the emulation, which has 64 KB."""
+    for dtype, limit in ((torch.float32, 13_276), (torch.float64, 6_638)):
+        for num_anchors in (limit, limit + 1):
+            args = random_inputs(2, num_anchors, 3, "uniform", dtype)
+            logits = cases.scores(2, 2, num_anchors, kind="ties")
+            compare(*args, logits, negative_mining_ratio=2.5)
+
+
 def test_mxnet_by_hand():
     anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]]) / 8
     labels = torch.tensor([[[2.0, 0, 0, 4, 2], [1, 20, 20, 24, 24]], [[-1.0] * 5] * 2])

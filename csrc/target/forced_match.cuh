@@ -196,7 +196,7 @@ __device__ void write_forced(const Problem& problem, int64_t image, GtRange rang
 }
 
 template <typename Problem>
-__global__ void __launch_bounds__(kForceThreads)
+__global__ void __launch_bounds__(kForceThreads, 1)
     force_bipartite(Problem problem, MatchPlan<typename Problem::T> plan) {
   using T = typename Problem::T;
   __shared__ GtState<T> shared_gts[kSharedGts];
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kForceThreads)
 
 // Each ground truth takes its best anchor, whatever the IoU; where several take one anchor, the last has it.
 template <typename Problem>
-__global__ void __launch_bounds__(kForceThreads)
+__global__ void __launch_bounds__(kForceThreads, 1)
     force_argmax(Problem problem, MatchPlan<typename Problem::T> plan) {
   using T = typename Problem::T;
   __shared__ GtState<T> shared_gts[kSharedGts];

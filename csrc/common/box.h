@@ -38,6 +38,24 @@ SSD_HOST_DEVICE T max_of(T a, T b) {
   return a > b ? a : b;
 }
 
+// min_of and max_of of two corners, in one instruction of a GPU. A NaN, or zeros of different sign, may give the
+// other one there, and `iou` the same: with a NaN corner it is 0, and no difference tells the zeros apart.
+template <typename T>
+SSD_HOST_DEVICE T lower_corner(T a, T b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(float)) return fminf(a, b);
+#endif
+  return min_of(a, b);
+}
+
+template <typename T>
+SSD_HOST_DEVICE T upper_corner(T a, T b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(float)) return fmaxf(a, b);
+#endif
+  return max_of(a, b);
+}
+
 template <typename T>
 SSD_HOST_DEVICE Box<T> load_box(const T* p) {
   return {p[0], p[1], p[2], p[3]};
@@ -78,7 +96,8 @@ SSD_HOST_DEVICE bool has_extent(Box<T> b) {
 
 template <typename T>
 SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
-  return min_of(a.x2, b.x2) - max_of(a.x1, b.x1) > 0 && min_of(a.y2, b.y2) - max_of(a.y1, b.y1) > 0;
+  return lower_corner(a.x2, b.x2) - upper_corner(a.x1, b.x1) > 0 &&
+         lower_corner(a.y2, b.y2) - upper_corner(a.y1, b.y1) > 0;
 }
 
 // Area that two boxes share. Here and below, one selection after the other instead of &&, so that loops over
@@ -86,8 +105,8 @@ SSD_HOST_DEVICE bool overlaps(Box<T> a, Box<T> b) {
 template <typename T>
 SSD_HOST_DEVICE T intersection(Box<T> a, Box<T> b) {
   const T zero{};
-  const T w = min_of(a.x2, b.x2) - max_of(a.x1, b.x1);
-  const T h = min_of(a.y2, b.y2) - max_of(a.y1, b.y1);
+  const T w = lower_corner(a.x2, b.x2) - upper_corner(a.x1, b.x1);
+  const T h = lower_corner(a.y2, b.y2) - upper_corner(a.y1, b.y1);
   const T if_wide = w > zero ? w * h : zero;
   return h > zero ? if_wide : zero;
 }

@@ -64,10 +64,10 @@ __device__ __forceinline__ Match<T> warp_best(Match<T> m) {
 template <typename T>
 __device__ __forceinline__ Box<T> warp_bounds(Box<T> b) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    b.x1 = min_of(b.x1, __shfl_xor_sync(kAllLanes, b.x1, step));
-    b.y1 = min_of(b.y1, __shfl_xor_sync(kAllLanes, b.y1, step));
-    b.x2 = max_of(b.x2, __shfl_xor_sync(kAllLanes, b.x2, step));
-    b.y2 = max_of(b.y2, __shfl_xor_sync(kAllLanes, b.y2, step));
+    b.x1 = lower_corner(b.x1, __shfl_xor_sync(kAllLanes, b.x1, step));
+    b.y1 = lower_corner(b.y1, __shfl_xor_sync(kAllLanes, b.y1, step));
+    b.x2 = upper_corner(b.x2, __shfl_xor_sync(kAllLanes, b.x2, step));
+    b.y2 = upper_corner(b.y2, __shfl_xor_sync(kAllLanes, b.y2, step));
   }
   return b;
 }

@@ -1,4 +1,4 @@
-// A sort of 64-bit keys by one block, in its shared memory.
+// A sort by one block, in its shared memory.
 #pragma once
 
 #include "common/device.cuh"
@@ -8,8 +8,9 @@ namespace ssd_ops {
 // Bitonic sort, ascending. Every comparison puts the smaller key in front (each merge begins with mirrored
 // pairs), so the keys that are missing to a power of two need no memory: they would stay at the end. Pairs
 // within 64 keys belong to one warp, which needs no barrier of the block for them.
-__device__ inline void block_sort(uint64_t* keys,  // [count], in shared memory
-                                  int count) {
+template <typename Key>
+__device__ __forceinline__ void block_sort(Key* keys,  // [count], in shared memory
+                                           int count) {
   constexpr int kChunk = 2 * kWarp;
   const int lane = lane_index(), warp = warp_index();
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
@@ -17,7 +18,7 @@ __device__ inline void block_sort(uint64_t* keys,  // [count], in shared memory
   while (padded < count) padded *= 2;
   const auto order = [&](int i, int j) {
     if (j >= count) return;
-    const uint64_t a = keys[i], b = keys[j];
+    const Key a = keys[i], b = keys[j];
     if (b < a) {
       keys[i] = b;
       keys[j] = a;

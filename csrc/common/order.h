@@ -18,6 +18,13 @@ SSD_HOST_DEVICE typename FloatTraits<T>::Bits descending_key(T value) {
   return bits & kSign ? bits : ~(bits | kSign);
 }
 
+template <typename T>
+SSD_HOST_DEVICE T of_descending_key(typename FloatTraits<T>::Bits key) {
+  using Bits = typename FloatTraits<T>::Bits;
+  constexpr Bits kSign = Bits(1) << (8 * sizeof(T) - 1);
+  return bit_cast<T>(key & kSign ? key : ~key & ~kSign);
+}
+
 #ifndef __CUDACC__
 // Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits stay with them, and equal
 // keys keep their order. A digit that is the same in all keys costs no pass.

@@ -21,17 +21,16 @@ Detections detect_cuda(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
         const DeviceInput scores(cls_scores), offsets(offset_preds), anchor_input(anchors);
         const DecodedBoxes<T> boxes{offsets, anchor_input, num_anchors, to_variances<T>(variances), clip};
         const SelectionRules<T> rules(score_threshold, iou_threshold, topk, max_detections, class_agnostic);
-        const auto run = [&](const auto& head, int64_t num_classes) {
-          return launch_selection(launcher, cls_scores, head, boxes, num_images, num_anchors, num_classes,
-                                  rules);
+        const auto run = [&](const auto& head) {
+          return launch_selection(launcher, cls_scores, head, boxes, num_images, rules);
         };
         switch (static_cast<Activation>(activation)) {
           case Activation::kSoftmax:
-            return run(HeadScores<T, Activation::kSoftmax>{scores, num_anchors, width}, width - 1);
+            return run(ClassScores<T, Activation::kSoftmax>{scores, num_anchors, width});
           case Activation::kSigmoid:
-            return run(HeadScores<T, Activation::kSigmoid>{scores, num_anchors, width}, width);
+            return run(ClassScores<T, Activation::kSigmoid>{scores, num_anchors, width});
           default:
-            return run(HeadScores<T, Activation::kNone>{scores, num_anchors, width}, width);
+            return run(ClassScores<T, Activation::kNone>{scores, num_anchors, width});
         }
       },
       cls_scores, offset_preds, anchors);

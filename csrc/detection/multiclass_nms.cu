@@ -10,15 +10,16 @@ Detections multiclass_nms_cuda(const Tensor& boxes,   // [B, N, 4]
                                double score_threshold, double iou_threshold, int64_t topk,
                                int64_t max_detections, bool class_agnostic) {
   check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections);
-  const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1), num_classes = scores.size(2);
+  const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1);
   Launcher launcher("multiclass_nms", boxes);
   return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const DeviceInput box_input(boxes), score_input(scores);
         const SelectionRules<T> rules(score_threshold, iou_threshold, topk, max_detections, class_agnostic);
-        return launch_selection(launcher, boxes, ScoreRows<T>{score_input, num_boxes, num_classes},
-                                BoxRows<T>{box_input, num_boxes}, num_images, num_boxes, num_classes, rules);
+        const ClassScores<T, Activation::kNone> by_class{score_input, num_boxes, scores.size(2)};
+        return launch_selection(launcher, boxes, by_class, BoxRows<T>{box_input, num_boxes}, num_images,
+                                rules);
       },
       boxes, scores);
 }

@@ -1,21 +1,9 @@
-// The scores and the boxes of multiclass_nms, for selection.cuh.
+// The boxes of multiclass_nms.
 #pragma once
 
 #include "common/device.cuh"
 
 namespace ssd_ops {
-
-template <typename T>
-struct ScoreRows {
-  Input scores;  // [B, N, C]
-  int64_t count, classes;
-
-  __device__ auto row(int64_t image, int64_t box) const {
-    const Input in = scores;
-    const int64_t first = (image * count + box) * classes;
-    return [in, first](int64_t c) { return load<T>(in, first + c); };
-  }
-};
 
 template <typename T>
 struct BoxRows {

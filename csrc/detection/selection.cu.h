@@ -2,24 +2,31 @@
 #pragma once
 
 #include "detection/multiclass_nms.h"
+#include "detection/portions.cuh"
 #include "detection/selection.cuh"
 #include "nms/greedy.cu.h"
 
 namespace ssd_ops {
 
-// Scores and Boxes: what selection.cuh reads the scores and the boxes from.
+// More detections than this are found by NMS of all candidates, spread over the GPU: one block would compare each
+// candidate with too many.
+constexpr int64_t kMostByPortions = 1024;
+#ifdef SSD_OPS_EMULATION
+// So that the tests' sets meet every way.
+constexpr int kListWanted = 64, kPortion = 32, kPortionRoom = 64;
+#else
+constexpr int kListWanted = 2048, kPortion = 512, kPortionRoom = 2048;
+#endif
+
 template <typename T, typename Scores, typename Boxes>
-Detections launch_selection(Launcher& launcher, const Tensor& like, const Scores& scores, const Boxes& boxes,
-                            int64_t num_images, int64_t num_boxes, int64_t num_classes,
-                            const SelectionRules<T>& rules) {
+Detections launch_all(Launcher& launcher, const Tensor& like, const Scores& scores, const Boxes& boxes,
+                      int64_t num_images, int64_t num_classes, const SelectionRules<T>& rules) {
   const DetectionTensors<T> out(like, num_images, rules.max_detections);
-  const int64_t rows = num_images * num_classes, total = rows * num_boxes;
-  if (num_boxes > std::numeric_limits<int32_t>::max())
-    launcher.fail("boxes must be fewer than 2^31 on a GPU, got ", num_boxes);
+  const int64_t num_boxes = scores.num_boxes, rows = num_images * num_classes, total = rows * num_boxes;
   T* by_class = launcher.scratch<T>(total);
   if (total > 0)
     launcher.run(&scores_by_class_kernel<T, Scores>, ceil_div(num_images * num_boxes, kScoreThreads),
-                 kScoreThreads, scores, num_images, num_boxes, num_classes, rules.score_threshold, by_class);
+                 kScoreThreads, scores, num_images, rules.score_threshold, by_class);
   const T* candidate_scores = by_class;
   const int32_t* box_of = nullptr;
   int64_t per_class = num_boxes;
@@ -36,13 +43,77 @@ Detections launch_selection(Launcher& launcher, const Tensor& like, const Scores
   const int64_t count = num_classes * per_class;
   const NmsPlan<T> plan{num_images, count, count, rules.max_detections, rules.iou_threshold};
   const auto run = [&](auto within_class) {
-    using Candidates = ClassCandidates<T, Boxes, decltype(within_class)::value>;
-    const Candidates candidates{candidate_scores, box_of, per_class, count, boxes};
-    const DetectionWriter<T, Candidates> writer{candidates, rules.max_detections, out.rows(0)};
+    using Found = ClassCandidates<T, Boxes, decltype(within_class)::value>;
+    const Found candidates{candidate_scores, box_of, per_class, count, boxes};
+    const DetectionWriter<T, Found> writer{candidates, rules.max_detections, out.rows(0)};
     launch_greedy_nms<T>(launcher, candidates, writer, plan);
   };
   rules.class_agnostic ? run(std::false_type()) : run(std::true_type());
   return out.tensors();
+}
+
+template <typename T, typename Scores, typename Boxes>
+Detections launch_by_portions(Launcher& launcher, const Tensor& like, const Scores& scores,
+                              const Boxes& boxes, int64_t num_images, int64_t num_classes,
+                              const SelectionRules<T>& rules, int64_t shared) {
+  const DetectionTensors<T> out(like, num_images, rules.max_detections);
+  if (num_images == 0) return out.tensors();
+  const int64_t num_boxes = scores.num_boxes, rows = num_images * num_boxes;
+  const bool has_topk = rules.topk != -1 && rules.topk < num_boxes;
+
+  Shortlist<T> shortlist = {};
+  shortlist.wanted = kListWanted;
+  shortlist.room =
+      static_cast<int>(std::min<int64_t>(2 * kListWanted, std::max<int64_t>(1, num_boxes * num_classes)));
+  const int64_t words = num_images * (kBins + 1 + (has_topk ? num_classes : 0));
+  shortlist.best.bins = launcher.scratch<int32_t>(words);
+  launcher.check(cudaMemsetAsync(shortlist.best.bins, 0, static_cast<size_t>(words) * 4, launcher.stream()));
+  shortlist.counts = shortlist.best.bins + num_images * kBins;
+  shortlist.seen = has_topk ? shortlist.counts + num_images : nullptr;
+  shortlist.best.best = launcher.scratch<T>(rows);
+  if (Scores::kSoftmax) shortlist.best.softmax = launcher.scratch<Softmax<T>>(rows);
+  shortlist.list = launcher.scratch<Candidate<T>>(num_images * shortlist.room);
+  if (rows * num_classes > 0) {
+    const int64_t row_bytes = best_row_length(scores.width) * static_cast<int64_t>(sizeof(T));
+    const int of_block = static_cast<int>(std::clamp<int64_t>(kBestShared / row_bytes, 1, kMostBestRows));
+    launcher.run_with_shared(&best_scores_kernel<T, Scores>, ceil_div(rows, of_block), kBestThreads,
+                             of_block * row_bytes, scores, rows, of_block, rules.score_threshold,
+                             shortlist.best);
+    const int64_t blocks = ceil_div(num_boxes, kListRows);
+    launcher.run(&list_kernel<T, Scores>, num_images * blocks, kListThreads, scores, shortlist,
+                 rules.score_threshold, blocks);
+  }
+  PortionsPlan<T> plan = {};
+  plan.score_threshold = rules.score_threshold;
+  plan.iou_threshold = rules.iou_threshold;
+  plan.topk = rules.topk;
+  plan.max_detections = static_cast<int>(rules.max_detections);
+  plan.portion = kPortion;
+  plan.room = kPortionRoom;
+  const auto run = [&](auto kernel) {
+    launcher.run_with_shared(kernel, num_images, kNmsThreads, shared, scores, boxes, shortlist, plan,
+                             out.rows(0));
+  };
+  rules.class_agnostic ? run(&portions_kernel<T, Scores, Boxes, false>)
+                       : run(&portions_kernel<T, Scores, Boxes, true>);
+  return out.tensors();
+}
+
+// Scores: ClassScores. Boxes: boxes(image, i) is box i of an image.
+template <typename T, typename Scores, typename Boxes>
+Detections launch_selection(Launcher& launcher, const Tensor& like, const Scores& scores, const Boxes& boxes,
+                            int64_t num_images, const SelectionRules<T>& rules) {
+  const int64_t num_classes = scores.width - Scores::kSoftmax;
+  if (scores.num_boxes * num_classes > std::numeric_limits<int32_t>::max())
+    launcher.fail("candidates of an image must be fewer than 2^31 on a GPU, got ",
+                  scores.num_boxes * num_classes);
+  const int64_t shared = PortionsRoom<T>::bytes(kPortionRoom, rules.max_detections);
+  const bool fits =
+      shared <= launcher.shared_limit() &&
+      best_row_length(scores.width) * static_cast<int64_t>(sizeof(T)) <= launcher.shared_limit();
+  if (rules.max_detections <= kMostByPortions && fits)
+    return launch_by_portions(launcher, like, scores, boxes, num_images, num_classes, rules, shared);
+  return launch_all(launcher, like, scores, boxes, num_images, num_classes, rules);
 }
 
 }  // namespace ssd_ops

@@ -11,19 +11,17 @@ namespace ssd_ops {
 
 constexpr int kScoreThreads = 256;
 
-// The scores by class, NaN where they are not over the threshold. scores.row(image, box) gives a function of
-// the class.
+// The scores by class, NaN where they are not over the threshold.
 template <typename T, typename Scores>
-__global__ void __launch_bounds__(kScoreThreads)
-    scores_by_class_kernel(Scores scores,  // [B, N, C]
-                           int64_t images, int64_t count, int64_t classes, T threshold,
-                           T* by_class) {  // [B, C, N]
-  const int64_t at = global_index();
+__global__ void __launch_bounds__(kScoreThreads) scores_by_class_kernel(Scores scores,  // [B, N, C]
+                                                                        int64_t images, T threshold,
+                                                                        T* by_class) {  // [B, C, N]
+  const int64_t at = global_index(), count = scores.num_boxes, classes = scores.num_classes();
   if (at >= images * count) return;
   const int64_t image = at / count, box = at % count;
-  const auto row = scores.row(image, box);
+  const auto softmax = scores.softmax(at);
   for (int64_t c = 0; c < classes; ++c) {
-    const T score = row(c);
+    const T score = scores.score(at, c, softmax);
     by_class[(image * classes + c) * count + box] =
         score > threshold ? score : std::numeric_limits<T>::quiet_NaN();
   }

@@ -117,14 +117,11 @@ void launch_greedy_nms(Launcher& launcher, const Source& source, const Writer& w
   if (plan.segments * plan.count > std::numeric_limits<int32_t>::max())
     launcher.fail("boxes must be fewer than 2^31 in all on a GPU, got ", plan.segments * plan.count);
   if constexpr (sizeof(Score) == 4) {
-    const int64_t shared = nms_block_shared(plan.count);
+    const int64_t shared = BlockRoom<T, Source::kGrouped>::bytes(plan.count);
     if ((plan.segments >= kSegmentsForBlocks || plan.count <= kAlwaysOneBlock) &&
         shared <= launcher.shared_limit()) {
-      KeptList<T> list = {};
-      list.boxes = launcher.scratch<T>(4 * plan.segments * plan.count);
-      if (Source::kGrouped) list.groups = launcher.scratch<int64_t>(plan.segments * plan.count);
       launcher.run_with_shared(&nms_block_kernel<T, Source, Writer>, plan.segments, kNmsThreads, shared,
-                               source, writer, plan, list);
+                               source, writer, plan);
       return;
     }
   }

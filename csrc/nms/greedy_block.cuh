@@ -1,101 +1,35 @@
-// Greedy NMS by one block for each segment (greedy.cuh).
-//
-// The block sorts its boxes by score, then takes them in that order, a tile of 32 candidates at a time. Each
-// candidate is compared by a warp of its own with the boxes kept so far, newest first; the 32 are settled
-// among themselves by votes of one warp. The sorted keys and a bit for each box lie in shared memory.
+// Greedy NMS by one block for each segment (greedy.cuh): it sorts its boxes by score, and takes them in that
+// order (greedy_tiles.cuh), as many at a time as it has threads. All it needs lies in shared memory.
 #pragma once
 
 #include "common/block_sort.cuh"
-#include "nms/greedy.cuh"
+#include "nms/greedy_tiles.cuh"
 
 namespace ssd_ops {
 
-constexpr int kNmsTile = kNmsThreads / kWarp;  // candidates at a time: one for each warp
+// Shared memory, beside what the kernel declares: for `count` boxes, of which kNmsThreads at a time are looked at.
+template <typename T, bool kGrouped>
+struct BlockRoom {
+  static constexpr int64_t kOfBox = 4 * sizeof(T) + (kGrouped ? sizeof(int64_t) : 0);
+  T *boxes, *kept_boxes;          // [kNmsThreads, 4], [count, 4]
+  uint64_t* keys;                 // [count]
+  int64_t *groups, *kept_groups;  // [kNmsThreads], [count], with groups
+  unsigned* is_kept;              // [count] bits, by index
+  int* before;                    // [words]: room to work in
 
-// The kept boxes that can overlap others, in the order in which they were kept.
-template <typename T>
-struct KeptList {
-  T* boxes;         // [segments, count, 4]
-  int64_t* groups;  // [segments, count], where the source has groups
+  static int64_t bytes(int64_t count) {
+    return (kNmsThreads + count) * kOfBox + count * 8 + (count + 31) / 32 * 8;
+  }
+  __device__ BlockRoom(unsigned char* at, int count) {
+    boxes = reinterpret_cast<T*>(at);
+    kept_boxes = boxes + 4 * kNmsThreads;
+    keys = reinterpret_cast<uint64_t*>(kept_boxes + 4 * count);
+    groups = reinterpret_cast<int64_t*>(keys + count);
+    kept_groups = groups + (kGrouped ? kNmsThreads : 0);
+    is_kept = reinterpret_cast<unsigned*>(kept_groups + (kGrouped ? count : 0));
+    before = reinterpret_cast<int*>(is_kept + (count + 31) / 32);
+  }
 };
-
-// Shared memory, beside what nms_block_shared counts.
-template <typename T>
-struct NmsTile {
-  Box<T> boxes[kNmsTile];
-  int64_t groups[kNmsTile];
-  int alive[kNmsTile];         // no box kept before this tile suppresses it
-  unsigned overlap[kNmsTile];  // a bit for each earlier candidate of the tile that would suppress it
-  int num_kept, num_listed;    // before this tile
-  int sums[kNmsThreads / kWarp];
-};
-
-// Bytes for the keys, and for two words on every 32 boxes.
-inline int64_t nms_block_shared(int64_t count) {
-  return count * 8 + (count + 31) / 32 * 8;
-}
-
-// Whether one of `count` listed boxes suppresses a box: the same answer for all lanes of the warp.
-template <typename Source, typename T>
-__device__ __forceinline__ bool any_listed_suppresses(const T* listed,               // [count, 4]
-                                                      const int64_t* listed_groups,  // [count]
-                                                      int count, Box<T> box, T box_area, int64_t group,
-                                                      T threshold) {
-  for (int end = count; end > 0; end -= kWarp) {
-    const int k = end - 1 - lane_index();
-    bool hit = k >= 0;
-    if constexpr (Source::kGrouped) hit = hit && listed_groups[k] == group;
-    hit = hit && suppresses(load_row(listed, k), box, box_area, threshold);
-    if (__any_sync(kAllLanes, hit)) return true;
-  }
-  return false;
-}
-
-// Which candidates of a tile are kept, a lane for each: a lane is dropped once a lane that overlaps it is
-// kept, and kept once all of those are dropped.
-__device__ __forceinline__ unsigned settle(bool alive, unsigned overlap) {
-  bool undecided = alive;
-  unsigned kept = 0, open = __ballot_sync(kAllLanes, undecided);
-  while (open != 0) {
-    const bool keep = undecided && (overlap & (kept | open)) == 0;
-    undecided = undecided && !keep && (overlap & kept) == 0;
-    kept |= __ballot_sync(kAllLanes, keep);
-    open = __ballot_sync(kAllLanes, undecided);
-  }
-  return kept;
-}
-
-// One warp settles a tile: what is kept goes to the writer, to the bits and to the list.
-template <typename Source, typename T, typename Writer>
-__device__ __forceinline__ void finish_tile(NmsTile<T>& tile, const Writer& writer, int64_t segment,
-                                            int max_kept,
-                                            const uint64_t* keys,      // [kNmsTile], of this tile
-                                            unsigned* is_kept,         // [count] bits
-                                            T* listed,                 // [count, 4]
-                                            int64_t* listed_groups) {  // [count]
-  const int lane = lane_index();
-  const bool alive = tile.alive[lane];
-  const unsigned kept = settle(alive, alive ? tile.overlap[lane] : 0);
-  const int place = tile.num_kept + __popc(kept & lanes_below(lane));
-  const bool keep = (kept >> lane & 1) != 0 && place < max_kept;
-  const bool lists = keep && can_overlap(tile.boxes[lane], area(tile.boxes[lane]));
-  const unsigned kept_lanes = __ballot_sync(kAllLanes, keep), listed_lanes = __ballot_sync(kAllLanes, lists);
-  if (keep) {
-    const uint32_t index = static_cast<uint32_t>(keys[lane]);
-    writer.kept(segment, place, index);
-    atomicOr(&is_kept[index / 32], 1u << (index % 32));
-  }
-  if (lists) {
-    const int at = tile.num_listed + __popc(listed_lanes & lanes_below(lane));
-    store_row(listed, at, tile.boxes[lane]);
-    if constexpr (Source::kGrouped) listed_groups[at] = tile.groups[lane];
-  }
-  __syncwarp();
-  if (lane == 0) {
-    tile.num_kept += __popc(kept_lanes);
-    tile.num_listed += __popc(listed_lanes);
-  }
-}
 
 // The boxes that are not kept, by index, at the places after the kept ones.
 template <typename Writer>
@@ -122,60 +56,50 @@ __device__ __forceinline__ void write_others(const Writer& writer, int64_t segme
 
 template <typename T, typename Source, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_block_kernel(Source source, Writer writer, NmsPlan<T> plan, KeptList<T> list) {
+    nms_block_kernel(Source source, Writer writer, NmsPlan<T> plan) {
+  constexpr bool kGrouped = Source::kGrouped;
   SSD_DYNAMIC_SHARED(shared);
-  __shared__ NmsTile<T> tile;
+  __shared__ GreedyTile tile;
+  __shared__ int num_ranked;
+  __shared__ int sums[kNmsThreads / kWarp];
   const int count = static_cast<int>(plan.count), words = (count + 31) / 32;
-  uint64_t* keys = reinterpret_cast<uint64_t*>(shared);
-  unsigned* is_kept = reinterpret_cast<unsigned*>(keys + count);
-  int* before = reinterpret_cast<int*>(is_kept + words);
+  const BlockRoom<T, kGrouped> room(shared, count);
   const int64_t segment = blockIdx.x;
-  const int thread = static_cast<int>(threadIdx.x), lane = lane_index(), warp = warp_index();
-  T* listed = list.boxes + 4 * segment * plan.count;
-  int64_t* listed_groups = list.groups + segment * plan.count;
+  const int thread = static_cast<int>(threadIdx.x);
 
-  for (int i = thread; i < count; i += kNmsThreads) keys[i] = rank_key(source.score(segment, i), i);
-  for (int w = thread; w < words; w += kNmsThreads) is_kept[w] = 0;
-  if (thread == 0) tile.num_kept = tile.num_listed = 0;
+  if (thread == 0) tile.num_kept = tile.num_listed = num_ranked = 0;
+  for (int w = thread; w < words; w += kNmsThreads) room.is_kept[w] = 0;
+  for (int i = thread; i < count; i += kNmsThreads) room.keys[i] = rank_key(source.score(segment, i), i);
   __syncthreads();
-  block_sort(keys, count);
+  block_sort(room.keys, count);
+  const int most = static_cast<int>(min_of(plan.max_ranked, plan.count));
+  for (int rank = thread; rank < most; rank += kNmsThreads)
+    if (static_cast<uint32_t>(room.keys[rank] >> 32) != kDroppedKey) atomicMax(&num_ranked, rank + 1);
+  __syncthreads();
 
-  const int ranked = static_cast<int>(min_of(plan.max_ranked, plan.count));
   const int max_kept = static_cast<int>(min_of(plan.max_kept, plan.count));
-  for (int base = 0; base < ranked && tile.num_kept < max_kept; base += kNmsTile) {
-    const int rank = base + warp;
-    bool lives = rank < ranked && static_cast<uint32_t>(keys[rank] >> 32) != kDroppedKey;
-    const int64_t index = lives ? static_cast<uint32_t>(keys[rank]) : 0;
-    const Box<T> box = lives ? source.box(segment, index) : nowhere<T>();
-    const T box_area = area(box);
-    int64_t group = 0;
-    if constexpr (Source::kGrouped) group = lives ? source.group(segment, index) : 0;
-    if (lives && can_overlap(box, box_area))
-      lives = !any_listed_suppresses<Source>(listed, listed_groups, tile.num_listed, box, box_area, group,
-                                             plan.threshold);
-    if (lane == 0) {
-      tile.boxes[warp] = box;
-      tile.groups[warp] = group;
-      tile.alive[warp] = lives;
+  for (int base = 0; base < num_ranked && tile.num_kept < max_kept; base += kNmsThreads) {
+    if (base + thread < num_ranked) {
+      const int64_t index = static_cast<uint32_t>(room.keys[base + thread]);
+      store_row(room.boxes, thread, source.box(segment, index));
+      if constexpr (kGrouped) room.groups[thread] = source.group(segment, index);
     }
     __syncthreads();
-    if (lives) {
-      const bool hit = lane < warp && tile.alive[lane] && tile.groups[lane] == group &&
-                       suppresses(tile.boxes[lane], box, box_area, plan.threshold);
-      const unsigned hits = __ballot_sync(kAllLanes, hit);
-      if (lane == 0) tile.overlap[warp] = hits;
-    }
-    __syncthreads();
-    if (warp == 0)
-      finish_tile<Source>(tile, writer, segment, max_kept, keys + base, is_kept, listed, listed_groups);
-    __syncthreads();
+    const OrderedBoxes<T, int64_t, kGrouped> ordered{room.boxes, room.groups, nullptr,
+                                                     min_of(kNmsThreads, num_ranked - base)};
+    const KeptBoxes<T, int64_t> kept{room.kept_boxes, room.kept_groups};
+    keep_in_order(ordered, plan.threshold, max_kept, kept, tile, [&](int i, int place) {
+      const uint32_t index = static_cast<uint32_t>(room.keys[base + i]);
+      writer.kept(segment, place, index);
+      atomicOr(&room.is_kept[index / 32], 1u << (index % 32));
+    });
   }
 
   if constexpr (Writer::kWritesRanks)
     for (int rank = thread; rank < count; rank += kNmsThreads)
-      writer.ranked(segment, rank, static_cast<uint32_t>(keys[rank]));
+      writer.ranked(segment, rank, static_cast<uint32_t>(room.keys[rank]));
   if constexpr (Writer::kWritesOthers)
-    write_others(writer, segment, count, tile.num_kept, is_kept, before, tile.sums);
+    write_others(writer, segment, count, tile.num_kept, room.is_kept, room.before, sums);
   writer.done(segment, tile.num_kept, 0, 1);
 }
 

@@ -100,10 +100,6 @@ struct Ranked {
 __device__ __forceinline__ uint64_t ascending_key(double x) {
   return ~descending_key(x);
 }
-__device__ __forceinline__ double of_descending_key(uint64_t key) {
-  constexpr uint64_t kSign = uint64_t{1} << 63;
-  return bit_cast<double>(key & kSign ? key : ~key & ~kSign);
-}
 
 // 0..63, spread evenly.
 __device__ __forceinline__ int group_hash(int64_t group) {
@@ -123,8 +119,8 @@ struct BucketGrid {
     shift = 6 - halvings;
     const int64_t side = ranked.sides[halvings];
     const uint64_t* b = ranked.bounds + 4 * segment;
-    grid = {grid_axis(of_descending_key(b[0]), of_descending_key(~b[2]), side),
-            grid_axis(of_descending_key(b[1]), of_descending_key(~b[3]), side)};
+    grid = {grid_axis(of_descending_key<double>(b[0]), of_descending_key<double>(~b[2]), side),
+            grid_axis(of_descending_key<double>(b[1]), of_descending_key<double>(~b[3]), side)};
   }
   __device__ int64_t first_cell(int64_t group) const {
     return static_cast<int64_t>(group_hash(group) >> shift) * grid.rows.side * grid.rows.side;

@@ -3,6 +3,7 @@
 
 #include "common/radix_sort.cu.h"
 #include "nms/greedy_block.cuh"
+#include "nms/greedy_head.cuh"
 #include "nms/greedy_resolve.cuh"
 #include "nms/greedy_spread.cuh"
 
@@ -11,13 +12,15 @@ namespace ssd_ops {
 // From so many segments on, one block for each keeps the GPU busy enough to save the other launches.
 constexpr int64_t kSegmentsForBlocks = 16;
 constexpr int64_t kAlwaysOneBlock = 256;  // boxes: for so few, spreading them costs more than it saves
+constexpr int64_t kMostSpread = 32768;    // boxes in all: for more, the GPU is busy with larger parts too
 constexpr int64_t kMostCounted = 24576;   // boxes: for more, a radix sort is quicker than counting
 // Boxes: below, looking through all of higher rank is quicker than filing them in a grid.
 #ifdef SSD_OPS_EMULATION
-constexpr int64_t kGridFrom = 512;  // so that the tests' sets meet the grid
+constexpr int64_t kHeadFrom = 300, kGridFrom = 512;  // so that the tests' sets meet both
 #else
-constexpr int64_t kGridFrom = 4096;
+constexpr int64_t kHeadFrom = 2048, kGridFrom = 4096;
 #endif
+static_assert(kHead < kHeadFrom && kHeadFrom <= kGridFrom);
 constexpr int64_t kFewTiles = 132;         // about one for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridCells = 65536;
@@ -32,11 +35,12 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
   if (count <= kMostCounted && shared <= launcher.shared_limit()) {
     Key* keys = launcher.scratch<Key>(total);
     int32_t* indices = launcher.scratch<int32_t>(total);
-    const int64_t blocks = ceil_div(count, kRankedByBlock);
+    const int of_block = total > kMostSpread ? kMostRankedByBlock : kRankedByBlock;
+    const int64_t blocks = ceil_div(count, of_block);
     launcher.run(&nms_chunks_kernel<Score, Source>, segments * chunks, kNmsThreads, source, count, chunks,
                  keys, indices);
     launcher.run_with_shared(&nms_rank_kernel<T, Key, Source>, segments * blocks, kNmsThreads, shared, source,
-                             plan, ranked, blocks, static_cast<const Key*>(keys),
+                             plan, ranked, of_block, blocks, static_cast<const Key*>(keys),
                              static_cast<const int32_t*>(indices));
     return;
   }
@@ -53,6 +57,43 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
                static_cast<const int32_t*>(buffers.sorted_values));
 }
 
+// Decides the head, and leaves to `rest` what it does not drop, by cell of the grid where there is one.
+template <bool kGrouped, typename T>
+void launch_head(Launcher& launcher, const NmsPlan<T>& plan, const Ranked<T>& ranked, Rest<T>& rest,
+                 Filed<T>& filed) {
+  const int64_t segments = plan.segments, total = segments * plan.count, cells = segments * ranked.max_cells;
+  const int64_t sweeps = ceil_div(plan.count - kHead, kSwept);
+  HeadKept<T> head = {};
+  head.boxes = launcher.scratch<T>(4 * segments * kHead);
+  if (kGrouped) head.groups = launcher.scratch<int64_t>(segments * kHead);
+  head.counts = launcher.scratch<int32_t>(segments);
+  int32_t* undecided = launcher.scratch<int32_t>(segments * sweeps);
+  rest.kept = launcher.scratch<int32_t>(segments);
+  rest.counts = launcher.scratch<int32_t>(segments);
+  rest.ranks = launcher.scratch<int32_t>(total);
+  rest.boxes = launcher.scratch<T>(4 * total);
+  if (kGrouped) rest.groups = launcher.scratch<int64_t>(total);
+  rest.states = launcher.scratch<uint8_t>(total);
+  if (ranked.max_cells > 1) {
+    filed.cells = launcher.scratch<int32_t>(3 * total);
+    filed.slots = filed.cells + total;
+    filed.places = filed.slots + total;
+    filed.starts = launcher.scratch<int32_t>(cells + segments);
+    filed.boxes = launcher.scratch<T>(4 * total);
+    if (kGrouped) filed.groups = launcher.scratch<int64_t>(total);
+  }
+  launcher.run(&nms_head_kernel<T, kGrouped>, segments, kNmsThreads, plan, ranked, rest, head);
+  launcher.run(&nms_sweep_kernel<T, kGrouped>, segments * sweeps, kSweepThreads, plan, ranked, rest, head,
+               sweeps, undecided);
+  const int64_t blocks = ceil_div(plan.count - kHead, kRestBoxes);
+  launcher.run(&nms_rest_kernel<T>, segments * blocks, kSpreadThreads, plan, ranked, rest, filed, blocks,
+               sweeps, static_cast<const int32_t*>(undecided));
+  if (ranked.max_cells == 1) return;
+  launcher.run(&nms_starts_kernel<T>, segments, kNmsThreads, ranked, filed);
+  launcher.run(&nms_file_kernel<T>, ceil_div(total, kSpreadThreads), kSpreadThreads, plan, ranked, rest,
+               filed);
+}
+
 template <typename Score, typename T, typename Source, typename Writer>
 void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& writer,
                        const NmsPlan<T>& plan) {
@@ -64,18 +105,21 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   for (int halvings = 0; halvings < 7; ++halvings)
     ranked.sides[halvings] =
         static_cast<int32_t>(std::sqrt(static_cast<double>(ranked.max_cells >> halvings)));
-  ranked.tiles = ceil_div(plan.count, kTile);
   ranked.parts = std::max<int64_t>(1, ceil_div(plan.count, kNmsThreads));
+  const bool has_head = plan.count >= kHeadFrom;
+  Rest<T> rest = {};
+  rest.tiles = ceil_div(plan.count - (has_head ? kHead : 0), kTile);
   const int64_t cells = ranked.max_cells > 1 ? plan.segments * ranked.max_cells : 0;
   // What begins at 0 lies together.
-  const int64_t words = 2 * (5 * plan.segments + 1) + plan.segments * (ranked.tiles + ranked.parts) + cells;
+  const int64_t words = 2 * (5 * plan.segments + 1) + plan.segments * (rest.tiles + 2 * ranked.parts) + cells;
   int32_t* zeros = launcher.scratch<int32_t>(words);
   launcher.check(cudaMemsetAsync(zeros, 0, static_cast<size_t>(words) * 4, launcher.stream()));
   ranked.bounds = reinterpret_cast<uint64_t*>(zeros);
   ranked.groups_seen = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
-  ranked.next = ranked.groups_seen + plan.segments;
-  ranked.tile_kept = reinterpret_cast<int32_t*>(ranked.next + 1);
-  ranked.part_kept = ranked.tile_kept + plan.segments * ranked.tiles;
+  rest.next = ranked.groups_seen + plan.segments;
+  rest.tile_kept = reinterpret_cast<int32_t*>(rest.next + 1);
+  ranked.rank_kept = rest.tile_kept + plan.segments * rest.tiles;
+  ranked.index_kept = ranked.rank_kept + plan.segments * ranked.parts;
   if (total > 0) {
     ranked.order = launcher.scratch<int32_t>(total);
     ranked.boxes = launcher.scratch<T>(4 * total);
@@ -84,23 +128,18 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
     ranked.index_is_kept = ranked.states + total;
     launch_ranking<Score>(launcher, source, plan, ranked);
     Filed<T> filed = {};
-    if (ranked.max_cells > 1) {
-      filed.cells = launcher.scratch<int32_t>(3 * total);
-      filed.slots = filed.cells + total;
-      filed.ranks = filed.slots + total;
-      filed.counts = ranked.part_kept + plan.segments * ranked.parts;
-      filed.starts = launcher.scratch<int32_t>(cells + plan.segments);
-      filed.boxes = launcher.scratch<T>(4 * total);
-      if (Source::kGrouped) filed.groups = launcher.scratch<int64_t>(total);
-      const int64_t blocks = ceil_div(total, kSpreadThreads);
-      launcher.run(&nms_cells_kernel<T>, blocks, kSpreadThreads, plan, ranked, filed);
-      launcher.run(&nms_starts_kernel<T>, plan.segments, kNmsThreads, ranked, filed);
-      launcher.run(&nms_file_kernel<T>, blocks, kSpreadThreads, plan, ranked, filed);
+    if (has_head) {
+      filed.counts = ranked.index_kept + plan.segments * ranked.parts;
+      launch_head<Source::kGrouped>(launcher, plan, ranked, rest, filed);
+    } else {
+      rest.boxes = ranked.boxes;
+      rest.groups = ranked.groups;
+      rest.states = ranked.states;
     }
     // Where there are few tiles, each has more warps.
-    const int64_t tiles = plan.segments * ranked.tiles;
+    const int64_t tiles = plan.segments * rest.tiles;
     launcher.run(&nms_resolve_kernel<T>, tiles, tiles <= kFewTiles ? kNmsThreads : kNmsThreads / 2, plan,
-                 ranked, filed);
+                 ranked, rest, filed);
   }
   launcher.run(&nms_finish_kernel<T, Writer>, plan.segments * ranked.parts, kNmsThreads, plan, ranked,
                writer);
@@ -118,7 +157,7 @@ void launch_greedy_nms(Launcher& launcher, const Source& source, const Writer& w
     launcher.fail("boxes must be fewer than 2^31 in all on a GPU, got ", plan.segments * plan.count);
   if constexpr (sizeof(Score) == 4) {
     const int64_t shared = BlockRoom<T, Source::kGrouped>::bytes(plan.count);
-    if ((plan.segments >= kSegmentsForBlocks || plan.count <= kAlwaysOneBlock) &&
+    if (((plan.segments >= kSegmentsForBlocks && plan.count < kHeadFrom) || plan.count <= kAlwaysOneBlock) &&
         shared <= launcher.shared_limit()) {
       launcher.run_with_shared(&nms_block_kernel<T, Source, Writer>, plan.segments, kNmsThreads, shared,
                                source, writer, plan);

@@ -44,4 +44,26 @@ __device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, 
   return inter >= quick_threshold(threshold) * either && iou(inter, kept_area, box_area) > threshold;
 }
 
+// Boxes of a tile, a bit each: those that are kept, and those that nothing can be said of yet.
+struct Settled {
+  unsigned kept, open;
+};
+
+// Settles a tile of 32 boxes among themselves, by one warp with a lane for each. `open` are the candidates, and
+// `overlap` the boxes before this lane's in the tile that would suppress it. A box is dropped once one of them is
+// kept; it is kept once all of them are dropped, if it is `clear`: nothing outside the tile suppresses it.
+__device__ __forceinline__ Settled settle(unsigned open, unsigned clear, unsigned overlap) {
+  const unsigned own = 1u << lane_index();
+  unsigned kept = 0, decided = kAllLanes;
+  while (decided != 0) {
+    const bool is_open = (open & own) != 0;
+    const unsigned keep =
+        __ballot_sync(kAllLanes, is_open && (clear & own) != 0 && (overlap & (kept | open)) == 0);
+    decided = keep | __ballot_sync(kAllLanes, is_open && (overlap & kept) != 0);
+    kept |= keep;
+    open &= ~decided;
+  }
+  return {kept, open};
+}
+
 }  // namespace ssd_ops

@@ -1,11 +1,10 @@
 // Which boxes are kept, of segments that are spread over the GPU (greedy_spread.cuh).
 //
-// A block decides a tile of 32 boxes. For each, a warp looks for boxes of higher rank that overlap it: first
-// through the head, the boxes of highest rank, which drop most boxes where many overlap; then, once the head
-// is decided, through the cells of the grid that matter. A kept one ends the search. An undecided one is
-// remembered, and the warp looks on: a kept one further on spares the wait. The search goes on by a few rows in
-// each sweep of the block, and in each the boxes remembered are asked again. The boxes of a tile are settled
-// among themselves by one warp, so that chains of boxes cost no exchange between blocks but from tile to tile.
+// A block decides a tile of 32 boxes. For each, a warp looks for boxes of higher rank that overlap it, by rank or
+// through the cells of the grid that matter. A kept one ends the search. An undecided one is remembered, and the
+// warp looks on: a kept one further on spares the wait. The search goes on by a few rows in each sweep of the
+// block, and in each the boxes remembered are asked again. The boxes of a tile are settled among themselves by one
+// warp, so that chains of boxes cost no exchange between blocks but from tile to tile.
 //
 // Tiles are taken in the order of rank from a counter, so whatever a block waits for is running or done. The
 // longest wait is one sweep for each tile before this one.
@@ -15,14 +14,12 @@
 
 namespace ssd_ops {
 
-constexpr int kHeadTiles = 16;
-constexpr int kHead = kHeadTiles * kTile;  // boxes
-constexpr int kRowsOfStep = 4;             // rows of 32 boxes that are loaded together
-constexpr int kStepsOfSweep = 4;           // a longer search would keep the other boxes of the tile waiting
+constexpr int kRowsOfStep = 4;    // rows of 32 boxes that are loaded together
+constexpr int kStepsOfSweep = 4;  // a longer search would keep the other boxes of the tile waiting
 
 // The search for what suppresses one box. Its rivals, the boxes of higher rank than the tile, lie in spans of
-// rows: span 0 is the head; the others are rows of cells of the grid, from the box's own outwards, since what
-// suppresses a box most often has its center close by. Without a grid span 1 is the rest, by rank.
+// rows. Without a grid there is one span: all, by rank. In a grid they are rows of cells, from the box's own
+// outwards, since what suppresses a box most often has its center close by.
 template <typename T>
 struct Search {
   Box<T> box;
@@ -30,7 +27,7 @@ struct Search {
   const int32_t* starts;                        // [side * side + 1]: of the cells of its bucket of groups
   int side, own_row, left, right, top, bottom;  // of the grid
   int span, row;                                // where it goes on; -1: with the span's first row
-  int owed[kWarp];                              // the ranks of undecided boxes that overlap it, or -1
+  int owed[kWarp];                              // places of undecided boxes that overlap it, or -1
 };
 
 // Shared memory of a block.
@@ -49,24 +46,22 @@ struct ResolveTile {
 // All boxes of a segment that may be rivals.
 template <typename T>
 struct Rivals {
-  int begin;                      // the first rank of the tile: all rivals have a higher one
-  const uint8_t* states;          // [count], by rank
-  const T* by_rank;               // [count, 4]
-  const T* by_cell;               // [count, 4], or null where there is no grid
-  const int32_t* ranks;           // [count], by cell
-  const int64_t* groups_by_rank;  // [count], or null where there are no groups
-  const int64_t* groups_by_cell;  // the same
+  int begin;              // the first place of the tile: all rivals have a lower one
+  bool in_grid;           // boxes, groups and places are by cell
+  const T* boxes;         // [count, 4]
+  const int64_t* groups;  // [count], or null where there are no groups
+  const int32_t* places;  // [count], in the grid
+  const uint8_t* states;  // [count], by place
 
   __device__ int spans(const Search<T>& search) const {
-    if (begin <= kHead) return 1;
-    if (!by_cell) return 2;
-    return 2 + 2 * max_of(search.own_row - search.top, search.bottom - search.own_row);
+    if (!in_grid) return 1;
+    return 1 + 2 * max_of(search.own_row - search.top, search.bottom - search.own_row);
   }
   __device__ void span(const Search<T>& search, int number, int& first, int& past) const {
-    first = number == 0 ? 0 : kHead;
-    past = number == 0 ? min_of(kHead, begin) : begin;
-    if (number == 0 || !by_cell) return;
-    const int away = number / 2, row = number % 2 == 0 ? search.own_row - away : search.own_row + away;
+    first = 0;
+    past = begin;
+    if (!in_grid) return;
+    const int away = (number + 1) / 2, row = number % 2 == 0 ? search.own_row - away : search.own_row + away;
     const bool is_there = row >= search.top && row <= search.bottom;
     first = is_there ? search.starts[row * search.side + search.left] : 0;
     past = is_there ? search.starts[row * search.side + search.right + 1] : 0;
@@ -90,9 +85,6 @@ __device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshol
   const int64_t group = search.group;
   int span = search.span, row = search.row;
   for (int steps = 0; steps < kStepsOfSweep && span < spans; ++steps) {
-    // Nothing is looked at beyond the head as long as a box of it may do.
-    if (span == 1 && row < 0 && idle != kAllLanes) break;
-    const bool by_rank = span == 0 || !rivals.by_cell;
     int first, past;
     rivals.span(search, span, first, past);
     row = max_of(row, first);
@@ -101,14 +93,12 @@ __device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshol
       row = -1;
       continue;
     }
-    const T* boxes = by_rank ? rivals.by_rank : rivals.by_cell;
-    const int64_t* groups = by_rank ? rivals.groups_by_rank : rivals.groups_by_cell;
     bool hits[kRowsOfStep];
 #pragma unroll
     for (int r = 0; r < kRowsOfStep; ++r) {
       const int at = row + r * kWarp + lane;
-      hits[r] = at < past && (!groups || groups[at] == group) &&
-                suppresses(load_row(boxes, at), box, box_area, threshold);
+      hits[r] = at < past && (!rivals.groups || rivals.groups[at] == group) &&
+                suppresses(load_row(rivals.boxes, at), box, box_area, threshold);
     }
     bool has_room = true;
 #pragma unroll
@@ -116,8 +106,8 @@ __device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshol
       if (!has_room) break;
       if (__any_sync(kAllLanes, hits[r])) {
         const int at = row + lane;
-        const int other = !hits[r] ? -1 : by_rank ? at : rivals.ranks[at];
-        const bool counts = other >= 0 && other < rivals.begin && (by_rank || other >= kHead);
+        const int other = !hits[r] ? -1 : rivals.in_grid ? rivals.places[at] : at;
+        const bool counts = other >= 0 && other < rivals.begin;
         const uint8_t now = counts ? load_relaxed(&rivals.states[other]) : kDropped;
         if (__any_sync(kAllLanes, now == kKept)) return Answer::kSuppressed;
         unsigned open = __ballot_sync(kAllLanes, now == kUndecided);
@@ -142,26 +132,13 @@ __device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshol
 }
 
 // What can be said now of a tile's boxes, by one warp with a lane for each: a box is dropped where a kept one
-// suppresses it, and kept where all that would suppress it are dropped.
+// suppresses it, and kept where all that would suppress it are dropped. Returns the boxes that are kept now.
 template <typename T>
-__device__ __forceinline__ void settle_tile(ResolveTile<T>& tile, uint8_t* states) {  // states: [kTile]
+__device__ __forceinline__ unsigned settle_tile(ResolveTile<T>& tile, uint8_t* states) {  // states: [kTile]
   const int lane = lane_index();
-  const unsigned undecided = tile.undecided, clear = tile.clear, overlap = tile.overlap[lane];
-  unsigned dropped = tile.dropped & undecided;
-  const bool asks = (undecided & ~dropped & 1u << lane) != 0;
-  unsigned kept = __ballot_sync(kAllLanes, asks && overlap == 0 && (clear >> lane & 1) != 0);
-  unsigned open = __ballot_sync(kAllLanes, asks && overlap == 0 && (clear >> lane & 1) == 0);
-  // In order of rank, the boxes that overlap others of the tile.
-  for (unsigned rest = undecided & ~(dropped | kept | open); rest != 0; rest &= rest - 1) {
-    const int i = __ffs(static_cast<int>(rest)) - 1;
-    const unsigned bit = 1u << i, row = tile.overlap[i];
-    if ((row & kept) != 0)
-      dropped |= bit;
-    else if ((row & open) != 0 || (clear & bit) == 0)
-      open |= bit;
-    else
-      kept |= bit;
-  }
+  const unsigned undecided = tile.undecided;
+  const Settled settled = settle(undecided & ~tile.dropped, tile.clear, tile.overlap[lane]);
+  const unsigned kept = settled.kept, dropped = undecided & ~(kept | settled.open);
   if ((kept >> lane & 1) != 0) store_relaxed(&states[lane], kKept);
   if ((dropped >> lane & 1) != 0) store_relaxed(&states[lane], kDropped);
   __syncwarp();
@@ -169,24 +146,25 @@ __device__ __forceinline__ void settle_tile(ResolveTile<T>& tile, uint8_t* state
     tile.kept |= kept;
     tile.undecided = undecided & ~(kept | dropped);
   }
+  return kept;
 }
 
 // Begins the search for one box. Called by a warp.
 template <typename T>
-__device__ void begin_search(Search<T>& search, const Ranked<T>& ranked, const Filed<T>& filed,
-                             int64_t segment, int64_t at, bool looks, T threshold) {
+__device__ void begin_search(Search<T>& search, const Ranked<T>& ranked, const Rest<T>& rest,
+                             const Filed<T>& filed, int64_t segment, int64_t at, bool looks, T threshold) {
   const int lane = lane_index();
   search.owed[lane] = -1;
   if (lane != 0) return;
-  search.box = looks ? load_row(ranked.boxes, at) : nowhere<T>();
-  search.group = looks && ranked.groups ? ranked.groups[at] : 0;
+  search.box = looks ? load_row(rest.boxes, at) : nowhere<T>();
+  search.group = looks && rest.groups ? rest.groups[at] : 0;
   search.span = 0;
   search.row = -1;
   if (!looks || ranked.max_cells == 1) return;
   const BucketGrid buckets(ranked, segment);
   const CellRange cells = buckets.grid.around(search.box, area(search.box), nms_reach(threshold));
   search.starts = filed.starts + segment * (ranked.max_cells + 1);
-  if (ranked.groups) search.starts += buckets.first_cell(search.group);
+  if (rest.groups) search.starts += buckets.first_cell(search.group);
   search.side = static_cast<int>(buckets.grid.rows.side);
   search.own_row = static_cast<int>(buckets.grid.rows.cell(center_y(search.box)));
   search.left = static_cast<int>(cells.left);
@@ -198,17 +176,16 @@ __device__ void begin_search(Search<T>& search, const Ranked<T>& ranked, const F
 // How many boxes the decided ones of the tiles 0..number-1 keep. Called by the block; a barrier stands within.
 __device__ __forceinline__ int kept_so_far(const int32_t* tile_kept, int64_t number, int* warp_sums) {
   int kept = 0;
-  for (int64_t t = threadIdx.x; t < number; t += blockDim.x)
-    kept += max_of(load_relaxed(&tile_kept[t]) - 1, 0);
+  for (int64_t t = threadIdx.x; t < number; t += blockDim.x) kept += load_relaxed(&tile_kept[t]);
   return block_sum(kept, warp_sums);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
+    nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed) {
   __shared__ ResolveTile<T> tile;
   if (threadIdx.x == 0) {
-    tile.turn = atomicAdd(ranked.next, 1ull);
+    tile.turn = atomicAdd(rest.next, 1ull);
     tile.undecided = tile.kept = tile.clear = tile.dropped = 0;
   }
   __syncthreads();
@@ -216,30 +193,25 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int64_t segment = static_cast<int64_t>(tile.turn) % plan.segments;
   const int64_t number = static_cast<int64_t>(tile.turn) / plan.segments;
   const int64_t first = segment * plan.count, begin = number * kTile;
+  const int64_t count = rest.counts ? rest.counts[segment] : plan.count;
+  if (begin >= count) return;
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;
-  uint8_t* states = ranked.states + first;
-  int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
+  uint8_t* states = rest.states + first;
+  int32_t* tile_kept = rest.tile_kept + segment * rest.tiles;
+  int32_t* rank_kept = ranked.rank_kept + segment * ranked.parts;
   const bool may_stop = plan.max_kept < plan.count;
-  if (may_stop && number >= kHeadTiles) {
-    // So many are wanted that the head may have them all: then nothing is looked for.
-    bool head_is_decided = false;
-    while (!head_is_decided) {
-      const bool waits = threadIdx.x < kHeadTiles && load_relaxed(&tile_kept[threadIdx.x]) == 0;
-      head_is_decided = block_sum(waits, tile.sums) == 0;
-    }
-    if (kept_so_far(tile_kept, kHeadTiles, tile.sums) >= plan.max_kept) {
-      const int64_t rank = begin + threadIdx.x;
-      if (threadIdx.x < kTile && rank < plan.count) store_relaxed(&states[rank], kDropped);
-      if (threadIdx.x == 0) store_relaxed(&tile_kept[number], 1);
-      return;
-    }
-  }
+  const int64_t kept_before = rest.kept ? rest.kept[segment] : 0;
+  const auto rank_of = [&](int64_t place) { return rest.ranks ? rest.ranks[first + place] : place; };
   for (int i = warp; i < kTile; i += warps) {
-    const int64_t rank = begin + i;
-    const uint8_t state = rank < plan.count ? load_relaxed(&states[rank]) : kDropped;
-    begin_search(tile.searches[i], ranked, filed, segment, first + rank, state == kUndecided, plan.threshold);
+    const int64_t place = begin + i;
+    const uint8_t state = place < count ? load_relaxed(&states[place]) : kDropped;
+    begin_search(tile.searches[i], ranked, rest, filed, segment, first + place, state == kUndecided,
+                 plan.threshold);
     if (lane == 0 && state == kUndecided) atomicOr(&tile.undecided, 1u << i);
-    if (lane == 0 && state == kKept) atomicOr(&tile.kept, 1u << i);
+    if (lane == 0 && state == kKept) {
+      atomicOr(&tile.kept, 1u << i);
+      atomicAdd(&rank_kept[rank_of(place) / kNmsThreads], 1);
+    }
   }
   __syncthreads();
   unsigned undecided = tile.undecided;
@@ -255,14 +227,12 @@ __global__ void __launch_bounds__(kNmsThreads)
   Rivals<T> rivals = {};
   rivals.begin = static_cast<int>(begin);
   rivals.states = states;
-  rivals.by_rank = ranked.boxes + 4 * first;
-  if (ranked.groups) rivals.groups_by_rank = ranked.groups + first;
-  if (ranked.max_cells > 1) {
-    rivals.by_cell = filed.boxes + 4 * first;
-    rivals.ranks = filed.ranks + first;
-    if (ranked.groups) rivals.groups_by_cell = filed.groups + first;
-  }
-  unsigned ended = 0;  // searches, as this warp knows
+  rivals.in_grid = ranked.max_cells > 1;
+  rivals.boxes = (rivals.in_grid ? filed.boxes : rest.boxes) + 4 * first;
+  if (rest.groups) rivals.groups = (rivals.in_grid ? filed.groups : rest.groups) + first;
+  if (rivals.in_grid) rivals.places = filed.places + first;
+  unsigned ended = 0;    // searches, as this warp knows
+  unsigned settled = 0;  // what was known when the tile was settled last
   while (undecided != 0) {
     for (int i = warp; i < kTile; i += warps) {
       if ((undecided & ~ended & 1u << i) == 0) continue;
@@ -271,17 +241,26 @@ __global__ void __launch_bounds__(kNmsThreads)
       ended |= 1u << i;
       if (lane == 0) atomicOr(answer == Answer::kClear ? &tile.clear : &tile.dropped, 1u << i);
     }
-    const bool stops = may_stop && kept_so_far(tile_kept, number, tile.sums) >= plan.max_kept;
+    const bool stops = may_stop && kept_before + kept_so_far(tile_kept, number, tile.sums) >= plan.max_kept;
     __syncthreads();
     if (warp == 0) {
       if (stops && lane == 0) tile.dropped = kAllLanes;
       __syncwarp();
-      settle_tile(tile, states + begin);
+      const unsigned known = tile.clear | tile.dropped;
+      if (known != settled) {
+        const unsigned kept = settle_tile(tile, states + begin);
+        if ((kept >> lane & 1) != 0) {
+          const int64_t rank = rank_of(begin + lane);
+          if (rest.ranks) ranked.states[first + rank] = kKept;
+          atomicAdd(&rank_kept[rank / kNmsThreads], 1);
+        }
+      }
+      settled = known;
     }
     __syncthreads();
     undecided = tile.undecided;
   }
-  if (threadIdx.x == 0) store_relaxed(&tile_kept[number], 1 + __popc(tile.kept));
+  if (threadIdx.x == 0) store_relaxed(&tile_kept[number], __popc(tile.kept));
 }
 
 }  // namespace ssd_ops

@@ -1,9 +1,11 @@
 // Greedy NMS with every segment spread over the whole GPU (greedy.cuh), in these steps:
 //   nms_chunks_kernel and nms_rank_kernel,
-//   or nms_keys_kernel, a sort and nms_gather_kernel        the boxes by rank, that is by score
-//   nms_cells_kernel, nms_starts_kernel, nms_file_kernel    the boxes by cell of a grid (prune.h), if it pays
-//   nms_resolve_kernel                                      which boxes are kept (greedy_resolve.cuh)
-//   nms_finish_kernel, nms_others_kernel                    the output
+//   or nms_keys_kernel, a sort and nms_gather_kernel   the boxes by rank, that is by score
+//   nms_head_kernel, nms_sweep_kernel, nms_rest_kernel the first boxes, what they drop, and what is left
+//                                                      (greedy_head.cuh), where there are many boxes
+//   nms_starts_kernel, nms_file_kernel                 what is left, by cell of a grid (prune.h), if it pays
+//   nms_resolve_kernel                                 which boxes are kept (greedy_resolve.cuh)
+//   nms_finish_kernel, nms_others_kernel               the output
 #pragma once
 
 #include "nms/greedy.cuh"
@@ -11,12 +13,10 @@
 namespace ssd_ops {
 
 constexpr int kSpreadThreads = 256;
-constexpr int kTile = kWarp;                       // boxes, by rank, that are decided together
-constexpr int kTilesOfPart = kNmsThreads / kTile;  // a block of the finish has a thread for each box
+constexpr int kTile = kWarp;  // boxes, by rank, that are decided together
 
-constexpr int kChunk = 256;                               // boxes that are sorted by themselves first
-constexpr int kRankedByBlock = 64;                        // boxes that one block ranks among all
-constexpr int kRankParts = kNmsThreads / kRankedByBlock;  // threads for each of them
+constexpr int kChunk = 256;                                   // boxes that are sorted by themselves first
+constexpr int kRankedByBlock = 64, kMostRankedByBlock = 256;  // boxes that one block ranks among all
 
 // Smaller for higher scores; the greatest of all for NaN.
 template <typename Score>
@@ -88,13 +88,27 @@ struct Ranked {
   uint8_t* index_is_kept;  // [segments, count], by index
   int64_t max_cells;       // of the grid; 1: no grid, boxes are looked through by rank
   int32_t sides[7];        // cells along one side of the grid, where groups are in 1, 2, 4 .. 64 buckets
-  int64_t tiles, parts;
+  int64_t parts;           // of a segment: kNmsThreads boxes each
   // These are 0 at first.
   uint64_t* bounds;  // [segments, 4]: of the centers left, top, right, bottom, as keys to be greatest
   unsigned long long* groups_seen;  // [segments]: a bit for each number that group_hash gave
-  unsigned long long* next;         // [1]: the tile to decide
-  int32_t* tile_kept;               // [segments, tiles]: 1 + the boxes kept, once a tile is decided
-  int32_t* part_kept;               // [segments, parts]: the boxes kept among kNmsThreads of them, by index
+  int32_t* rank_kept;               // [segments, parts]: the boxes kept of each part, by rank
+  int32_t* index_kept;              // [segments, parts]: the same by index
+};
+
+// The boxes that nms_resolve_kernel decides, in the order of rank: all of them, or those that the head leaves.
+template <typename T>
+struct Rest {
+  int32_t* ranks;   // [segments, count], or null: all boxes are here
+  T* boxes;         // [segments, count, 4]
+  int64_t* groups;  // [segments, count], or null
+  uint8_t* states;  // [segments, count]
+  int32_t* counts;  // [segments], or null
+  int32_t* kept;    // [segments]: the boxes kept by the head, or null
+  int64_t tiles;    // of a segment, at most
+  // These are 0 at first.
+  unsigned long long* next;  // [1]: the tile to decide
+  int32_t* tile_kept;        // [segments, tiles]: the boxes kept, once a tile is decided
 };
 
 __device__ __forceinline__ uint64_t ascending_key(double x) {
@@ -193,30 +207,31 @@ __global__ void __launch_bounds__(kSpreadThreads)
 }
 
 // Ranks boxes by how many boxes of each chunk come before them, and gathers them. `blocks` for each
-// segment; shared memory holds the keys of a segment.
+// segment, with of_block boxes; shared memory holds the keys of a segment.
 template <typename T, typename Key, typename Source>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_rank_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks,
+    nms_rank_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int of_block, int64_t blocks,
                     const Key* chunk_keys,           // [segments, count], of nms_chunks_kernel
                     const int32_t* chunk_indices) {  // the same
   SSD_DYNAMIC_SHARED(shared);
-  __shared__ int ranks[kRankedByBlock];
+  __shared__ int ranks[kMostRankedByBlock];
   Key* keys = reinterpret_cast<Key*>(shared);
   const int64_t segment = blockIdx.x / blocks;
   const int64_t count = plan.count;
   const int thread = static_cast<int>(threadIdx.x), boxes = static_cast<int>(count);
-  const int mine = static_cast<int>(blockIdx.x % blocks) * kRankedByBlock + thread % kRankedByBlock;
+  const int own_part = thread / of_block, in_block = thread % of_block, parts = kNmsThreads / of_block;
+  const int mine = static_cast<int>(blockIdx.x % blocks) * of_block + in_block;
   const int chunks = (boxes + kChunk - 1) / kChunk;
 #pragma unroll 4
   for (int i = thread; i < chunks * kChunk; i += kNmsThreads)
     keys[i] = i < boxes ? chunk_keys[segment * count + i] : ~Key(0);
-  if (thread < kRankedByBlock) ranks[thread] = 0;
+  if (thread < of_block) ranks[thread] = 0;
   __syncthreads();
   if (mine < boxes) {
     const Key key = keys[mine];
     const int own = mine / kChunk;
     int before = 0;
-    for (int chunk = thread / kRankedByBlock; chunk < chunks; chunk += kRankParts) {
+    for (int chunk = own_part; chunk < chunks; chunk += parts) {
       const Key* others = keys + chunk * kChunk;
       int place = 0;
       // Equal keys of an earlier chunk are of lower index.
@@ -228,42 +243,27 @@ __global__ void __launch_bounds__(kNmsThreads)
       place += other < key || (other == key && chunk < own);
       before += chunk == own ? mine % kChunk : place;
     }
-    atomicAdd(&ranks[thread % kRankedByBlock], before);
+    atomicAdd(&ranks[in_block], before);
   }
   __syncthreads();
-  if (thread >= kRankedByBlock) return;
+  if (thread >= of_block) return;
   Gathered gathered;
   if (mine < boxes)
     gather(source, plan, ranked, segment, ranks[thread], chunk_indices[segment * count + mine], gathered);
   tell_grid<Source>(gathered, ranked, segment);
 }
 
-// The undecided boxes by cell of the grid, in any order within a cell: nothing depends on it but the time.
+// The boxes of the rest by cell of the grid, in any order within a cell: nothing depends on it but the time.
 template <typename T>
 struct Filed {
-  int32_t* cells;   // [segments * count], by rank: the cell of a box, -1 for a decided one
-  int32_t* slots;   // [segments * count], by rank: its place in the cell
+  int32_t* cells;   // [segments, count], as in the rest: the cell of a box
+  int32_t* slots;   // [segments, count], as in the rest: its place in the cell
   int32_t* counts;  // [segments, max_cells]: boxes in a cell, 0 at first
   int32_t* starts;  // [segments, max_cells + 1]
-  int32_t* ranks;   // [segments * count], like the next two by cell
-  T* boxes;         // [segments * count, 4]
-  int64_t* groups;  // [segments * count], or null
+  int32_t* places;  // [segments, count], like the next two by cell: the place in the rest
+  T* boxes;         // [segments, count, 4]
+  int64_t* groups;  // [segments, count], or null
 };
-
-template <typename T>
-__global__ void __launch_bounds__(kSpreadThreads)
-    nms_cells_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
-  const int64_t at = global_index();
-  if (at >= plan.segments * plan.count) return;
-  filed.cells[at] = -1;
-  if (ranked.states[at] != kUndecided) return;
-  const int64_t segment = at / plan.count;
-  const BucketGrid buckets(ranked, segment);
-  const int64_t bucket = ranked.groups ? buckets.first_cell(ranked.groups[at]) : 0;
-  const int64_t cell = bucket + buckets.grid.cell(load_row(ranked.boxes, at));
-  filed.cells[at] = static_cast<int32_t>(cell);
-  filed.slots[at] = atomicAdd(&filed.counts[segment * ranked.max_cells + cell], 1);
-}
 
 // Where each cell begins. One block for each segment.
 template <typename T>
@@ -285,15 +285,16 @@ __global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranke
 
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
-    nms_file_kernel(NmsPlan<T> plan, Ranked<T> ranked, Filed<T> filed) {
+    nms_file_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed) {
   const int64_t at = global_index();
-  if (at >= plan.segments * plan.count || filed.cells[at] < 0) return;
-  const int64_t segment = at / plan.count, first = segment * plan.count;
+  if (at >= plan.segments * plan.count) return;
+  const int64_t segment = at / plan.count, first = segment * plan.count, place = at - first;
+  if (place >= rest.counts[segment]) return;
   const int64_t start = segment * (ranked.max_cells + 1) + filed.cells[at];
   const int64_t to = first + filed.starts[start] + filed.slots[at];
-  filed.ranks[to] = static_cast<int32_t>(at - first);
-  store_row(filed.boxes, to, load_row(ranked.boxes, at));
-  if (ranked.groups) filed.groups[to] = ranked.groups[at];
+  filed.places[to] = static_cast<int32_t>(place);
+  store_row(filed.boxes, to, load_row(rest.boxes, at));
+  if (rest.groups) filed.groups[to] = rest.groups[at];
 }
 
 // The sum of a value over the block; every thread has to call it.
@@ -328,14 +329,13 @@ __global__ void __launch_bounds__(kNmsThreads)
   __shared__ int sums[kNmsThreads / kWarp];
   const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
   const int64_t first = segment * plan.count, rank = part * kNmsThreads + threadIdx.x;
-  const int32_t* tile_kept = ranked.tile_kept + segment * ranked.tiles;
-  const KeptSums in_tiles =
-      sum_kept(ranked.tiles, part * kTilesOfPart, [&](int64_t tile) { return tile_kept[tile] - 1; }, sums);
+  const int32_t* rank_kept = ranked.rank_kept + segment * ranked.parts;
+  const KeptSums in_parts = sum_kept(ranked.parts, part, [&](int64_t p) { return rank_kept[p]; }, sums);
   const int64_t max_kept = min_of(plan.max_kept, plan.count);
-  const int64_t num_kept = min_of<int64_t>(in_tiles.all, max_kept);
+  const int64_t num_kept = min_of<int64_t>(in_parts.all, max_kept);
   const bool kept = rank < plan.count && ranked.states[first + rank] == kKept;
   int in_part;
-  const int64_t place = in_tiles.before + block_exclusive_sum(kept, sums, in_part);
+  const int64_t place = in_parts.before + block_exclusive_sum(kept, sums, in_part);
   if (rank < plan.count) {
     const int64_t index = ranked.order[first + rank];
     if constexpr (Writer::kWritesRanks) writer.ranked(segment, rank, index);
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kNmsThreads)
       writer.kept(segment, place, index);
       if constexpr (Writer::kWritesOthers) {
         ranked.index_is_kept[first + index] = 1;
-        atomicAdd(&ranked.part_kept[segment * ranked.parts + index / kNmsThreads], 1);
+        atomicAdd(&ranked.index_kept[segment * ranked.parts + index / kNmsThreads], 1);
       }
     }
   }
@@ -357,8 +357,8 @@ __global__ void __launch_bounds__(kNmsThreads)
   __shared__ int sums[kNmsThreads / kWarp];
   const int64_t segment = blockIdx.x / ranked.parts, part = blockIdx.x % ranked.parts;
   const int64_t first = segment * plan.count, index = part * kNmsThreads + threadIdx.x;
-  const int32_t* part_kept = ranked.part_kept + segment * ranked.parts;
-  const KeptSums in_parts = sum_kept(ranked.parts, part, [&](int64_t p) { return part_kept[p]; }, sums);
+  const int32_t* index_kept = ranked.index_kept + segment * ranked.parts;
+  const KeptSums in_parts = sum_kept(ranked.parts, part, [&](int64_t p) { return index_kept[p]; }, sums);
   const bool kept = index < plan.count && ranked.index_is_kept[first + index];
   int in_part;
   const int before = in_parts.before + block_exclusive_sum(kept, sums, in_part);

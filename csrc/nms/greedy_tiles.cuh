@@ -28,7 +28,7 @@ struct KeptBoxes {
 
 // Shared memory. All 0 at first.
 struct GreedyTile {
-  unsigned alive[kNmsTile];    // no box kept before this tile suppresses it
+  int alive[kNmsTile];         // no box kept before this tile suppresses it
   unsigned overlap[kNmsTile];  // a bit for each box before it in the tile that would suppress it
   int num_kept, num_listed;    // num_listed: in KeptBoxes
 };
@@ -37,28 +37,19 @@ struct GreedyTile {
 template <bool kGrouped, typename T, typename Group>
 __device__ __forceinline__ bool any_kept_suppresses(const KeptBoxes<T, Group>& kept, int count, Box<T> box,
                                                     T box_area, Group group, T threshold) {
-  for (int end = count; end > 0; end -= kWarp) {
-    const int k = end - 1 - lane_index();
-    bool hit = k >= 0;
-    if constexpr (kGrouped) hit = hit && kept.groups[k] == group;
-    hit = hit && suppresses(load_row(kept.boxes, k), box, box_area, threshold);
+  constexpr int kRows = 2;  // of 32 boxes that are loaded together
+  for (int end = count; end > 0; end -= kRows * kWarp) {
+    bool hit = false;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int k = end - 1 - r * kWarp - lane_index();
+      bool is_rival = k >= 0;
+      if constexpr (kGrouped) is_rival = is_rival && kept.groups[k] == group;
+      hit = hit || (is_rival && suppresses(load_row(kept.boxes, k), box, box_area, threshold));
+    }
     if (__any_sync(kAllLanes, hit)) return true;
   }
   return false;
-}
-
-// Which boxes of a tile are kept, a lane for each: one is dropped once one that overlaps it is kept, and kept
-// once all of those are dropped.
-__device__ __forceinline__ unsigned settle(bool alive, unsigned overlap) {
-  bool undecided = alive;
-  unsigned kept = 0, open = __ballot_sync(kAllLanes, undecided);
-  while (open != 0) {
-    const bool keep = undecided && (overlap & (kept | open)) == 0;
-    undecided = undecided && !keep && (overlap & kept) == 0;
-    kept |= __ballot_sync(kAllLanes, keep);
-    open = __ballot_sync(kAllLanes, undecided);
-  }
-  return kept;
 }
 
 // Takes the boxes in order until max_kept are kept in all, those of earlier calls included. keep(i, place)
@@ -90,7 +81,8 @@ __device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, T
     }
     __syncthreads();
     if (warp == 0) {
-      const unsigned settled = settle(tile.alive[lane], tile.overlap[lane]);
+      const unsigned alive = __ballot_sync(kAllLanes, tile.alive[lane]);
+      const unsigned settled = settle(alive, alive, tile.overlap[lane]).kept;
       const int own = base + lane, place = tile.num_kept + __popc(settled & lanes_below(lane));
       const bool is_kept = (settled >> lane & 1) != 0 && place < max_kept;
       const Box<T> box = is_kept ? load_row(ordered.boxes, own) : nowhere<T>();

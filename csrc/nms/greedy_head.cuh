@@ -1,0 +1,148 @@
+// The head of a segment that is spread over the GPU (greedy_spread.cuh): the boxes of highest rank. One block
+// decides them, and then all boxes after them are compared with those it keeps. Where many boxes overlap, few
+// are left, and nothing has to wait for those that are dropped here.
+#pragma once
+
+#include "nms/greedy_spread.cuh"
+#include "nms/greedy_tiles.cuh"
+
+namespace ssd_ops {
+
+#ifdef SSD_OPS_EMULATION
+constexpr int kHead = 96;  // so that the tests' sets have more
+#else
+constexpr int kHead = 256;
+#endif
+
+// The boxes that the head keeps and that can overlap others.
+template <typename T>
+struct HeadKept {
+  T* boxes;         // [segments, kHead, 4]
+  int64_t* groups;  // [segments, kHead], or null
+  int32_t* counts;  // [segments]
+};
+
+// A block for each segment of more than kHead boxes.
+template <typename T, bool kGrouped>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head) {
+  struct __align__(16) Rows {
+    T numbers[4 * kHead];
+  };
+  __shared__ Rows boxes, kept_boxes;
+  __shared__ int64_t groups[kGrouped ? kHead : 1], kept_groups[kGrouped ? kHead : 1];
+  __shared__ unsigned left_out[kHead / kWarp], is_kept[kHead / kWarp];
+  __shared__ GreedyTile tile;
+  const int64_t segment = blockIdx.x, first = segment * plan.count;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kHead / kWarp) is_kept[thread] = 0;
+  if (thread == 0) tile.num_kept = tile.num_listed = 0;
+  if (thread < kHead) {
+    store_row(boxes.numbers, thread, load_row(ranked.boxes, first + thread));
+    if constexpr (kGrouped) groups[thread] = ranked.groups[first + thread];
+    const unsigned dropped = __ballot_sync(kAllLanes, ranked.states[first + thread] == kDropped);
+    if (lane_index() == 0) left_out[warp_index()] = dropped;
+  }
+  __syncthreads();
+  const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, kHead};
+  const KeptBoxes<T, int64_t> kept{kept_boxes.numbers, kept_groups};
+  keep_in_order(ordered, plan.threshold, static_cast<int>(min_of<int64_t>(plan.max_kept, kHead)), kept, tile,
+                [&](int i, int) { atomicOr(&is_kept[i / kWarp], 1u << (i % kWarp)); });
+  if (thread < kHead) ranked.states[first + thread] = test_bit(is_kept, thread) ? kKept : kDropped;
+  if (thread < tile.num_listed) {
+    store_row(head.boxes, segment * kHead + thread, load_row(kept_boxes.numbers, thread));
+    if constexpr (kGrouped) head.groups[segment * kHead + thread] = kept_groups[thread];
+  }
+  if (thread == 0) {
+    head.counts[segment] = tile.num_listed;
+    rest.kept[segment] = tile.num_kept;
+    atomicAdd(&ranked.rank_kept[segment * ranked.parts], tile.num_kept);
+  }
+}
+
+constexpr int kSweepThreads = 512;
+constexpr int kSweepParts = 8;                       // threads for one box
+constexpr int kSwept = kSweepThreads / kSweepParts;  // boxes of a block
+
+// Drops the boxes after the head that a kept one of it suppresses, and counts those that stay undecided.
+// `blocks` for each segment.
+template <typename T, bool kGrouped>
+__global__ void __launch_bounds__(kSweepThreads)
+    nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head, int64_t blocks,
+                     int32_t* undecided) {  // [segments, blocks]
+  struct __align__(16) Rows {
+    T numbers[4 * kHead];
+  };
+  __shared__ Rows kept;
+  __shared__ int64_t groups[kGrouped ? kHead : 1];
+  __shared__ int num_undecided;
+  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
+  const int thread = static_cast<int>(threadIdx.x), count = head.counts[segment];
+  if (thread < count) {
+    store_row(kept.numbers, thread, load_row(head.boxes, segment * kHead + thread));
+    if constexpr (kGrouped) groups[thread] = head.groups[segment * kHead + thread];
+  }
+  if (thread == 0) num_undecided = 0;
+  __syncthreads();
+  const int64_t rank = kHead + block * kSwept + thread / kSweepParts, at = segment * plan.count + rank;
+  const int part = thread % kSweepParts;
+  const uint8_t state = rank < plan.count ? ranked.states[at] : kDropped;
+  // Where enough are kept already, nothing is left.
+  bool dropped = rest.kept[segment] >= plan.max_kept;
+  if (state == kUndecided && !dropped) {
+    const Box<T> box = load_row(ranked.boxes, at);
+    const T box_area = area(box);
+    int64_t group = 0;
+    if constexpr (kGrouped) group = ranked.groups[at];
+    for (int k = part; k < count && !dropped; k += kSweepParts) {
+      if constexpr (kGrouped)
+        if (groups[k] != group) continue;
+      dropped = suppresses(load_row(kept.numbers, k), box, box_area, plan.threshold);
+    }
+  }
+  const unsigned of_box = ((1u << kSweepParts) - 1) << (lane_index() / kSweepParts * kSweepParts);
+  dropped = (__ballot_sync(kAllLanes, dropped) & of_box) != 0;
+  if (part == 0) {
+    if (state == kUndecided && dropped) ranked.states[at] = kDropped;
+    if (state == kUndecided && !dropped) atomicAdd(&num_undecided, 1);
+    if (state == kKept) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+  }
+  __syncthreads();
+  if (thread == 0) undecided[blockIdx.x] = num_undecided;
+}
+
+constexpr int kRestBoxes = kSpreadThreads;
+constexpr int kSweepsOfRest = kRestBoxes / kSwept;
+
+// Collects the undecided boxes by rank, and counts the cells of the grid. `blocks` for each segment, and
+// kSweepsOfRest as many in the sweep, the last of them perhaps missing.
+template <typename T>
+__global__ void __launch_bounds__(kSpreadThreads)
+    nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed, int64_t blocks,
+                    int64_t sweeps, const int32_t* undecided) {  // [segments, sweeps]
+  __shared__ int sums[kSpreadThreads / kWarp];
+  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks, first = segment * plan.count;
+  int before = 0;
+  for (int64_t s = threadIdx.x; s < block * kSweepsOfRest; s += kSpreadThreads)
+    before += undecided[segment * sweeps + s];
+  before = block_sum(before, sums);
+  const int64_t rank = kHead + block * kRestBoxes + threadIdx.x, at = first + rank;
+  const bool is_here = rank < plan.count && ranked.states[at] == kUndecided;
+  int total;
+  const int64_t to = first + before + block_exclusive_sum(is_here, sums, total);
+  if (block == blocks - 1 && threadIdx.x == 0) rest.counts[segment] = before + total;
+  if (!is_here) return;
+  const Box<T> box = load_row(ranked.boxes, at);
+  rest.ranks[to] = static_cast<int32_t>(rank);
+  rest.states[to] = kUndecided;
+  store_row(rest.boxes, to, box);
+  if (rest.groups) rest.groups[to] = ranked.groups[at];
+  if (ranked.max_cells == 1) return;
+  const BucketGrid buckets(ranked, segment);
+  const int64_t bucket = rest.groups ? buckets.first_cell(ranked.groups[at]) : 0;
+  const int64_t cell = bucket + buckets.grid.cell(box);
+  filed.cells[to] = static_cast<int32_t>(cell);
+  filed.slots[to] = atomicAdd(&filed.counts[segment * ranked.max_cells + cell], 1);
+}
+
+}  // namespace ssd_ops

@@ -50,6 +50,7 @@ class Launcher {
   template <typename... Parameters, typename... Arguments>
   void run_with_shared(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                        Arguments&&... arguments) const {
+    if (measures_) return;
     if (blocks > std::numeric_limits<int32_t>::max())
       fail("the arguments must need fewer than 2^31 blocks of threads, got ", blocks);
     constexpr int64_t kWithoutAsking = 48 * 1024;
@@ -84,13 +85,40 @@ class Launcher {
     return bytes - kDeclared;
   }
 
-  // `count` elements from torch's allocator, for kernels of this call only. torch does not hand the memory
-  // out again before the work queued on this stream so far is done.
+  // What is queued on the stream by other means: call() returns its error.
+  template <typename Call>
+  void queue(const Call& call) const {
+    if (!measures_) check(call());
+  }
+
+  void zero(void* data, int64_t bytes) const {
+    queue([&] { return cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream_); });
+  }
+
+  // Runs `body`, which asks for scratch memory and launches. It is run twice: the first time nothing is
+  // launched, and what it asks for is added up, so that one allocation serves all of it.
+  template <typename Body>
+  void with_scratch(const Body& body) {
+    measures_ = true;
+    used_ = 0;
+    body();
+    measures_ = false;
+    if (used_ > 0) {
+      scratch_.emplace(torch::stable::new_empty(like_, {used_}, ScalarType::Byte));
+      base_ = reinterpret_cast<uintptr_t>(scratch_->mutable_data_ptr());
+    }
+    used_ = 0;
+    body();
+  }
+
+  // `count` elements for the kernels of this call, within with_scratch. torch does not hand the memory out again
+  // before the work queued on this stream so far is done.
   template <typename T>
   T* scratch(int64_t count) {
-    scratch_.push_back(torch::stable::new_empty(
-        like_, {std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte));
-    return static_cast<T*>(scratch_.back().mutable_data_ptr());
+    constexpr int64_t kAlign = 256;
+    const uintptr_t at = base_ + static_cast<uintptr_t>(used_);
+    used_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlign) * kAlign;
+    return reinterpret_cast<T*>(at);
   }
 
  private:
@@ -113,7 +141,10 @@ class Launcher {
   const Tensor& like_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   cudaStream_t stream_ = nullptr;
-  std::vector<Tensor> scratch_;
+  bool measures_ = false;
+  int64_t used_ = 0;  // bytes of the scratch memory
+  uintptr_t base_ = 0;
+  std::optional<Tensor> scratch_;
 };
 
 // Holds a tensor, contiguous, for as long as kernels are being launched with its memory.

@@ -25,13 +25,14 @@ inline SortBuffers sort_buffers(Launcher& launcher, int64_t count) {
 // Ascending by the lowest `bits` bits of the keys; equal keys keep their order. No synchronisation.
 inline void radix_sort(Launcher& launcher, const SortBuffers& b, int64_t first, int64_t count, int bits) {
   const auto sort = [&](void* storage, size_t& bytes) {
-    launcher.check(cub::DeviceRadixSort::SortPairs(storage, bytes, b.keys + first, b.sorted_keys + first,
-                                                   b.values + first, b.sorted_values + first, count, 0, bits,
-                                                   launcher.stream()));
+    return cub::DeviceRadixSort::SortPairs(storage, bytes, b.keys + first, b.sorted_keys + first,
+                                           b.values + first, b.sorted_values + first, count, 0, bits,
+                                           launcher.stream());
   };
   size_t bytes = 0;
-  sort(nullptr, bytes);
-  sort(launcher.scratch<unsigned char>(static_cast<int64_t>(bytes)), bytes);
+  launcher.check(sort(nullptr, bytes));
+  unsigned char* storage = launcher.scratch<unsigned char>(static_cast<int64_t>(bytes));
+  launcher.queue([&] { return sort(storage, bytes); });
 }
 
 // How many bits numbers below `count` need.

@@ -33,29 +33,32 @@ Tensor multibox_detection_cuda(const Tensor& cls_probs,     // [B, C+1, A]
         if (total == 0) return out;
         const T threshold = static_cast<T>(nms_threshold), positive = static_cast<T>(pos_threshold);
         const DeviceInput probs(cls_probs), offsets(offset_preds), anchor_input(anchors);
-        BestClasses<T> best = {};
-        best.num_anchors = num_anchors;
-        best.scores = launcher.scratch<T>(total);
-        best.boxes = launcher.scratch<T>(4 * total);
-        best.classes = launcher.scratch<int32_t>(total);
-        launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs,
-                     offsets, anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances),
-                     clip, mxnet, positive, best);
-        NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, threshold};
-        T* rows = data<T>(out);
-        if (!mxnet) {
-          launch_detection_nms(launcher, best, D2lRows<T>{best, positive, rows}, plan, class_agnostic);
-          return out;
-        }
-        Marks marks = {};
-        const bool with_nms = threshold > T(0);
-        if (with_nms) {
-          marks = {num_anchors, launcher.scratch<int32_t>(total), launcher.scratch<uint8_t>(total)};
-          // At this threshold or more: more than the number before it.
-          plan.threshold = std::nextafter(threshold, T(-1));
-          launch_detection_nms(launcher, best, marks, plan, class_agnostic);
-        }
-        launcher.run(&mxnet_rows_kernel<T>, num_images, kRowThreads, best, marks, with_nms, max_ranked, rows);
+        launcher.with_scratch([&] {
+          BestClasses<T> best = {};
+          best.num_anchors = num_anchors;
+          best.scores = launcher.scratch<T>(total);
+          best.boxes = launcher.scratch<T>(4 * total);
+          best.classes = launcher.scratch<int32_t>(total);
+          launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs,
+                       offsets, anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances),
+                       clip, mxnet, positive, best);
+          NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, threshold};
+          T* rows = data<T>(out);
+          if (!mxnet) {
+            launch_detection_nms(launcher, best, D2lRows<T>{best, positive, rows}, plan, class_agnostic);
+            return;
+          }
+          Marks marks = {};
+          const bool with_nms = threshold > T(0);
+          if (with_nms) {
+            marks = {num_anchors, launcher.scratch<int32_t>(total), launcher.scratch<uint8_t>(total)};
+            // At this threshold or more: more than the number before it.
+            plan.threshold = std::nextafter(threshold, T(-1));
+            launch_detection_nms(launcher, best, marks, plan, class_agnostic);
+          }
+          launcher.run(&mxnet_rows_kernel<T>, num_images, kRowThreads, best, marks, with_nms, max_ranked,
+                       rows);
+        });
         return out;
       },
       cls_probs, offset_preds, anchors);

@@ -19,9 +19,8 @@ constexpr int kListWanted = 2048, kPortion = 512, kPortionRoom = 2048;
 #endif
 
 template <typename T, typename Scores, typename Boxes>
-Detections launch_all(Launcher& launcher, const Tensor& like, const Scores& scores, const Boxes& boxes,
-                      int64_t num_images, int64_t num_classes, const SelectionRules<T>& rules) {
-  const DetectionTensors<T> out(like, num_images, rules.max_detections);
+void launch_all(Launcher& launcher, const Scores& scores, const Boxes& boxes, int64_t num_images,
+                int64_t num_classes, const SelectionRules<T>& rules, const DetectionRows<T>& out) {
   const int64_t num_boxes = scores.num_boxes, rows = num_images * num_classes, total = rows * num_boxes;
   T* by_class = launcher.scratch<T>(total);
   if (total > 0)
@@ -45,19 +44,17 @@ Detections launch_all(Launcher& launcher, const Tensor& like, const Scores& scor
   const auto run = [&](auto within_class) {
     using Found = ClassCandidates<T, Boxes, decltype(within_class)::value>;
     const Found candidates{candidate_scores, box_of, per_class, count, boxes};
-    const DetectionWriter<T, Found> writer{candidates, rules.max_detections, out.rows(0)};
+    const DetectionWriter<T, Found> writer{candidates, rules.max_detections, out};
     launch_greedy_nms<T>(launcher, candidates, writer, plan);
   };
   rules.class_agnostic ? run(std::false_type()) : run(std::true_type());
-  return out.tensors();
 }
 
 template <typename T, typename Scores, typename Boxes>
-Detections launch_by_portions(Launcher& launcher, const Tensor& like, const Scores& scores,
-                              const Boxes& boxes, int64_t num_images, int64_t num_classes,
-                              const SelectionRules<T>& rules, int64_t shared) {
-  const DetectionTensors<T> out(like, num_images, rules.max_detections);
-  if (num_images == 0) return out.tensors();
+void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& boxes, int64_t num_images,
+                        int64_t num_classes, const SelectionRules<T>& rules, int64_t shared,
+                        const DetectionRows<T>& out) {
+  if (num_images == 0) return;
   const int64_t num_boxes = scores.num_boxes, rows = num_images * num_boxes;
   const bool has_topk = rules.topk != -1 && rules.topk < num_boxes;
 
@@ -67,7 +64,7 @@ Detections launch_by_portions(Launcher& launcher, const Tensor& like, const Scor
       static_cast<int>(std::min<int64_t>(2 * kListWanted, std::max<int64_t>(1, num_boxes * num_classes)));
   const int64_t words = num_images * (kBins + 1 + (has_topk ? num_classes : 0));
   shortlist.best.bins = launcher.scratch<int32_t>(words);
-  launcher.check(cudaMemsetAsync(shortlist.best.bins, 0, static_cast<size_t>(words) * 4, launcher.stream()));
+  launcher.zero(shortlist.best.bins, 4 * words);
   shortlist.counts = shortlist.best.bins + num_images * kBins;
   shortlist.seen = has_topk ? shortlist.counts + num_images : nullptr;
   shortlist.best.best = launcher.scratch<T>(rows);
@@ -91,12 +88,10 @@ Detections launch_by_portions(Launcher& launcher, const Tensor& like, const Scor
   plan.portion = kPortion;
   plan.room = kPortionRoom;
   const auto run = [&](auto kernel) {
-    launcher.run_with_shared(kernel, num_images, kNmsThreads, shared, scores, boxes, shortlist, plan,
-                             out.rows(0));
+    launcher.run_with_shared(kernel, num_images, kNmsThreads, shared, scores, boxes, shortlist, plan, out);
   };
   rules.class_agnostic ? run(&portions_kernel<T, Scores, Boxes, false>)
                        : run(&portions_kernel<T, Scores, Boxes, true>);
-  return out.tensors();
 }
 
 // Scores: ClassScores. Boxes: boxes(image, i) is box i of an image.
@@ -111,9 +106,14 @@ Detections launch_selection(Launcher& launcher, const Tensor& like, const Scores
   const bool fits =
       shared <= launcher.shared_limit() &&
       best_row_length(scores.width) * static_cast<int64_t>(sizeof(T)) <= launcher.shared_limit();
-  if (rules.max_detections <= kMostByPortions && fits)
-    return launch_by_portions(launcher, like, scores, boxes, num_images, num_classes, rules, shared);
-  return launch_all(launcher, like, scores, boxes, num_images, num_classes, rules);
+  const DetectionTensors<T> out(like, num_images, rules.max_detections);
+  launcher.with_scratch([&] {
+    if (rules.max_detections <= kMostByPortions && fits)
+      launch_by_portions(launcher, scores, boxes, num_images, num_classes, rules, shared, out.rows(0));
+    else
+      launch_all(launcher, scores, boxes, num_images, num_classes, rules, out.rows(0));
+  });
+  return out.tensors();
 }
 
 }  // namespace ssd_ops

@@ -113,7 +113,7 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   // What begins at 0 lies together.
   const int64_t words = 2 * (5 * plan.segments + 1) + plan.segments * (rest.tiles + 2 * ranked.parts) + cells;
   int32_t* zeros = launcher.scratch<int32_t>(words);
-  launcher.check(cudaMemsetAsync(zeros, 0, static_cast<size_t>(words) * 4, launcher.stream()));
+  launcher.zero(zeros, 4 * words);
   ranked.bounds = reinterpret_cast<uint64_t*>(zeros);
   ranked.groups_seen = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
   rest.next = ranked.groups_seen + plan.segments;
@@ -148,7 +148,7 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
                  writer);
 }
 
-// Score is the type that source.score returns.
+// Within Launcher::with_scratch. Score is the type that source.score returns.
 template <typename Score, typename T, typename Source, typename Writer>
 void launch_greedy_nms(Launcher& launcher, const Source& source, const Writer& writer,
                        const NmsPlan<T>& plan) {

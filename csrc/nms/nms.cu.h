@@ -21,12 +21,14 @@ inline void launch_nms(Launcher& launcher,
     using T = decltype(box);
     using S = decltype(score);
     const NmsPlan<T> plan{segments, count, count, count, round_down<T>(iou_threshold)};
-    if (groups)
-      launch_greedy_nms<S>(launcher, BoxList<T, S, true>{box_input, score_input, groups, count}, writer,
-                           plan);
-    else
-      launch_greedy_nms<S>(launcher, BoxList<T, S, false>{box_input, score_input, groups, count}, writer,
-                           plan);
+    launcher.with_scratch([&] {
+      if (groups)
+        launch_greedy_nms<S>(launcher, BoxList<T, S, true>{box_input, score_input, groups, count}, writer,
+                             plan);
+      else
+        launch_greedy_nms<S>(launcher, BoxList<T, S, false>{box_input, score_input, groups, count}, writer,
+                             plan);
+    });
   };
   dispatch_boxes_and_scores(run, boxes, scores);
 }

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
                          static_cast<Force>(force_match)};
         problem.matched_idxs = data<int64_t>(matched_idxs);
         problem.matched_ious = data<T>(ious);
-        launch_matching(launcher, problem, layout.num_images, layout.num_rows);
+        launcher.with_scratch([&] { launch_matching(launcher, problem, layout.num_images); });
         return ious;
       },
       anchors, gt_boxes);

@@ -46,7 +46,15 @@ ARROWS = {
 # A room of csrc -> the files of other rooms that it may include, besides those of common: the core of NMS.
 ROOMS = {
     "detection": {
-        f"nms/{name}" for name in ("greedy.h", "greedy.cuh", "greedy.cu.h", "grouped.h", "prune.h")
+        f"nms/{name}"
+        for name in (
+            "greedy.h",
+            "greedy.cuh",
+            "greedy.cu.h",
+            "greedy_tiles.cuh",
+            "grouped.h",
+            "prune.h",
+        )
     }
 }
 

@@ -255,6 +255,7 @@ struct Candidates {
     const int lane = lane_index(), classes = static_cast<int>(scores.num_classes());
     for (int first = warp_index() * kWarp; first < classes; first += kNmsThreads) {
       const int own = first + lane < classes ? seen[first + lane] : 0;
+      __syncwarp();  // all lanes have read theirs
       for (unsigned full = __ballot_sync(kAllLanes, own > plan.topk); full != 0; full &= full - 1) {
         const int at = __ffs(static_cast<int>(full)) - 1, category = first + at;
         int upto = __shfl_sync(kAllLanes, own, at);
@@ -344,7 +345,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     if (shortlist.seen) candidates.leave_out_past_topk(count);
     __syncthreads();
     const OrderedBoxes<T, int32_t, kByClass> ordered{room.boxes, room.classes, room.left_out, count};
-    const KeptBoxes<T, int32_t> kept{room.kept_boxes, room.kept_classes};
+    const KeptList<T, int32_t> kept{room.kept_boxes, room.kept_classes};
     keep_in_order(ordered, plan.iou_threshold, plan.max_detections, kept, state.tile, [&](int i, int place) {
       const Candidate<T> c = room.candidates[i];
       store_row(rows.boxes, place, load_row(room.boxes, i));

@@ -12,10 +12,9 @@ namespace ssd_ops {
 // candidate with too many.
 constexpr int64_t kMostByPortions = 1024;
 #ifdef SSD_OPS_EMULATION
-// So that the tests' sets meet every way.
-constexpr int kListWanted = 64, kPortion = 32, kPortionRoom = 64;
+constexpr int kListWanted = 64, kPortion = 32, kMostRoom = 64;  // so that the tests' sets meet every way
 #else
-constexpr int kListWanted = 2048, kPortion = 512, kPortionRoom = 2048;
+constexpr int kListWanted = 2048, kPortion = 512, kMostRoom = 2048;
 #endif
 
 template <typename T, typename Scores, typename Boxes>
@@ -52,7 +51,7 @@ void launch_all(Launcher& launcher, const Scores& scores, const Boxes& boxes, in
 
 template <typename T, typename Scores, typename Boxes>
 void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& boxes, int64_t num_images,
-                        int64_t num_classes, const SelectionRules<T>& rules, int64_t shared,
+                        int64_t num_classes, const SelectionRules<T>& rules, int room,
                         const DetectionRows<T>& out) {
   if (num_images == 0) return;
   const int64_t num_boxes = scores.num_boxes, rows = num_images * num_boxes;
@@ -86,7 +85,8 @@ void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& b
   plan.topk = rules.topk;
   plan.max_detections = static_cast<int>(rules.max_detections);
   plan.portion = kPortion;
-  plan.room = kPortionRoom;
+  plan.room = room;
+  const int64_t shared = PortionsRoom<T>::bytes(room, rules.max_detections);
   const auto run = [&](auto kernel) {
     launcher.run_with_shared(kernel, num_images, kNmsThreads, shared, scores, boxes, shortlist, plan, out);
   };
@@ -102,14 +102,15 @@ Detections launch_selection(Launcher& launcher, const Tensor& like, const Scores
   if (scores.num_boxes * num_classes > std::numeric_limits<int32_t>::max())
     launcher.fail("candidates of an image must be fewer than 2^31 on a GPU, got ",
                   scores.num_boxes * num_classes);
-  const int64_t shared = PortionsRoom<T>::bytes(kPortionRoom, rules.max_detections);
-  const bool fits =
-      shared <= launcher.shared_limit() &&
-      best_row_length(scores.width) * static_cast<int64_t>(sizeof(T)) <= launcher.shared_limit();
+  const int64_t limit = launcher.shared_limit();
+  int room = kMostRoom;
+  while (room > kMostRoom / 4 && PortionsRoom<T>::bytes(room, rules.max_detections) > limit) room /= 2;
+  const bool fits = PortionsRoom<T>::bytes(room, rules.max_detections) <= limit &&
+                    best_row_length(scores.width) * static_cast<int64_t>(sizeof(T)) <= limit;
   const DetectionTensors<T> out(like, num_images, rules.max_detections);
   launcher.with_scratch([&] {
     if (rules.max_detections <= kMostByPortions && fits)
-      launch_by_portions(launcher, scores, boxes, num_images, num_classes, rules, shared, out.rows(0));
+      launch_by_portions(launcher, scores, boxes, num_images, num_classes, rules, room, out.rows(0));
     else
       launch_all(launcher, scores, boxes, num_images, num_classes, rules, out.rows(0));
   });

@@ -21,7 +21,7 @@ constexpr int64_t kHeadFrom = 300, kGridFrom = 512;  // so that the tests' sets 
 constexpr int64_t kHeadFrom = 2048, kGridFrom = 4096;
 #endif
 static_assert(kHead < kHeadFrom && kHeadFrom <= kGridFrom);
-constexpr int64_t kFewTiles = 132;         // about one for each multiprocessor
+constexpr int64_t kFewTiles = 264;         // about two for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridCells = 65536;
 
@@ -31,6 +31,12 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
                     const Ranked<T>& ranked) {
   using Key = typename FloatTraits<Score>::Bits;
   const int64_t segments = plan.segments, count = plan.count, total = segments * count;
+  if (count <= kMostCompared && total <= kMostSpread) {
+    const int64_t blocks = ceil_div(count, kTile);
+    launcher.run(&nms_count_kernel<T, Score, Source>, segments * blocks, kNmsThreads, source, plan, ranked,
+                 blocks);
+    return;
+  }
   const int64_t chunks = ceil_div(count, kChunk), shared = chunks * kChunk * sizeof(Key);
   if (count <= kMostCounted && shared <= launcher.shared_limit()) {
     Key* keys = launcher.scratch<Key>(total);
@@ -59,7 +65,7 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
 
 // Decides the head, and leaves to `rest` what it does not drop, by cell of the grid where there is one.
 template <bool kGrouped, typename T>
-void launch_head(Launcher& launcher, const NmsPlan<T>& plan, const Ranked<T>& ranked, Rest<T>& rest,
+void launch_head(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& ranked, Rest<T>& rest,
                  Filed<T>& filed) {
   const int64_t segments = plan.segments, total = segments * plan.count, cells = segments * ranked.max_cells;
   const int64_t sweeps = ceil_div(plan.count - kHead, kSwept);
@@ -75,6 +81,7 @@ void launch_head(Launcher& launcher, const NmsPlan<T>& plan, const Ranked<T>& ra
   if (kGrouped) rest.groups = launcher.scratch<int64_t>(total);
   rest.states = launcher.scratch<uint8_t>(total);
   if (ranked.max_cells > 1) {
+    ranked.bounds = launcher.scratch<double>(4 * segments);
     filed.cells = launcher.scratch<int32_t>(3 * total);
     filed.slots = filed.cells + total;
     filed.places = filed.slots + total;
@@ -82,7 +89,8 @@ void launch_head(Launcher& launcher, const NmsPlan<T>& plan, const Ranked<T>& ra
     filed.boxes = launcher.scratch<T>(4 * total);
     if (kGrouped) filed.groups = launcher.scratch<int64_t>(total);
   }
-  launcher.run(&nms_head_kernel<T, kGrouped>, segments, kNmsThreads, plan, ranked, rest, head);
+  launcher.run(&nms_head_kernel<T, kGrouped>, ranked.max_cells > 1 ? 2 * segments : segments, kNmsThreads,
+               plan, ranked, rest, head);
   launcher.run(&nms_sweep_kernel<T, kGrouped>, segments * sweeps, kSweepThreads, plan, ranked, rest, head,
                sweeps, undecided);
   const int64_t blocks = ceil_div(plan.count - kHead, kRestBoxes);
@@ -111,11 +119,10 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   rest.tiles = ceil_div(plan.count - (has_head ? kHead : 0), kTile);
   const int64_t cells = ranked.max_cells > 1 ? plan.segments * ranked.max_cells : 0;
   // What begins at 0 lies together.
-  const int64_t words = 2 * (5 * plan.segments + 1) + plan.segments * (rest.tiles + 2 * ranked.parts) + cells;
+  const int64_t words = 2 * (plan.segments + 1) + plan.segments * (rest.tiles + 2 * ranked.parts) + cells;
   int32_t* zeros = launcher.scratch<int32_t>(words);
   launcher.zero(zeros, 4 * words);
-  ranked.bounds = reinterpret_cast<uint64_t*>(zeros);
-  ranked.groups_seen = reinterpret_cast<unsigned long long*>(ranked.bounds + 4 * plan.segments);
+  ranked.groups_seen = reinterpret_cast<unsigned long long*>(zeros);
   rest.next = ranked.groups_seen + plan.segments;
   rest.tile_kept = reinterpret_cast<int32_t*>(rest.next + 1);
   ranked.rank_kept = rest.tile_kept + plan.segments * rest.tiles;

@@ -20,7 +20,7 @@ struct BlockRoom {
   static int64_t bytes(int64_t count) {
     return (kNmsThreads + count) * kOfBox + count * 8 + (count + 31) / 32 * 8;
   }
-  __device__ BlockRoom(unsigned char* at, int count) {
+  __device__ BlockRoom(unsigned char* at, int64_t count) {
     boxes = reinterpret_cast<T*>(at);
     kept_boxes = boxes + 4 * kNmsThreads;
     keys = reinterpret_cast<uint64_t*>(kept_boxes + 4 * count);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   __shared__ int num_ranked;
   __shared__ int sums[kNmsThreads / kWarp];
   const int count = static_cast<int>(plan.count), words = (count + 31) / 32;
-  const BlockRoom<T, kGrouped> room(shared, count);
+  const BlockRoom<T, kGrouped> room(shared, plan.count);
   const int64_t segment = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     __syncthreads();
     const OrderedBoxes<T, int64_t, kGrouped> ordered{room.boxes, room.groups, nullptr,
                                                      min_of(kNmsThreads, num_ranked - base)};
-    const KeptBoxes<T, int64_t> kept{room.kept_boxes, room.kept_groups};
+    const KeptList<T, int64_t> kept{room.kept_boxes, room.kept_groups};
     keep_in_order(ordered, plan.threshold, max_kept, kept, tile, [&](int i, int place) {
       const uint32_t index = static_cast<uint32_t>(room.keys[base + i]);
       writer.kept(segment, place, index);

@@ -22,7 +22,46 @@ struct HeadKept {
   int32_t* counts;  // [segments]
 };
 
-// A block for each segment of more than kHead boxes.
+// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too large.
+// Boxes outside go to the cells at its border.
+template <typename T>
+__device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
+  constexpr int kSample = 256, kParts = kNmsThreads / kSample, kOfPart = kSample / kParts;
+  constexpr int kCut = 64;  // the share that is left out at each end
+  __shared__ T centers[2][kSample];
+  __shared__ int places[2][kSample];
+  __shared__ int num_usable;
+  const int thread = static_cast<int>(threadIdx.x), own = thread % kSample, part = thread / kSample;
+  double* bounds = ranked.bounds + 4 * segment;
+  if (thread < 4) bounds[thread] = 0;
+  if (thread == 0) num_usable = 0;
+  __syncthreads();
+  if (part == 0) {
+    const Box<T> box = load_row(ranked.boxes, segment * plan.count + own * plan.count / kSample);
+    const bool usable = can_overlap(box, area(box));
+    centers[0][own] = usable ? static_cast<T>(center_x(box)) : std::numeric_limits<T>::infinity();
+    centers[1][own] = usable ? static_cast<T>(center_y(box)) : std::numeric_limits<T>::infinity();
+    places[0][own] = places[1][own] = 0;
+    if (usable) atomicAdd(&num_usable, 1);
+  }
+  __syncthreads();
+  for (int axis = 0; axis < 2; ++axis) {
+    const T mine = centers[axis][own];
+    int before = 0;
+    for (int i = part * kOfPart; i < (part + 1) * kOfPart; ++i)
+      before += centers[axis][i] < mine || (centers[axis][i] == mine && i < own);
+    atomicAdd(&places[axis][own], before);
+  }
+  __syncthreads();
+  if (part != 0 || num_usable == 0) return;
+  const int cut = num_usable / kCut;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (places[axis][own] == cut) bounds[axis] = centers[axis][own];
+    if (places[axis][own] == num_usable - 1 - cut) bounds[2 + axis] = centers[axis][own];
+  }
+}
+
+// A block for each segment of more than kHead boxes, and another where there is a grid.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head) {
@@ -33,6 +72,10 @@ __global__ void __launch_bounds__(kNmsThreads)
   __shared__ int64_t groups[kGrouped ? kHead : 1], kept_groups[kGrouped ? kHead : 1];
   __shared__ unsigned left_out[kHead / kWarp], is_kept[kHead / kWarp];
   __shared__ GreedyTile tile;
+  if (blockIdx.x >= plan.segments) {
+    find_bounds(plan, ranked, blockIdx.x - plan.segments);
+    return;
+  }
   const int64_t segment = blockIdx.x, first = segment * plan.count;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kHead / kWarp) is_kept[thread] = 0;
@@ -45,7 +88,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   }
   __syncthreads();
   const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, kHead};
-  const KeptBoxes<T, int64_t> kept{kept_boxes.numbers, kept_groups};
+  const KeptList<T, int64_t> kept{kept_boxes.numbers, kept_groups};
   keep_in_order(ordered, plan.threshold, static_cast<int>(min_of<int64_t>(plan.max_kept, kHead)), kept, tile,
                 [&](int i, int) { atomicOr(&is_kept[i / kWarp], 1u << (i % kWarp)); });
   if (thread < kHead) ranked.states[first + thread] = test_bit(is_kept, thread) ? kKept : kDropped;
@@ -102,6 +145,7 @@ __global__ void __launch_bounds__(kSweepThreads)
   }
   const unsigned of_box = ((1u << kSweepParts) - 1) << (lane_index() / kSweepParts * kSweepParts);
   dropped = (__ballot_sync(kAllLanes, dropped) & of_box) != 0;
+  __syncwarp();  // all lanes have read the state
   if (part == 0) {
     if (state == kUndecided && dropped) ranked.states[at] = kDropped;
     if (state == kUndecided && !dropped) atomicAdd(&num_undecided, 1);

@@ -1,5 +1,6 @@
 // Greedy NMS with every segment spread over the whole GPU (greedy.cuh), in these steps:
-//   nms_chunks_kernel and nms_rank_kernel,
+//   nms_count_kernel,
+//   or nms_chunks_kernel and nms_rank_kernel,
 //   or nms_keys_kernel, a sort and nms_gather_kernel   the boxes by rank, that is by score
 //   nms_head_kernel, nms_sweep_kernel, nms_rest_kernel the first boxes, what they drop, and what is left
 //                                                      (greedy_head.cuh), where there are many boxes
@@ -15,6 +16,11 @@ namespace ssd_ops {
 constexpr int kSpreadThreads = 256;
 constexpr int kTile = kWarp;  // boxes, by rank, that are decided together
 
+#ifdef SSD_OPS_EMULATION
+constexpr int kMostCompared = 280;  // so that the tests' sets have more
+#else
+constexpr int kMostCompared = 2048;  // boxes that are ranked by comparing each with all
+#endif
 constexpr int kChunk = 256;                                   // boxes that are sorted by themselves first
 constexpr int kRankedByBlock = 64, kMostRankedByBlock = 256;  // boxes that one block ranks among all
 
@@ -89,8 +95,8 @@ struct Ranked {
   int64_t max_cells;       // of the grid; 1: no grid, boxes are looked through by rank
   int32_t sides[7];        // cells along one side of the grid, where groups are in 1, 2, 4 .. 64 buckets
   int64_t parts;           // of a segment: kNmsThreads boxes each
+  double* bounds;          // [segments, 4]: of the grid, left, top, right, bottom
   // These are 0 at first.
-  uint64_t* bounds;  // [segments, 4]: of the centers left, top, right, bottom, as keys to be greatest
   unsigned long long* groups_seen;  // [segments]: a bit for each number that group_hash gave
   int32_t* rank_kept;               // [segments, parts]: the boxes kept of each part, by rank
   int32_t* index_kept;              // [segments, parts]: the same by index
@@ -111,10 +117,6 @@ struct Rest {
   int32_t* tile_kept;        // [segments, tiles]: the boxes kept, once a tile is decided
 };
 
-__device__ __forceinline__ uint64_t ascending_key(double x) {
-  return ~descending_key(x);
-}
-
 // 0..63, spread evenly.
 __device__ __forceinline__ int group_hash(int64_t group) {
   return static_cast<int>(static_cast<uint64_t>(group) * 0x9e3779b97f4a7c15u >> 58);
@@ -132,25 +134,18 @@ struct BucketGrid {
     while (2 << halvings <= seen && ranked.sides[halvings + 1] > 0) ++halvings;
     shift = 6 - halvings;
     const int64_t side = ranked.sides[halvings];
-    const uint64_t* b = ranked.bounds + 4 * segment;
-    grid = {grid_axis(of_descending_key<double>(b[0]), of_descending_key<double>(~b[2]), side),
-            grid_axis(of_descending_key<double>(b[1]), of_descending_key<double>(~b[3]), side)};
+    const double* b = ranked.bounds + 4 * segment;
+    grid = {grid_axis(b[0], b[2], side), grid_axis(b[1], b[3], side)};
   }
   __device__ int64_t first_cell(int64_t group) const {
     return static_cast<int64_t>(group_hash(group) >> shift) * grid.rows.side * grid.rows.side;
   }
 };
 
-// What the boxes that one thread gathers have in common.
-struct Gathered {
-  uint64_t bounds[4] = {0, 0, 0, 0};
-  uint64_t groups_seen = 0;
-};
-
 // Puts box `index` of a segment at its rank, with what can be said of it alone.
 template <typename T, typename Source>
 __device__ void gather(const Source& source, const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment,
-                       int64_t rank, int64_t index, Gathered& gathered) {
+                       int64_t rank, int64_t index, uint64_t& groups_seen) {
   const int64_t at = segment * plan.count + rank;
   const auto score = source.score(segment, index);
   const Box<T> box = source.box(segment, index);
@@ -159,35 +154,23 @@ __device__ void gather(const Source& source, const NmsPlan<T>& plan, const Ranke
     state = kDropped;
   } else if (can_overlap(box, area(box))) {
     state = kUndecided;
-    gathered.bounds[0] = max_of(gathered.bounds[0], descending_key(center_x(box)));
-    gathered.bounds[1] = max_of(gathered.bounds[1], descending_key(center_y(box)));
-    gathered.bounds[2] = max_of(gathered.bounds[2], ascending_key(center_x(box)));
-    gathered.bounds[3] = max_of(gathered.bounds[3], ascending_key(center_y(box)));
   }
   store_row(ranked.boxes, at, box);
   if constexpr (Source::kGrouped) {
     const int64_t group = source.group(segment, index);
     ranked.groups[at] = group;
-    gathered.groups_seen |= uint64_t{1} << group_hash(group);
+    groups_seen |= uint64_t{1} << group_hash(group);
   }
   ranked.order[at] = static_cast<int32_t>(index);
   ranked.states[at] = state;
   ranked.index_is_kept[segment * plan.count + index] = 0;
 }
 
-// To the grid's bounds and groups. Called by whole warps.
+// Called by whole warps.
 template <typename Source, typename T>
-__device__ void tell_grid(const Gathered& gathered, const Ranked<T>& ranked, int64_t segment) {
-  if (ranked.max_cells == 1) return;
-  for (int side = 0; side < 4; ++side) {
-    uint64_t key = gathered.bounds[side];
-    for (int step = kWarp / 2; step > 0; step /= 2) key = max_of(key, __shfl_xor_sync(kAllLanes, key, step));
-    if (lane_index() == 0 && key != 0)
-      atomicMax(reinterpret_cast<unsigned long long*>(&ranked.bounds[4 * segment + side]),
-                static_cast<unsigned long long>(key));
-  }
+__device__ void tell_groups(uint64_t seen, const Ranked<T>& ranked, int64_t segment) {
   if constexpr (Source::kGrouped) {
-    uint64_t seen = gathered.groups_seen;
+    if (ranked.max_cells == 1) return;
     for (int step = kWarp / 2; step > 0; step /= 2) seen |= __shfl_xor_sync(kAllLanes, seen, step);
     if (lane_index() == 0) atomicOr(&ranked.groups_seen[segment], static_cast<unsigned long long>(seen));
   }
@@ -199,11 +182,11 @@ __global__ void __launch_bounds__(kSpreadThreads)
     nms_gather_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks,
                       const int32_t* sorted) {
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  Gathered gathered;
+  uint64_t groups_seen = 0;
   for (int64_t rank = block * kSpreadThreads + threadIdx.x; rank < plan.count;
        rank += blocks * kSpreadThreads)
-    gather(source, plan, ranked, segment, rank, sorted[segment * plan.count + rank], gathered);
-  tell_grid<Source>(gathered, ranked, segment);
+    gather(source, plan, ranked, segment, rank, sorted[segment * plan.count + rank], groups_seen);
+  tell_groups<Source>(groups_seen, ranked, segment);
 }
 
 // Ranks boxes by how many boxes of each chunk come before them, and gathers them. `blocks` for each
@@ -247,10 +230,40 @@ __global__ void __launch_bounds__(kNmsThreads)
   }
   __syncthreads();
   if (thread >= of_block) return;
-  Gathered gathered;
+  uint64_t groups_seen = 0;
   if (mine < boxes)
-    gather(source, plan, ranked, segment, ranks[thread], chunk_indices[segment * count + mine], gathered);
-  tell_grid<Source>(gathered, ranked, segment);
+    gather(source, plan, ranked, segment, ranks[thread], chunk_indices[segment * count + mine], groups_seen);
+  tell_groups<Source>(groups_seen, ranked, segment);
+}
+
+// Ranks few boxes by comparing each with all, a warp for each, and gathers them. `blocks` for each segment.
+template <typename T, typename Score, typename Source>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_count_kernel(Source source, NmsPlan<T> plan, Ranked<T> ranked, int64_t blocks) {
+  __shared__ typename FloatTraits<Score>::Bits keys[kMostCompared];
+  __shared__ int ranks[kTile];
+  const int64_t segment = blockIdx.x / blocks;
+  const int thread = static_cast<int>(threadIdx.x), lane = lane_index(), count = static_cast<int>(plan.count);
+  const int first = static_cast<int>(blockIdx.x % blocks) * kTile, own = first + warp_index();
+  for (int i = thread; i < count; i += kNmsThreads) keys[i] = score_key(source.score(segment, i));
+  __syncthreads();
+  if (own < count) {
+    const auto key = keys[own];
+    int before = 0;
+    // Of equal keys, those of lower index come before.
+#pragma unroll 4
+    for (int i = lane; i < own; i += kWarp) before += keys[i] <= key;
+#pragma unroll 4
+    for (int i = own + lane; i < count; i += kWarp) before += keys[i] < key;
+    for (int step = kWarp / 2; step > 0; step /= 2) before += __shfl_xor_sync(kAllLanes, before, step);
+    if (lane == 0) ranks[warp_index()] = before;
+  }
+  __syncthreads();
+  if (thread >= kTile) return;
+  uint64_t groups_seen = 0;
+  if (first + thread < count)
+    gather(source, plan, ranked, segment, ranks[thread], first + thread, groups_seen);
+  tell_groups<Source>(groups_seen, ranked, segment);
 }
 
 // The boxes of the rest by cell of the grid, in any order within a cell: nothing depends on it but the time.

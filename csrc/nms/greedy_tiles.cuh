@@ -21,7 +21,7 @@ struct OrderedBoxes {
 
 // The boxes kept so far that can overlap others, in the order in which they were kept. In shared memory.
 template <typename T, typename Group>
-struct KeptBoxes {
+struct KeptList {
   T* boxes;  // [.., 4]
   Group* groups;
 };
@@ -30,12 +30,12 @@ struct KeptBoxes {
 struct GreedyTile {
   int alive[kNmsTile];         // no box kept before this tile suppresses it
   unsigned overlap[kNmsTile];  // a bit for each box before it in the tile that would suppress it
-  int num_kept, num_listed;    // num_listed: in KeptBoxes
+  int num_kept, num_listed;    // num_listed: in KeptList
 };
 
 // Whether one of `count` kept boxes suppresses a box: the same answer for all lanes of the warp.
 template <bool kGrouped, typename T, typename Group>
-__device__ __forceinline__ bool any_kept_suppresses(const KeptBoxes<T, Group>& kept, int count, Box<T> box,
+__device__ __forceinline__ bool any_kept_suppresses(const KeptList<T, Group>& kept, int count, Box<T> box,
                                                     T box_area, Group group, T threshold) {
   constexpr int kRows = 2;  // of 32 boxes that are loaded together
   for (int end = count; end > 0; end -= kRows * kWarp) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ bool any_kept_suppresses(const KeptBoxes<T, Group>& k
 // gets each kept one, with its place among them. Called by a block of kNmsThreads.
 template <typename T, typename Group, bool kGrouped, typename Keep>
 __device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, T threshold, int max_kept,
-                              const KeptBoxes<T, Group>& kept, GreedyTile& tile, const Keep& keep) {
+                              const KeptList<T, Group>& kept, GreedyTile& tile, const Keep& keep) {
   const int lane = lane_index(), warp = warp_index();
   for (int base = 0; base < ordered.count && tile.num_kept < max_kept; base += kNmsTile) {
     const int i = base + warp;

@@ -33,7 +33,8 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
                          static_cast<Force>(force_match)};
         problem.matched_idxs = data<int64_t>(matched_idxs);
         problem.matched_ious = data<T>(ious);
-        launcher.with_scratch([&] { launch_matching(launcher, problem, layout.num_images); });
+        launcher.with_scratch(
+            [&] { launch_matching(launcher, problem, layout.num_images, layout.num_rows); });
         return ious;
       },
       anchors, gt_boxes);

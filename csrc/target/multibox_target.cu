@@ -52,10 +52,12 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         problem.target = target_rules<T>(kind, to_variances<T>(variances), ignore_label);
         problem.offsets = data<T>(offsets);
         problem.masks = data<T>(masks);
-        problem.row_values = data<int64_t>(cls_labels);
+        problem.cls_labels = data<int64_t>(cls_labels);
+        problem.mining_threshold = static_cast<T>(mining.threshold);
         launcher.with_scratch([&] {
-          problem.best_ious = mining.is_on() ? launcher.scratch<T>(cls_labels.numel()) : nullptr;
-          launch_matching(launcher, problem, num_images);
+          if (mining.is_on())
+            problem.mining_keys = launcher.scratch<typename FloatTraits<T>::Bits>(cls_labels.numel());
+          launch_matching(launcher, problem, num_images, problem.num_gts);
           if (mining.is_on()) launch_mining(launcher, problem, mining, *cls_preds);
         });
         return {offsets, masks, cls_labels};

@@ -52,8 +52,13 @@ def builder() -> ModuleType:
     return module
 
 
+def load(variant: str = "plain") -> ctypes.CDLL:
+    """The emulated kernels as ops; once for each variant."""
+    return _load(variant)
+
+
 @functools.cache
-def load(variant: str) -> ctypes.CDLL:
+def _load(variant: str) -> ctypes.CDLL:
     """Registers emulated kernels, and returns the library with its handles for tests.
 
     It is the library SSD_OPS_EMULATED, if that is set, or else built here if need be. The variant

@@ -246,6 +246,14 @@ BARRIER = (
 )
 SHARED = (SELECT, "low = space.bins[2 * thread],", "low = space.bins[2 * thread + 2],")
 OUTPUT = (MINING, "selected[i + j] = is_hard", "selected[i + j + 1] = is_hard")
+RESOLVE = "nms/greedy_resolve.cuh"
+FORGET = (RESOLVE, "- 1) owed = undecided;", "- 1) owed = min_of(undecided, -1);")
+NO_ROOM = (RESOLVE, "has_room = __popc(open) <= __popc(idle);", "has_room = true;")
+BACKWARDS = (
+    RESOLVE,
+    "tile.turn = atomicAdd(rest.next, 1ull);",
+    "tile.turn = gridDim.x - 1 - atomicAdd(rest.next, 1ull);",
+)
 
 
 @pytest.mark.slow
@@ -303,3 +311,13 @@ def test_no_result_depends_on_the_schedule_or_the_thresholds(monkeypatch):
         with backends.active(backend):
             for got, want in zip(every_op(), expected, strict=True):
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", [name for name in ssd_ops.__all__ if name[0].islower()])
+def test_a_call_allocates_its_scratch_memory_at_once(op):
+    arguments = cases.inputs(op, images=3, size=300)
+    on_cpu = [torch.profiler.ProfilerActivity.CPU]
+    with backends.active("counted"), torch.profiler.profile(activities=on_cpu) as profile:
+        results = torch.utils._pytree.tree_leaves(getattr(ssd_ops, op)(*arguments))
+    made = sum(event.count for event in profile.key_averages() if event.key == "aten::new_empty")
+    assert len(results) <= made <= len(results) + 1

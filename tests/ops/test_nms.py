@@ -202,17 +202,17 @@ def test_a_chain_keeps_every_other_box():
 def pile_that_waits():
     """A box that more others of higher rank overlap than a GPU's warp has lanes, and the last one drops it.
 
-    Before that is known, all of them are undecided: they are dropped themselves, by the first box. Of so
-    many boxes in all, with those far away, that they are spread over several blocks.
+    Before that is known, all of them are undecided: they are dropped themselves, by the first of the pile.
+    Boxes far away have the highest scores, so that the pile is spread over several blocks.
     """
     left = (
         [0.0] + [0.9] * 62 + [1.7] + [1.5] * 60
     )  # 3 wide: two drop each other if less than 1 apart
     near = torch.tensor([[x, 0, x + 3, 1] for x in left])
-    far = torch.tensor([[10.0 * i, 5, 10 * i + 3, 6] for i in range(200)])
-    boxes = torch.cat((near, far))
+    far = torch.tensor([[10.0 * i, 5, 10 * i + 3, 6] for i in range(300)])
+    boxes = torch.cat((far, near))
     scores = torch.arange(len(boxes), 0, -1).float()
-    return boxes, scores, [0, 63, *range(len(near), len(boxes))]
+    return boxes, scores, [*range(301), 363]
 
 
 def test_by_hand_where_many_boxes_are_undecided():

@@ -111,8 +111,8 @@ class Launcher {
     body();
   }
 
-  // `count` elements for the kernels of this call, within with_scratch. torch does not hand the memory out again
-  // before the work queued on this stream so far is done.
+  // `count` elements for the kernels of this call, within with_scratch. torch does not hand the memory out
+  // again before the work queued on this stream so far is done.
   template <typename T>
   T* scratch(int64_t count) {
     constexpr int64_t kAlign = 256;
@@ -122,8 +122,8 @@ class Launcher {
   }
 
  private:
-  // Lets a kernel ask for all the dynamic shared memory there is. Once for each device, and always the same: a
-  // thread that needs less must not take from one that needs more.
+  // Lets a kernel ask for all the dynamic shared memory there is. Once for each device, and always the same:
+  // a thread that needs less must not take from one that needs more.
   template <typename... Parameters>
   void allow_shared(void (*kernel)(Parameters...)) const {
     static std::mutex mutex;

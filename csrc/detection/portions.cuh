@@ -3,8 +3,8 @@
 //   best_scores_kernel (class_scores.cuh)   the best score of each box, and how many there are in each bin
 //   list_kernel                             the candidates that come first: a list for each image
 //   portions_kernel                         one block for each image: sort and NMS, portion by portion
-// Where the list is too short or too long for its room, portions_kernel looks through all scores again: slower,
-// and never seen with the heads of a trained detector.
+// Where the list ends too early, or is too long for its room, portions_kernel looks through all scores again.
+// That is slower, and rare: scores have to be equal, or boxes to overlap, by the thousand.
 #pragma once
 
 #include "common/block_sort.cuh"
@@ -39,7 +39,8 @@ struct Shortlist {
 constexpr int kListThreads = 256;
 constexpr int kListRows = 128;
 
-// Sums the bins of an image up to each one, for `each(bin, before, upto)`: the boxes before the bin, and with it.
+// Sums the bins of an image up to each one, for `each(bin, before, upto)`: the boxes before the bin, and with
+// it.
 template <typename Each>
 __device__ void sum_bins(const int32_t* bins, int* warp_sums, const Each& each) {
   constexpr int kMostOfThread = kBins / kListThreads;
@@ -205,8 +206,9 @@ struct Candidates {
     return state.count;
   }
 
-  // Which `to`, at most the one given, leaves at least one candidate and at most as many as there is room for.
-  // The range is cut into kBins parts; where the first candidates are too many for one part, that part is cut.
+  // Which `to`, at most the one given, leaves at least one candidate and at most as many as there is room
+  // for. The range is cut into kBins parts; where the first candidates are too many for one part, that part
+  // is cut.
   __device__ Candidate<T> narrow(Candidate<T> from, Candidate<T> to) const {
     for (;;) {
       const uint64_t keys = to.key - from.key + (to.flat > 0);

@@ -8,8 +8,8 @@
 
 namespace ssd_ops {
 
-// More detections than this are found by NMS of all candidates, spread over the GPU: one block would compare each
-// candidate with too many.
+// More detections than this are found by NMS of all candidates, spread over the GPU: one block would compare
+// each candidate with too many.
 constexpr int64_t kMostByPortions = 1024;
 #ifdef SSD_OPS_EMULATION
 constexpr int kListWanted = 64, kPortion = 32, kMostRoom = 64;  // so that the tests' sets meet every way

@@ -49,9 +49,10 @@ struct Settled {
   unsigned kept, open;
 };
 
-// Settles a tile of 32 boxes among themselves, by one warp with a lane for each. `open` are the candidates, and
-// `overlap` the boxes before this lane's in the tile that would suppress it. A box is dropped once one of them is
-// kept; it is kept once all of them are dropped, if it is `clear`: nothing outside the tile suppresses it.
+// Settles a tile of 32 boxes among themselves, by one warp with a lane for each. `open` are the candidates,
+// and `overlap` the boxes before this lane's in the tile that would suppress it. A box is dropped once one of
+// them is kept; it is kept once all of them are dropped, if it is `clear`: nothing outside the tile
+// suppresses it.
 __device__ __forceinline__ Settled settle(unsigned open, unsigned clear, unsigned overlap) {
   const unsigned own = 1u << lane_index();
   unsigned kept = 0, decided = kAllLanes;

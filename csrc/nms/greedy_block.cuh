@@ -7,7 +7,8 @@
 
 namespace ssd_ops {
 
-// Shared memory, beside what the kernel declares: for `count` boxes, of which kNmsThreads at a time are looked at.
+// Shared memory, beside what the kernel declares: for `count` boxes, of which kNmsThreads at a time are
+// looked at.
 template <typename T, bool kGrouped>
 struct BlockRoom {
   static constexpr int64_t kOfBox = 4 * sizeof(T) + (kGrouped ? sizeof(int64_t) : 0);

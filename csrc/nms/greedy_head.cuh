@@ -22,8 +22,8 @@ struct HeadKept {
   int32_t* counts;  // [segments]
 };
 
-// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too large.
-// Boxes outside go to the cells at its border.
+// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
+// large. Boxes outside go to the cells at its border.
 template <typename T>
 __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
   constexpr int kSample = 256, kParts = kNmsThreads / kSample, kOfPart = kSample / kParts;

@@ -1,10 +1,11 @@
 // Which boxes are kept, of segments that are spread over the GPU (greedy_spread.cuh).
 //
-// A block decides a tile of 32 boxes. For each, a warp looks for boxes of higher rank that overlap it, by rank or
-// through the cells of the grid that matter. A kept one ends the search. An undecided one is remembered, and the
-// warp looks on: a kept one further on spares the wait. The search goes on by a few rows in each sweep of the
-// block, and in each the boxes remembered are asked again. The boxes of a tile are settled among themselves by one
-// warp, so that chains of boxes cost no exchange between blocks but from tile to tile.
+// A block decides a tile of 32 boxes. For each, a warp looks for boxes of higher rank that overlap it, by
+// rank or through the cells of the grid that matter. A kept one ends the search. An undecided one is
+// remembered, and the warp looks on: a kept one further on spares the wait. The search goes on by a few rows
+// in each sweep of the block, and in each the boxes remembered are asked again. The boxes of a tile are
+// settled among themselves by one warp, so that chains of boxes cost no exchange between blocks but from tile
+// to tile.
 //
 // Tiles are taken in the order of rank from a counter, so whatever a block waits for is running or done. The
 // longest wait is one sweep for each tile before this one.
@@ -173,7 +174,8 @@ __device__ void begin_search(Search<T>& search, const Ranked<T>& ranked, const R
   search.bottom = static_cast<int>(cells.bottom);
 }
 
-// How many boxes the decided ones of the tiles 0..number-1 keep. Called by the block; a barrier stands within.
+// How many boxes the decided ones of the tiles 0..number-1 keep. Called by the block; a barrier stands
+// within.
 __device__ __forceinline__ int kept_so_far(const int32_t* tile_kept, int64_t number, int* warp_sums) {
   int kept = 0;
   for (int64_t t = threadIdx.x; t < number; t += blockDim.x) kept += load_relaxed(&tile_kept[t]);

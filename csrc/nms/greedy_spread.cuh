@@ -31,8 +31,8 @@ __device__ __forceinline__ typename FloatTraits<Score>::Bits score_key(Score sco
   return score == score ? descending_key(score) : ~Key(0);
 }
 
-// Sorts chunks of boxes by counting: the place of a box is the number of boxes of its chunk before it. `chunks`
-// for each segment, a block each.
+// Sorts chunks of boxes by counting: the place of a box is the number of boxes of its chunk before it.
+// `chunks` for each segment, a block each.
 template <typename Score, typename Source>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_chunks_kernel(Source source, int64_t count, int64_t chunks,
@@ -102,7 +102,8 @@ struct Ranked {
   int32_t* index_kept;              // [segments, parts]: the same by index
 };
 
-// The boxes that nms_resolve_kernel decides, in the order of rank: all of them, or those that the head leaves.
+// The boxes that nms_resolve_kernel decides, in the order of rank: all of them, or those that the head
+// leaves.
 template <typename T>
 struct Rest {
   int32_t* ranks;   // [segments, count], or null: all boxes are here

@@ -169,13 +169,13 @@ struct Candidates {
   __device__ static Candidate<T> end() { return {~Key(0), 0}; }
   __device__ uint32_t class_of(uint32_t flat) const { return flat / static_cast<uint32_t>(scores.num_boxes); }
   // A class that has had its topk is left out from then on.
-  __device__ bool is_open(uint32_t category) const { return seen == nullptr || seen[category] < plan.topk; }
+  __device__ bool is_open(uint32_t flat) const { return seen == nullptr || seen[class_of(flat)] < plan.topk; }
 
   // body(candidate) for each one from `from` to before `to`.
   template <typename Body>
   __device__ void visit(Candidate<T> from, Candidate<T> to, const Body& body) const {
     const auto meet = [&](Candidate<T> c) {
-      if (!(c < from) && c < to && (seen == nullptr || is_open(class_of(c.flat)))) body(c);
+      if (!(c < from) && c < to && is_open(c.flat)) body(c);
     };
     const int thread = static_cast<int>(threadIdx.x);
     if (from_list) {

@@ -131,8 +131,8 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
     ranked.order = launcher.scratch<int32_t>(total);
     ranked.boxes = launcher.scratch<T>(4 * total);
     if (Source::kGrouped) ranked.groups = launcher.scratch<int64_t>(total);
-    ranked.states = launcher.scratch<uint8_t>(2 * total);
-    ranked.index_is_kept = ranked.states + total;
+    ranked.states = launcher.scratch<uint8_t>(total);
+    if (Writer::kWritesOthers) ranked.index_is_kept = launcher.scratch<uint8_t>(total);
     launch_ranking<Score>(launcher, source, plan, ranked);
     Filed<T> filed = {};
     if (has_head) {

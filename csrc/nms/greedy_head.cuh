@@ -14,6 +14,12 @@ constexpr int kHead = 96;  // so that the tests' sets have more
 constexpr int kHead = 256;
 #endif
 
+// Boxes of the head in shared memory, where `load_row` can read them.
+template <typename T>
+struct __align__(16) HeadRows {
+  T numbers[4 * kHead];
+};
+
 // The boxes that the head keeps and that can overlap others.
 template <typename T>
 struct HeadKept {
@@ -65,10 +71,7 @@ __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head) {
-  struct __align__(16) Rows {
-    T numbers[4 * kHead];
-  };
-  __shared__ Rows boxes, kept_boxes;
+  __shared__ HeadRows<T> boxes, kept_boxes;
   __shared__ int64_t groups[kGrouped ? kHead : 1], kept_groups[kGrouped ? kHead : 1];
   __shared__ unsigned left_out[kHead / kWarp], is_kept[kHead / kWarp];
   __shared__ GreedyTile tile;
@@ -113,10 +116,7 @@ template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kSweepThreads)
     nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head, int64_t blocks,
                      int32_t* undecided) {  // [segments, blocks]
-  struct __align__(16) Rows {
-    T numbers[4 * kHead];
-  };
-  __shared__ Rows kept;
+  __shared__ HeadRows<T> kept;
   __shared__ int64_t groups[kGrouped ? kHead : 1];
   __shared__ int num_undecided;
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;

@@ -91,7 +91,7 @@ struct Ranked {
   T* boxes;                // [segments, count, 4]
   int64_t* groups;         // [segments, count], or null
   uint8_t* states;         // [segments, count]
-  uint8_t* index_is_kept;  // [segments, count], by index
+  uint8_t* index_is_kept;  // [segments, count], by index, or null where the writer needs no others
   int64_t max_cells;       // of the grid; 1: no grid, boxes are looked through by rank
   int32_t sides[7];        // cells along one side of the grid, where groups are in 1, 2, 4 .. 64 buckets
   int64_t parts;           // of a segment: kNmsThreads boxes each
@@ -164,7 +164,7 @@ __device__ void gather(const Source& source, const NmsPlan<T>& plan, const Ranke
   }
   ranked.order[at] = static_cast<int32_t>(index);
   ranked.states[at] = state;
-  ranked.index_is_kept[segment * plan.count + index] = 0;
+  if (ranked.index_is_kept) ranked.index_is_kept[segment * plan.count + index] = 0;
 }
 
 // Called by whole warps.

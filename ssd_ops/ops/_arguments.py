@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Choice = TypeVar("Choice")
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 # The schemas take an int: a string argument leaks memory in torch 2.13 and older.
 SEMANTICS = {"d2l": 0, "mxnet": 1, "torchvision": 2}
@@ -41,6 +43,14 @@ def as_fraction(op: str, name: str, value: object) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{op}: {name} must be in 0..1, got {number}")
     return number
+
+
+def as_iou_threshold(op: str, value: object) -> float:
+    """A number that IoUs are compared with; from 1 on they are all alike, since no IoU is above 1."""
+    number = as_number(op, "iou_threshold", value)
+    if not number >= 0:
+        raise ValueError(f"{op}: iou_threshold must be 0 or more, got {number}")
+    return min(number, 1.0)
 
 
 def as_numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:
@@ -73,11 +83,11 @@ def as_variances(op: str, values: object) -> list[float]:
     return as_positives(op, "variances", as_tuple_of(op, "variances", values, 4))
 
 
-def as_choice(op: str, name: str, value: object, numbers: Mapping[str, int]) -> int:
-    if not isinstance(value, str) or value not in numbers:
-        *names, last = map(repr, numbers)
+def as_choice(op: str, name: str, value: object, choices: Mapping[str, Choice]) -> Choice:
+    if not isinstance(value, str) or value not in choices:
+        *names, last = map(repr, choices)
         raise ValueError(f"{op}: {name} must be {', '.join(names)} or {last}, got {value!r}")
-    return numbers[value]
+    return choices[value]
 
 
 def as_integer(op: str, name: str, value: object) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ssd_ops.ops import _vmap
 from ssd_ops.ops._arguments import (
     VARIANCES,
+    as_choice,
     as_number,
     as_variances,
     check_tensors,
@@ -20,38 +21,73 @@ from ssd_ops.ops._arguments import (
 
 __all__ = ["box_iou", "decode_boxes", "encode_boxes"]
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+
+def _exact(boxes: Tensor) -> Tensor:
+    return boxes.double() if boxes.dtype in _INTEGERS else boxes
+
+
+def _from_xywh(boxes: Tensor) -> Tensor:
+    corner, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((corner, corner + size), dim=-1)
+
+
+def _from_cxcywh(boxes: Tensor) -> Tensor:
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((center - 0.5 * size, center + 0.5 * size), dim=-1)
+
+
+def _corners(boxes: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    if boxes.shape[-1:] != (4,) or not boxes.is_floating_point():
+        return boxes  # for the op to refuse
+    return convert(boxes.to(real_dtype(boxes)))
+
+
+_TO_CORNERS = {"xyxy": torch.Tensor.detach, "xywh": _from_xywh, "cxcywh": _from_cxcywh}
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union (IoU) of every pair of boxes.
 
     Args:
-        boxes1: ``[..., N, 4]`` xyxy, in any unit.
+        boxes1: ``[..., N, 4]``, in any unit. Integers are computed with in float64.
         boxes2: ``[..., M, 4]`` in the same unit. Leading dimensions are broadcast.
+        fmt: What the four numbers of a box are: ``"xyxy"``, two corners, the default; ``"xywh"``, the
+            upper left corner, width and height; ``"cxcywh"``, the center, width and height.
 
     Returns:
-        ``[..., N, M]`` in 0..1. The IoU is 0, never NaN, if the boxes do not overlap, if one of them has
-        no area, or if a corner is NaN.
+        ``[..., N, M]`` in 0..1, float32, or float64 if at least one input is float64. The IoU is 0, never
+        NaN, if the boxes do not overlap, if one of them has no area, or if a corner is NaN.
 
     Raises:
-        ValueError: the leading dimensions cannot be broadcast.
+        ValueError: the leading dimensions cannot be broadcast, or `fmt` is another.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         Drop-in for `torchvision.ops.box_iou`. Two differences: torchvision gives NaN for two boxes without
         area, and it computes in half precision, where the IoU of a box with itself can be 1.0009.
+        torchvision's formats of rotated boxes are not here.
 
     Example:
         >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))
         tensor([[0.3333, 0.0000]])
     """
-    check_tensors("box_iou", boxes1=boxes1, boxes2=boxes2)
+    op = "box_iou"
+    check_tensors(op, boxes1=boxes1, boxes2=boxes2)
+    if boxes1.dtype in _INTEGERS or boxes2.dtype in _INTEGERS:
+        real = real_dtype(boxes1, boxes2)
+        return box_iou(_exact(boxes1), _exact(boxes2), fmt).to(real)
+    if fmt != "xyxy":
+        to_corners = as_choice(op, "fmt", fmt, _TO_CORNERS)
+        boxes1, boxes2 = (_corners(boxes, to_corners) for boxes in (boxes1, boxes2))
     lead1, lead2 = boxes1.shape[:-2], boxes2.shape[:-2]
     if lead1 != lead2 and boxes1.ndim > 1 and boxes2.ndim > 1:
         try:
             lead = torch.broadcast_shapes(lead1, lead2)
         except RuntimeError:
             raise ValueError(
-                f"box_iou: boxes2 must have leading dimensions that broadcast with {list(boxes1.shape)}, "
+                f"{op}: boxes2 must have leading dimensions that broadcast with {list(boxes1.shape)}, "
                 f"got {list(boxes2.shape)}"
             ) from None
         boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])

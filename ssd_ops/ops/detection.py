@@ -14,6 +14,7 @@ from ssd_ops.ops._arguments import (
     VARIANCES,
     as_choice,
     as_fraction,
+    as_iou_threshold,
     as_max_detections,
     as_topk,
     as_variances,
@@ -58,8 +59,8 @@ def multiclass_nms(
         scores: ``[B, N, C]``, without background.
         score_threshold: 0..1, rounded to the dtype of the arithmetic. Every pair of a box and a class with
             a score above it is a candidate.
-        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept candidate of higher score is
-            above it.
+        iou_threshold: 0 or more. A candidate is dropped if its IoU with a kept candidate of higher score
+            is above it: from 1 on, none.
         topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
         max_detections: K, the number of rows that are returned for each image.
         class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
@@ -91,7 +92,7 @@ def multiclass_nms(
             boxes,
             scores,
             as_fraction(op, "score_threshold", score_threshold),
-            as_fraction(op, "iou_threshold", iou_threshold),
+            as_iou_threshold(op, iou_threshold),
             as_topk(op, topk),
             as_max_detections(op, max_detections),
             bool(class_agnostic),
@@ -237,8 +238,8 @@ def detect(
         activation: ``"softmax"`` over the classes, ``"sigmoid"`` of each class, or ``"none"``, if
             `cls_scores` are scores already.
         score_threshold: 0..1, rounded to the dtype of the arithmetic. A candidate has a score above it.
-        iou_threshold: 0..1. A candidate is dropped if its IoU with a kept candidate of higher score is
-            above it.
+        iou_threshold: 0 or more. A candidate is dropped if its IoU with a kept candidate of higher score
+            is above it: from 1 on, none.
         topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
         max_detections: K, the number of rows that are returned for each image.
         variances: The numbers that the offsets were divided by.
@@ -273,7 +274,7 @@ def detect(
             anchors,
             as_choice(op, "activation", activation, ACTIVATION),
             as_fraction(op, "score_threshold", score_threshold),
-            as_fraction(op, "iou_threshold", iou_threshold),
+            as_iou_threshold(op, iou_threshold),
             as_topk(op, topk),
             as_max_detections(op, max_detections),
             as_variances(op, variances),

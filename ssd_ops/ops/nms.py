@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops.ops import _vmap
-from ssd_ops.ops._arguments import (
-    as_fraction,
-    check_tensors,
-)
+from ssd_ops.ops._arguments import as_iou_threshold, check_tensors
 
 __all__ = ["batched_nms", "nms", "nms_padded"]
 
@@ -20,7 +17,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Args:
         boxes: ``[N, 4]`` xyxy, in any unit.
         scores: ``[N]``.
-        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of higher score is above it.
+        iou_threshold: 0 or more. A box is dropped if its IoU with a kept box of higher score is above it:
+            from 1 on, none.
 
     Returns:
         ``[K]`` int64, highest score first; equal scores in the order of their indices. A box with a NaN
@@ -28,7 +26,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         grows linearly with N.
 
     Raises:
-        TypeError, ValueError: the threshold is not a number in 0..1.
+        TypeError, ValueError: the threshold is not a number of 0 or more.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
@@ -40,7 +38,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         tensor([1, 2])
     """
     check_tensors("nms", boxes=boxes, scores=scores)
-    return torch.ops.ssd_ops.nms(boxes, scores, as_fraction("nms", "iou_threshold", iou_threshold))
+    return torch.ops.ssd_ops.nms(boxes, scores, as_iou_threshold("nms", iou_threshold))
 
 
 @torch.library.register_fake("ssd_ops::nms")
@@ -57,14 +55,14 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
     Args:
         boxes: ``[N, 4]`` or ``[B, N, 4]`` xyxy, in any unit.
         scores: ``[N]`` or ``[B, N]``.
-        iou_threshold: 0..1, as in `nms`.
+        iou_threshold: 0 or more, as in `nms`.
 
     Returns:
         ``(indices, counts)``, both int64, of shape ``[N]`` and ``[]``, or ``[B, N]`` and ``[B]``.
         ``indices[b, :counts[b]]`` is what `nms` returns for image b. The rest of the row is -1.
 
     Raises:
-        TypeError, ValueError: the threshold is not a number in 0..1.
+        TypeError, ValueError: the threshold is not a number of 0 or more.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
@@ -76,7 +74,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Ten
         (tensor([ 1,  2, -1]), tensor(2))
     """
     check_tensors("nms_padded", boxes=boxes, scores=scores)
-    threshold = as_fraction("nms_padded", "iou_threshold", iou_threshold)
+    threshold = as_iou_threshold("nms_padded", iou_threshold)
     if boxes.ndim != 2 or scores.ndim != 1:
         return torch.ops.ssd_ops.nms_padded(boxes, scores, threshold)
     indices, counts = torch.ops.ssd_ops.nms_padded(boxes[None], scores[None], threshold)
@@ -98,16 +96,17 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         boxes: ``[N, 4]`` xyxy, in any unit.
         scores: ``[N]``.
         idxs: ``[N]`` integers: the class of each box. It can also be its level or its image.
-        iou_threshold: 0..1. A box is dropped if its IoU with a kept box of the same class and of higher
-            score is above it.
+        iou_threshold: 0 or more. A box is dropped if its IoU with a kept box of the same class and of
+            higher score is above it: from 1 on, none.
 
     Returns:
         ``[K]`` int64, highest score first; equal scores in the order of their indices. NaN is treated as
         in `nms`. The result is exactly that of `nms` called once for each class: the op compares classes
-        and does not shift coordinates.
+        and does not shift coordinates. If there are no boxes, `scores` and `idxs` are not looked at and may
+        be None.
 
     Raises:
-        TypeError, ValueError: the threshold is not a number in 0..1.
+        TypeError, ValueError: the threshold is not a number of 0 or more.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
@@ -119,11 +118,24 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         tensor([1, 2])
     """
     op = "batched_nms"
+    if not _has_all(boxes, scores, idxs) and isinstance(boxes, Tensor) and boxes.numel() == 0:
+        return boxes.new_empty((0,), dtype=torch.int64)
     check_tensors(op, boxes=boxes, scores=scores, idxs=idxs)
     if idxs.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
         idxs = idxs.long()
-    threshold = as_fraction(op, "iou_threshold", iou_threshold)
+    threshold = as_iou_threshold(op, iou_threshold)
     return torch.ops.ssd_ops.batched_nms(boxes, scores, idxs, threshold)
+
+
+def _has_all(boxes: object, scores: object, idxs: object) -> bool:
+    """Whether `batched_nms` can look at its arguments. ``torch.tensor([])``, a common empty one, is float."""
+    return (
+        isinstance(boxes, Tensor)
+        and isinstance(scores, Tensor)
+        and isinstance(idxs, Tensor)
+        and (boxes.ndim, scores.ndim) == (2, 1)
+        and not idxs.is_floating_point()
+    )
 
 
 @torch.library.register_fake("ssd_ops::batched_nms")

@@ -170,7 +170,7 @@ WRONG = [
     ),
     ("box_iou", (f(4), BOXES), {}, RuntimeError, r"boxes1 must be .*got \[4\]"),
     ("box_iou", (BOXES, f(4)), {}, RuntimeError, r"boxes2 must be .*got \[4\]"),
-    ("box_iou", (i(3, 4), BOXES), {}, RuntimeError, "boxes1 must be float.*got Long"),
+    ("box_iou", (f(3, 4).bool(), BOXES), {}, RuntimeError, "boxes1 must be float.*got Bool"),
     ("box_iou", (BOXES, f(3, 4).bool()), {}, RuntimeError, "boxes2 must be float.*got Bool"),
     ("box_iou", (BOXES, f(3, 4).cfloat()), {}, RuntimeError, "boxes2 must be float.*got Complex"),
     ("box_iou", (f(2, 6, 4), f(3, 6, 4)), {}, (RuntimeError, ValueError), "boxes2 must have"),
@@ -421,9 +421,9 @@ WRONG = [
     ("nms", (BOXES, f(6, 1), 0.5), {}, RuntimeError, r"scores must be .*got \[6, 1\]"),
     ("nms", (i(6, 4), SCORES, 0.5), {}, RuntimeError, "boxes must be float.*got Long"),
     ("nms", (BOXES, i(6), 0.5), {}, RuntimeError, "scores must be float.*got Long"),
-    ("nms", (BOXES, SCORES, 1.5), {}, ValueError, r"iou_threshold must be in 0\.\.1, got 1.5"),
-    ("nms", (BOXES, SCORES, -1e-9), {}, ValueError, r"iou_threshold must be in 0\.\.1, got -1e-09"),
-    ("nms", (BOXES, SCORES, nan), {}, ValueError, r"iou_threshold must be in 0\.\.1, got nan"),
+    ("nms", (BOXES, SCORES, -1.5), {}, ValueError, "iou_threshold must be 0 or more, got -1.5"),
+    ("nms", (BOXES, SCORES, -1e-9), {}, ValueError, "iou_threshold must be 0 or more, got -1e-09"),
+    ("nms", (BOXES, SCORES, nan), {}, ValueError, "iou_threshold must be 0 or more, got nan"),
     ("nms", (BOXES, SCORES, None), {}, TypeError, "iou_threshold must be a number, got None"),
     # nms_padded
     ("nms_padded", ([], SCORES, 0.5), {}, TypeError, "boxes must be a tensor, got list"),
@@ -443,10 +443,10 @@ WRONG = [
     ("nms_padded", (f(2, 6, 4), i(2, 6), 0.5), {}, RuntimeError, "scores must be float.*got Long"),
     (
         "nms_padded",
-        (BOXES, SCORES, 1.5),
+        (BOXES, SCORES, -0.5),
         {},
         ValueError,
-        r"iou_threshold must be in 0\.\.1, got 1.5",
+        "iou_threshold must be 0 or more, got -0.5",
     ),
     # multibox_detection
     (
@@ -613,7 +613,7 @@ WRONG = [
                 (
                     ({"activation": "tanh"}, ValueError, "activation must be 'none'.*got 'tanh'"),
                     ({"score_threshold": -0.1}, ValueError, "score_threshold must be in"),
-                    ({"iou_threshold": nan}, ValueError, "iou_threshold must be in"),
+                    ({"iou_threshold": nan}, ValueError, "iou_threshold must be 0 or more"),
                     ({"topk": -2}, ValueError, "topk must be 1 or more"),
                     ({"max_detections": 0}, ValueError, "max_detections must be 1 or more, got 0"),
                     ({"variances": (1, 1)}, ValueError, "variances must be 4 numbers"),
@@ -624,6 +624,7 @@ WRONG = [
                 (f(2, 6, 4), f(2, 6, 3)),
                 (
                     ({"score_threshold": 1.1}, ValueError, "score_threshold must be in"),
+                    ({"iou_threshold": -0.1}, ValueError, "iou_threshold must be 0 or more"),
                     ({"max_detections": True}, TypeError, "max_detections must be an int"),
                 ),
             ),
@@ -668,7 +669,7 @@ WRONG = [
     ("batched_nms", (BOXES, SCORES, i(6, 1), 0.5), {}, RuntimeError, r"idxs must be \[N\]"),
     ("batched_nms", (BOXES, SCORES, SCORES, 0.5), {}, RuntimeError, "idxs must be int64"),
     ("batched_nms", (BOXES, f(5), i(6), 0.5), {}, RuntimeError, r"scores must be \[6\]"),
-    ("batched_nms", (BOXES, SCORES, i(6), 1.5), {}, ValueError, "iou_threshold must be in"),
+    ("batched_nms", (BOXES, SCORES, i(6), -1), {}, ValueError, "iou_threshold must be 0 or more"),
     ("multiclass_nms", (BOXES, SCORES), {}, RuntimeError, r"boxes must be \[B, N, 4\]"),
     ("multiclass_nms", (f(2, 6, 4), f(2, 5, 3)), {}, RuntimeError, r"scores must be \[B, N, C\]"),
     ("multiclass_nms", (f(2, 6, 4), i(2, 6, 3)), {}, RuntimeError, "scores must be float"),

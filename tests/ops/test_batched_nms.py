@@ -150,3 +150,16 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.batched_nms(*args, 0.5))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+
+
+def test_no_boxes_as_torchvision_takes_them():
+    for boxes in (torch.empty(0), torch.empty(0, 4), torch.empty(3, 0)):
+        for scores, idxs in (
+            (None, None),
+            (torch.empty(0), None),
+            (torch.empty(0, 1), torch.empty(0)),
+        ):
+            kept = ssd_ops.batched_nms(boxes, scores, idxs, 0.5)
+            assert kept.shape == (0,) and kept.dtype == torch.int64
+    with pytest.raises(TypeError, match=r"^batched_nms: scores must be a tensor, got NoneType"):
+        ssd_ops.batched_nms(torch.zeros(1, 4), None, None, 0.5)

@@ -130,3 +130,63 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.box_iou(a, b))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_are_exact(dtype):
+    a, b = (torch.randint(0, 100, (60, 4)) for _ in "ab")
+    a, b = (
+        torch.cat((x[:, :2], (x[:, :2] + x[:, 2:]).clamp(max=127)), 1).to(dtype) for x in (a, b)
+    )
+    got = ssd_ops.box_iou(a, b)
+    assert got.dtype == torch.float32
+    for i, j in itertools.product(range(60), repeat=2):
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = a[i].tolist(), b[j].tolist()
+        inter = max(0, min(x2, u2) - max(x1, u1)) * max(0, min(y2, v2) - max(y1, v1))
+        union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
+        assert got[i, j] == torch.tensor(inter / union if inter else 0.0, dtype=torch.float32)
+    assert torch.equal(ssd_ops.box_iou(a, b.float()), got)
+    assert ssd_ops.box_iou(a.double(), b).dtype == torch.float64
+
+
+def test_integers_beyond_the_digits_of_float32():
+    far = 2**26
+    a, b = (
+        torch.tensor([[far, far, far + 3, far + 3]]),
+        torch.tensor([[far + 1, far, far + 3, far + 3]]),
+    )
+    assert ssd_ops.box_iou(a, b).item() == torch.tensor(2 / 3, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_formats(dtype):
+    a, b = (torch.rand(2, n, 4).to(dtype) for n in (20, 30))
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    corners = {"xyxy": [], "xywh": [], "cxcywh": []}
+    for x, y, w, h in (boxes.to(real).unbind(-1) for boxes in (a, b)):
+        corners["xyxy"].append(torch.stack((x, y, w, h), -1))
+        corners["xywh"].append(torch.stack((x, y, x + w, y + h), -1))
+        halves = w * 0.5, h * 0.5
+        corners["cxcywh"].append(
+            torch.stack((x - halves[0], y - halves[1], x + halves[0], y + halves[1]), -1)
+        )
+    for fmt, (first, second) in corners.items():
+        assert torch.equal(ssd_ops.box_iou(a, b, fmt), reference.box_iou(first, second)), fmt
+        assert torch.equal(ssd_ops.box_iou(a, b, fmt=fmt), reference.box_iou(first, second)), fmt
+
+
+def test_formats_of_integers_and_wrong_ones():
+    boxes = torch.tensor([[3, 3, 4, 2], [1, 2, 4, 2]])  # as cxcywh: 1..5 x 2..4 and -1..3 x 1..3
+    got = ssd_ops.box_iou(boxes, boxes, "cxcywh")
+    torch.testing.assert_close(got, torch.tensor([[1, 2 / 14], [2 / 14, 1]]))
+    for fmt in ("xyxyr", None, 0):
+        with pytest.raises(
+            ValueError, match=r"^box_iou: fmt must be 'xyxy', 'xywh' or 'cxcywh', got"
+        ):
+            ssd_ops.box_iou(boxes, boxes, fmt)
+    with pytest.raises(
+        RuntimeError, match=r"^box_iou: boxes1 must be \[\.\.\., N, 4\], got \[3, 5\]"
+    ):
+        ssd_ops.box_iou(torch.zeros(3, 5), torch.zeros(3, 4), "xywh")
+    with pytest.raises(RuntimeError, match=r"^box_iou: boxes2 must be"):
+        ssd_ops.box_iou(torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.bool), "xywh")

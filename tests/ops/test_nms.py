@@ -276,6 +276,23 @@ def test_layouts():
     )
 
 
+@pytest.mark.parametrize("threshold", [1, 1.0000001, 1.5, 1e300, float("inf")])
+def test_thresholds_from_1_on_drop_nothing(threshold):
+    boxes, scores = cases.boxes(1, 40).repeat(1, 3, 1), torch.rand(1, 120)
+    expected = scores[0].sort(descending=True, stable=True).indices
+    assert torch.equal(ssd_ops.nms(boxes[0], scores[0], threshold), expected)
+    idxs = torch.zeros(120, dtype=torch.int64)
+    assert torch.equal(ssd_ops.batched_nms(boxes[0], scores[0], idxs, threshold), expected)
+    assert torch.equal(ssd_ops.nms_padded(boxes, scores, threshold)[0][0], expected)
+    rules = {"score_threshold": 0, "topk": -1, "max_detections": 120, "iou_threshold": threshold}
+    of_classes = scores[..., None]
+    found = ssd_ops.multiclass_nms(boxes, of_classes, **rules)
+    assert torch.equal(found.indices[0], expected)
+    offsets = torch.zeros(1, 120, 4)
+    found = ssd_ops.detect(of_classes, offsets, boxes, activation="none", clip=False, **rules)
+    assert torch.equal(found.indices[0], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_boxes(dtype):
     kept = ssd_ops.nms(torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), 0.5)

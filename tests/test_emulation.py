@@ -251,8 +251,8 @@ FORGET = (RESOLVE, "- 1) owed = undecided;", "- 1) owed = min_of(undecided, -1);
 NO_ROOM = (RESOLVE, "has_room = __popc(open) <= __popc(idle);", "has_room = true;")
 BACKWARDS = (
     RESOLVE,
-    "tile.turn = atomicAdd(rest.next, 1ull);",
-    "tile.turn = gridDim.x - 1 - atomicAdd(rest.next, 1ull);",
+    "tile.turn = atomicAdd(tiles.next, 1ull);",
+    "tile.turn = gridDim.x - 1 - atomicAdd(tiles.next, 1ull);",
 )
 
 

@@ -1,4 +1,4 @@
-// A sort by one block, in its shared memory.
+// Sorts by one block.
 #pragma once
 
 #include "common/device.cuh"
@@ -61,6 +61,34 @@ __device__ __forceinline__ void block_sort(Key* keys,  // [count], in shared mem
     }
     __syncthreads();
   }
+}
+
+// Bitonic sort, ascending, of one key for each of kThreads threads: returns the one whose place is the thread.
+// Lanes exchange keys by of_lane_xor(key, mask), warps through `room`.
+template <int kThreads, typename Key>
+__device__ __forceinline__ Key sorted_by_block(Key mine,
+                                               Key* room) {  // [2 * kThreads], in shared memory
+  static_assert((kThreads & (kThreads - 1)) == 0);
+  const int thread = static_cast<int>(threadIdx.x);
+  int half = 0;  // of the room: while it is read, the other half is written
+#pragma unroll
+  for (int size = 2; size <= kThreads; size *= 2) {
+    const bool ascends = (thread & size) == 0;
+    const auto exchange = [&](const Key& other, int stride) {
+      if ((other < mine) == (((thread & stride) == 0) == ascends)) mine = other;
+    };
+    int stride = size / 2;
+#pragma unroll
+    for (; stride >= kWarp; stride /= 2) {
+      room[half + thread] = mine;
+      __syncthreads();
+      exchange(room[half + (thread ^ stride)], stride);
+      half = kThreads - half;
+    }
+#pragma unroll
+    for (; stride > 0; stride /= 2) exchange(mine.of_lane_xor(stride), stride);
+  }
+  return mine;
 }
 
 }  // namespace ssd_ops

@@ -21,6 +21,7 @@ constexpr int64_t kHeadFrom = 300, kGridFrom = 512;  // so that the tests' sets 
 constexpr int64_t kHeadFrom = 2048, kGridFrom = 4096;
 #endif
 static_assert(kHead < kHeadFrom && kHeadFrom <= kGridFrom);
+constexpr int64_t kHeads = 3;              // of each of many segments, before the rest is looked through
 constexpr int64_t kFewTiles = 264;         // about two for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridCells = 65536;
@@ -43,8 +44,8 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
     int32_t* indices = launcher.scratch<int32_t>(total);
     const int of_block = total > kMostSpread ? kMostRankedByBlock : kRankedByBlock;
     const int64_t blocks = ceil_div(count, of_block);
-    launcher.run(&nms_chunks_kernel<Score, Source>, segments * chunks, kNmsThreads, source, count, chunks,
-                 keys, indices);
+    launcher.run(&nms_chunks_kernel<Score, Source>, segments * chunks, kChunk, source, count, chunks, keys,
+                 indices);
     launcher.run_with_shared(&nms_rank_kernel<T, Key, Source>, segments * blocks, kNmsThreads, shared, source,
                              plan, ranked, of_block, blocks, static_cast<const Key*>(keys),
                              static_cast<const int32_t*>(indices));
@@ -63,23 +64,35 @@ void launch_ranking(Launcher& launcher, const Source& source, const NmsPlan<T>& 
                static_cast<const int32_t*>(buffers.sorted_values));
 }
 
-// Decides the head, and leaves to `rest` what it does not drop, by cell of the grid where there is one.
+// Memory for the boxes that a head leaves.
 template <bool kGrouped, typename T>
-void launch_head(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& ranked, Rest<T>& rest,
-                 Filed<T>& filed) {
-  const int64_t segments = plan.segments, total = segments * plan.count, cells = segments * ranked.max_cells;
-  const int64_t sweeps = ceil_div(plan.count - kHead, kSwept);
-  HeadKept<T> head = {};
-  head.boxes = launcher.scratch<T>(4 * segments * kHead);
-  if (kGrouped) head.groups = launcher.scratch<int64_t>(segments * kHead);
-  head.counts = launcher.scratch<int32_t>(segments);
-  int32_t* undecided = launcher.scratch<int32_t>(segments * sweeps);
-  rest.kept = launcher.scratch<int32_t>(segments);
-  rest.counts = launcher.scratch<int32_t>(segments);
+Rest<T> new_rest(Launcher& launcher, const NmsPlan<T>& plan) {
+  const int64_t total = plan.segments * plan.count;
+  Rest<T> rest = {};
+  rest.counts = launcher.scratch<int32_t>(plan.segments);
   rest.ranks = launcher.scratch<int32_t>(total);
   rest.boxes = launcher.scratch<T>(4 * total);
   if (kGrouped) rest.groups = launcher.scratch<int64_t>(total);
   rest.states = launcher.scratch<uint8_t>(total);
+  return rest;
+}
+
+// Decides heads, one after the other. Returns the boxes that they do not drop, which are in `filed` by cell of
+// the grid where there is one.
+template <bool kGrouped, typename T>
+Rest<T> launch_heads(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& ranked, Rest<T> rest,
+                     Filed<T>& filed, Tiles& tiles) {
+  const int64_t segments = plan.segments, total = segments * plan.count, cells = segments * ranked.max_cells;
+  const int64_t heads = segments >= kSegmentsForBlocks ? std::min(kHeads, (plan.count - 1) / kHead) : 1;
+  const int64_t most_swept = ceil_div(plan.count - kHead, kSwept);
+  HeadKept<T> head = {};
+  head.boxes = launcher.scratch<T>(4 * segments * kHead);
+  if (kGrouped) head.groups = launcher.scratch<int64_t>(segments * kHead);
+  head.counts = launcher.scratch<int32_t>(segments);
+  head.kept = launcher.scratch<int32_t>(segments);
+  int32_t* undecided = launcher.scratch<int32_t>(segments * most_swept);
+  Rest<T> left[2] = {new_rest<kGrouped>(launcher, plan), {}};
+  if (heads > 1) left[1] = new_rest<kGrouped>(launcher, plan);
   if (ranked.max_cells > 1) {
     ranked.bounds = launcher.scratch<double>(4 * segments);
     filed.cells = launcher.scratch<int32_t>(3 * total);
@@ -89,17 +102,24 @@ void launch_head(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& ranked, 
     filed.boxes = launcher.scratch<T>(4 * total);
     if (kGrouped) filed.groups = launcher.scratch<int64_t>(total);
   }
-  launcher.run(&nms_head_kernel<T, kGrouped>, ranked.max_cells > 1 ? 2 * segments : segments, kNmsThreads,
-               plan, ranked, rest, head);
-  launcher.run(&nms_sweep_kernel<T, kGrouped>, segments * sweeps, kSweepThreads, plan, ranked, rest, head,
-               sweeps, undecided);
-  const int64_t blocks = ceil_div(plan.count - kHead, kRestBoxes);
-  launcher.run(&nms_rest_kernel<T>, segments * blocks, kSpreadThreads, plan, ranked, rest, filed, blocks,
-               sweeps, static_cast<const int32_t*>(undecided));
-  if (ranked.max_cells == 1) return;
+  for (int64_t i = 0; i < heads; ++i) {
+    const bool is_last = i == heads - 1, finds_bounds = is_last && ranked.max_cells > 1;
+    const int64_t after = plan.count - (i + 1) * kHead;  // boxes, at most
+    const int64_t sweeps = ceil_div(after, kSwept), blocks = ceil_div(after, kRestBoxes);
+    launcher.run(&nms_head_kernel<T, kGrouped>, finds_bounds ? 2 * segments : segments, kNmsThreads, plan,
+                 ranked, rest, head);
+    launcher.run(&nms_sweep_kernel<T, kGrouped>, segments * sweeps, kSweepThreads, plan, ranked, rest, head,
+                 sweeps, undecided);
+    launcher.run(&nms_rest_kernel<T>, segments * blocks, kSpreadThreads, plan, ranked, rest, left[i % 2],
+                 is_last ? filed : Filed<T>{}, blocks, sweeps, static_cast<const int32_t*>(undecided));
+    rest = left[i % 2];
+  }
+  tiles.in_head = head.kept;
+  if (ranked.max_cells == 1) return rest;
   launcher.run(&nms_starts_kernel<T>, segments, kNmsThreads, ranked, filed);
   launcher.run(&nms_file_kernel<T>, ceil_div(total, kSpreadThreads), kSpreadThreads, plan, ranked, rest,
                filed);
+  return rest;
 }
 
 template <typename Score, typename T, typename Source, typename Writer>
@@ -115,17 +135,18 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
         static_cast<int32_t>(std::sqrt(static_cast<double>(ranked.max_cells >> halvings)));
   ranked.parts = std::max<int64_t>(1, ceil_div(plan.count, kNmsThreads));
   const bool has_head = plan.count >= kHeadFrom;
-  Rest<T> rest = {};
-  rest.tiles = ceil_div(plan.count - (has_head ? kHead : 0), kTile);
+  Tiles tiles = {};
+  tiles.of_segment = ceil_div(plan.count - (has_head ? kHead : 0), kTile);
   const int64_t cells = ranked.max_cells > 1 ? plan.segments * ranked.max_cells : 0;
   // What begins at 0 lies together.
-  const int64_t words = 2 * (plan.segments + 1) + plan.segments * (rest.tiles + 2 * ranked.parts) + cells;
+  const int64_t words =
+      2 * (plan.segments + 1) + plan.segments * (tiles.of_segment + 2 * ranked.parts) + cells;
   int32_t* zeros = launcher.scratch<int32_t>(words);
   launcher.zero(zeros, 4 * words);
   ranked.groups_seen = reinterpret_cast<unsigned long long*>(zeros);
-  rest.next = ranked.groups_seen + plan.segments;
-  rest.tile_kept = reinterpret_cast<int32_t*>(rest.next + 1);
-  ranked.rank_kept = rest.tile_kept + plan.segments * rest.tiles;
+  tiles.next = ranked.groups_seen + plan.segments;
+  tiles.kept = reinterpret_cast<int32_t*>(tiles.next + 1);
+  ranked.rank_kept = tiles.kept + plan.segments * tiles.of_segment;
   ranked.index_kept = ranked.rank_kept + plan.segments * ranked.parts;
   if (total > 0) {
     ranked.order = launcher.scratch<int32_t>(total);
@@ -134,19 +155,19 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
     ranked.states = launcher.scratch<uint8_t>(total);
     if (Writer::kWritesOthers) ranked.index_is_kept = launcher.scratch<uint8_t>(total);
     launch_ranking<Score>(launcher, source, plan, ranked);
+    Rest<T> rest = {};
+    rest.boxes = ranked.boxes;
+    rest.groups = ranked.groups;
+    rest.states = ranked.states;
     Filed<T> filed = {};
     if (has_head) {
       filed.counts = ranked.index_kept + plan.segments * ranked.parts;
-      launch_head<Source::kGrouped>(launcher, plan, ranked, rest, filed);
-    } else {
-      rest.boxes = ranked.boxes;
-      rest.groups = ranked.groups;
-      rest.states = ranked.states;
+      rest = launch_heads<Source::kGrouped>(launcher, plan, ranked, rest, filed, tiles);
     }
     // Where there are few tiles, each has more warps.
-    const int64_t tiles = plan.segments * rest.tiles;
-    launcher.run(&nms_resolve_kernel<T>, tiles, tiles <= kFewTiles ? kNmsThreads : kNmsThreads / 2, plan,
-                 ranked, rest, filed);
+    const int64_t num_tiles = plan.segments * tiles.of_segment;
+    launcher.run(&nms_resolve_kernel<T>, num_tiles, num_tiles <= kFewTiles ? kNmsThreads : kNmsThreads / 2,
+                 plan, ranked, rest, filed, tiles);
   }
   launcher.run(&nms_finish_kernel<T, Writer>, plan.segments * ranked.parts, kNmsThreads, plan, ranked,
                writer);

@@ -1,6 +1,7 @@
 // The head of a segment that is spread over the GPU (greedy_spread.cuh): the boxes of highest rank. One block
 // decides them, and then all boxes after them are compared with those it keeps. Where many boxes overlap, few
-// are left, and nothing has to wait for those that are dropped here.
+// are left, and nothing has to wait for those that are dropped here. The boxes that are left can have a head
+// in their turn.
 #pragma once
 
 #include "nms/greedy_spread.cuh"
@@ -26,6 +27,7 @@ struct HeadKept {
   T* boxes;         // [segments, kHead, 4]
   int64_t* groups;  // [segments, kHead], or null
   int32_t* counts;  // [segments]
+  int32_t* kept;    // [segments]: by this head and those before it, with those that overlap nothing
 };
 
 // The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
@@ -67,10 +69,10 @@ __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int
   }
 }
 
-// A block for each segment of more than kHead boxes, and another where there is a grid.
+// A block for each segment, and another where there is a grid. `from` are the boxes that are not decided yet.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head) {
+    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> head) {
   __shared__ HeadRows<T> boxes, kept_boxes;
   __shared__ int64_t groups[kGrouped ? kHead : 1], kept_groups[kGrouped ? kHead : 1];
   __shared__ unsigned left_out[kHead / kWarp], is_kept[kHead / kWarp];
@@ -81,28 +83,37 @@ __global__ void __launch_bounds__(kNmsThreads)
   }
   const int64_t segment = blockIdx.x, first = segment * plan.count;
   const int thread = static_cast<int>(threadIdx.x);
+  const int count = static_cast<int>(min_of<int64_t>(kHead, from.count(plan, segment)));
+  const int kept_before = from.ranks ? head.kept[segment] : 0;
   if (thread < kHead / kWarp) is_kept[thread] = 0;
   if (thread == 0) tile.num_kept = tile.num_listed = 0;
   if (thread < kHead) {
-    store_row(boxes.numbers, thread, load_row(ranked.boxes, first + thread));
-    if constexpr (kGrouped) groups[thread] = ranked.groups[first + thread];
-    const unsigned dropped = __ballot_sync(kAllLanes, ranked.states[first + thread] == kDropped);
+    const bool is_here = thread < count;
+    if (is_here) store_row(boxes.numbers, thread, load_row(from.boxes, first + thread));
+    if constexpr (kGrouped)
+      if (is_here) groups[thread] = from.groups[first + thread];
+    const unsigned dropped = __ballot_sync(kAllLanes, is_here && from.states[first + thread] == kDropped);
     if (lane_index() == 0) left_out[warp_index()] = dropped;
   }
   __syncthreads();
-  const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, kHead};
+  const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, count};
   const KeptList<T, int64_t> kept{kept_boxes.numbers, kept_groups};
-  keep_in_order(ordered, plan.threshold, static_cast<int>(min_of<int64_t>(plan.max_kept, kHead)), kept, tile,
+  const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, kHead));
+  keep_in_order(ordered, plan.threshold, max_kept, kept, tile,
                 [&](int i, int) { atomicOr(&is_kept[i / kWarp], 1u << (i % kWarp)); });
-  if (thread < kHead) ranked.states[first + thread] = test_bit(is_kept, thread) ? kKept : kDropped;
+  if (thread < count) {
+    const bool keeps = test_bit(is_kept, thread);
+    const int64_t rank = from.rank(first, thread);
+    ranked.states[first + rank] = keeps ? kKept : kDropped;
+    if (keeps) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+  }
   if (thread < tile.num_listed) {
     store_row(head.boxes, segment * kHead + thread, load_row(kept_boxes.numbers, thread));
     if constexpr (kGrouped) head.groups[segment * kHead + thread] = kept_groups[thread];
   }
   if (thread == 0) {
     head.counts[segment] = tile.num_listed;
-    rest.kept[segment] = tile.num_kept;
-    atomicAdd(&ranked.rank_kept[segment * ranked.parts], tile.num_kept);
+    head.kept[segment] = kept_before + tile.num_kept;
   }
 }
 
@@ -114,42 +125,55 @@ constexpr int kSwept = kSweepThreads / kSweepParts;  // boxes of a block
 // `blocks` for each segment.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kSweepThreads)
-    nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, HeadKept<T> head, int64_t blocks,
+    nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> head, int64_t blocks,
                      int32_t* undecided) {  // [segments, blocks]
+  constexpr int kRows = 4;                  // kept boxes that a thread looks at together
   __shared__ HeadRows<T> kept;
   __shared__ int64_t groups[kGrouped ? kHead : 1];
   __shared__ int num_undecided;
-  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  const int thread = static_cast<int>(threadIdx.x), count = head.counts[segment];
-  if (thread < count) {
-    store_row(kept.numbers, thread, load_row(head.boxes, segment * kHead + thread));
-    if constexpr (kGrouped) groups[thread] = head.groups[segment * kHead + thread];
+  const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks, first = segment * plan.count;
+  const int64_t count = from.count(plan, segment), begin = kHead + block * kSwept;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (begin >= count) {
+    if (thread == 0) undecided[blockIdx.x] = 0;
+    return;
+  }
+  const int num_kept = head.counts[segment];
+  if (thread < kHead) {
+    const bool is_here = thread < num_kept;
+    store_row(kept.numbers, thread, is_here ? load_row(head.boxes, segment * kHead + thread) : nowhere<T>());
+    if constexpr (kGrouped) groups[thread] = is_here ? head.groups[segment * kHead + thread] : 0;
   }
   if (thread == 0) num_undecided = 0;
   __syncthreads();
-  const int64_t rank = kHead + block * kSwept + thread / kSweepParts, at = segment * plan.count + rank;
+  const int64_t place = begin + thread / kSweepParts;
   const int part = thread % kSweepParts;
-  const uint8_t state = rank < plan.count ? ranked.states[at] : kDropped;
+  const uint8_t state = place < count ? from.states[first + place] : kDropped;
   // Where enough are kept already, nothing is left.
-  bool dropped = rest.kept[segment] >= plan.max_kept;
+  bool dropped = head.kept[segment] >= plan.max_kept;
   if (state == kUndecided && !dropped) {
-    const Box<T> box = load_row(ranked.boxes, at);
+    const Box<T> box = load_row(from.boxes, first + place);
     const T box_area = area(box);
     int64_t group = 0;
-    if constexpr (kGrouped) group = ranked.groups[at];
-    for (int k = part; k < count && !dropped; k += kSweepParts) {
-      if constexpr (kGrouped)
-        if (groups[k] != group) continue;
-      dropped = suppresses(load_row(kept.numbers, k), box, box_area, plan.threshold);
+    if constexpr (kGrouped) group = from.groups[first + place];
+    for (int k = part; k < num_kept && !dropped; k += kRows * kSweepParts) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int at = k + r * kSweepParts;
+        bool is_rival = true;
+        if constexpr (kGrouped) is_rival = groups[at] == group;
+        dropped |= is_rival && suppresses(load_row(kept.numbers, at), box, box_area, plan.threshold);
+      }
     }
   }
   const unsigned of_box = ((1u << kSweepParts) - 1) << (lane_index() / kSweepParts * kSweepParts);
   dropped = (__ballot_sync(kAllLanes, dropped) & of_box) != 0;
   __syncwarp();  // all lanes have read the state
   if (part == 0) {
-    if (state == kUndecided && dropped) ranked.states[at] = kDropped;
+    if (state == kUndecided && dropped) from.states[first + place] = kDropped;
     if (state == kUndecided && !dropped) atomicAdd(&num_undecided, 1);
-    if (state == kKept) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+    if (state == kKept)
+      atomicAdd(&ranked.rank_kept[segment * ranked.parts + from.rank(first, place) / kNmsThreads], 1);
   }
   __syncthreads();
   if (thread == 0) undecided[blockIdx.x] = num_undecided;
@@ -158,32 +182,33 @@ __global__ void __launch_bounds__(kSweepThreads)
 constexpr int kRestBoxes = kSpreadThreads;
 constexpr int kSweepsOfRest = kRestBoxes / kSwept;
 
-// Collects the undecided boxes by rank, and counts the cells of the grid. `blocks` for each segment, and
-// kSweepsOfRest as many in the sweep, the last of them perhaps missing.
+// Collects the undecided boxes by rank, and counts the cells of the grid, where `filed` has any. `blocks` for
+// each segment, and kSweepsOfRest as many in the sweep, the last of them perhaps missing.
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
-    nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed, int64_t blocks,
-                    int64_t sweeps, const int32_t* undecided) {  // [segments, sweeps]
+    nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Rest<T> rest, Filed<T> filed,
+                    int64_t blocks, int64_t sweeps, const int32_t* undecided) {  // [segments, sweeps]
   __shared__ int sums[kSpreadThreads / kWarp];
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks, first = segment * plan.count;
   int before = 0;
   for (int64_t s = threadIdx.x; s < block * kSweepsOfRest; s += kSpreadThreads)
     before += undecided[segment * sweeps + s];
   before = block_sum(before, sums);
-  const int64_t rank = kHead + block * kRestBoxes + threadIdx.x, at = first + rank;
-  const bool is_here = rank < plan.count && ranked.states[at] == kUndecided;
+  const int64_t place = kHead + block * kRestBoxes + threadIdx.x;
+  const bool is_here = place < from.count(plan, segment) && from.states[first + place] == kUndecided;
   int total;
   const int64_t to = first + before + block_exclusive_sum(is_here, sums, total);
   if (block == blocks - 1 && threadIdx.x == 0) rest.counts[segment] = before + total;
   if (!is_here) return;
-  const Box<T> box = load_row(ranked.boxes, at);
-  rest.ranks[to] = static_cast<int32_t>(rank);
+  const Box<T> box = load_row(from.boxes, first + place);
+  rest.ranks[to] = static_cast<int32_t>(from.rank(first, place));
   rest.states[to] = kUndecided;
   store_row(rest.boxes, to, box);
-  if (rest.groups) rest.groups[to] = ranked.groups[at];
-  if (ranked.max_cells == 1) return;
+  int64_t bucket = 0;
+  if (rest.groups) rest.groups[to] = from.groups[first + place];
+  if (!filed.cells) return;
   const BucketGrid buckets(ranked, segment);
-  const int64_t bucket = rest.groups ? buckets.first_cell(ranked.groups[at]) : 0;
+  if (rest.groups) bucket = buckets.first_cell(from.groups[first + place]);
   const int64_t cell = bucket + buckets.grid.cell(box);
   filed.cells[to] = static_cast<int32_t>(cell);
   filed.slots[to] = atomicAdd(&filed.counts[segment * ranked.max_cells + cell], 1);

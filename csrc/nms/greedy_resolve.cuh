@@ -15,6 +15,15 @@
 
 namespace ssd_ops {
 
+// The tiles of all segments, and what is known of those decided.
+struct Tiles {
+  int64_t of_segment;      // at most
+  const int32_t* in_head;  // [segments]: boxes that the heads keep, or null
+  // These are 0 at first.
+  unsigned long long* next;  // [1]: the tile to decide
+  int32_t* kept;             // [segments, of_segment]: the boxes kept, once a tile is decided
+};
+
 constexpr int kRowsOfStep = 4;    // rows of 32 boxes that are loaded together
 constexpr int kStepsOfSweep = 4;  // a longer search would keep the other boxes of the tile waiting
 
@@ -184,10 +193,10 @@ __device__ __forceinline__ int kept_so_far(const int32_t* tile_kept, int64_t num
 
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed) {
+    nms_resolve_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> rest, Filed<T> filed, Tiles tiles) {
   __shared__ ResolveTile<T> tile;
   if (threadIdx.x == 0) {
-    tile.turn = atomicAdd(rest.next, 1ull);
+    tile.turn = atomicAdd(tiles.next, 1ull);
     tile.undecided = tile.kept = tile.clear = tile.dropped = 0;
   }
   __syncthreads();
@@ -195,15 +204,14 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int64_t segment = static_cast<int64_t>(tile.turn) % plan.segments;
   const int64_t number = static_cast<int64_t>(tile.turn) / plan.segments;
   const int64_t first = segment * plan.count, begin = number * kTile;
-  const int64_t count = rest.counts ? rest.counts[segment] : plan.count;
+  const int64_t count = rest.count(plan, segment);
   if (begin >= count) return;
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;
   uint8_t* states = rest.states + first;
-  int32_t* tile_kept = rest.tile_kept + segment * rest.tiles;
+  int32_t* tile_kept = tiles.kept + segment * tiles.of_segment;
   int32_t* rank_kept = ranked.rank_kept + segment * ranked.parts;
   const bool may_stop = plan.max_kept < plan.count;
-  const int64_t kept_before = rest.kept ? rest.kept[segment] : 0;
-  const auto rank_of = [&](int64_t place) { return rest.ranks ? rest.ranks[first + place] : place; };
+  const int64_t kept_before = tiles.in_head ? tiles.in_head[segment] : 0;
   for (int i = warp; i < kTile; i += warps) {
     const int64_t place = begin + i;
     const uint8_t state = place < count ? load_relaxed(&states[place]) : kDropped;
@@ -212,7 +220,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     if (lane == 0 && state == kUndecided) atomicOr(&tile.undecided, 1u << i);
     if (lane == 0 && state == kKept) {
       atomicOr(&tile.kept, 1u << i);
-      atomicAdd(&rank_kept[rank_of(place) / kNmsThreads], 1);
+      atomicAdd(&rank_kept[rest.rank(first, place) / kNmsThreads], 1);
     }
   }
   __syncthreads();
@@ -252,7 +260,7 @@ __global__ void __launch_bounds__(kNmsThreads)
       if (known != settled) {
         const unsigned kept = settle_tile(tile, states + begin);
         if ((kept >> lane & 1) != 0) {
-          const int64_t rank = rank_of(begin + lane);
+          const int64_t rank = rest.rank(first, begin + lane);
           if (rest.ranks) ranked.states[first + rank] = kKept;
           atomicAdd(&rank_kept[rank / kNmsThreads], 1);
         }

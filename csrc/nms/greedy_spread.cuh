@@ -3,12 +3,14 @@
 //   or nms_chunks_kernel and nms_rank_kernel,
 //   or nms_keys_kernel, a sort and nms_gather_kernel   the boxes by rank, that is by score
 //   nms_head_kernel, nms_sweep_kernel, nms_rest_kernel the first boxes, what they drop, and what is left
-//                                                      (greedy_head.cuh), where there are many boxes
+//                                                      (greedy_head.cuh), where there are many boxes; again
+//                                                      with those, where there are many segments
 //   nms_starts_kernel, nms_file_kernel                 what is left, by cell of a grid (prune.h), if it pays
 //   nms_resolve_kernel                                 which boxes are kept (greedy_resolve.cuh)
 //   nms_finish_kernel, nms_others_kernel               the output
 #pragma once
 
+#include "common/block_sort.cuh"
 #include "nms/greedy.cuh"
 
 namespace ssd_ops {
@@ -17,11 +19,11 @@ constexpr int kSpreadThreads = 256;
 constexpr int kTile = kWarp;  // boxes, by rank, that are decided together
 
 #ifdef SSD_OPS_EMULATION
-constexpr int kMostCompared = 280;  // so that the tests' sets have more
+constexpr int kMostCompared = 280, kChunk = 256;  // so that the tests' sets have more
 #else
 constexpr int kMostCompared = 2048;  // boxes that are ranked by comparing each with all
+constexpr int kChunk = 512;          // boxes that are sorted by themselves first
 #endif
-constexpr int kChunk = 256;                                   // boxes that are sorted by themselves first
 constexpr int kRankedByBlock = 64, kMostRankedByBlock = 256;  // boxes that one block ranks among all
 
 // Smaller for higher scores; the greatest of all for NaN.
@@ -31,41 +33,36 @@ __device__ __forceinline__ typename FloatTraits<Score>::Bits score_key(Score sco
   return score == score ? descending_key(score) : ~Key(0);
 }
 
-// Sorts chunks of boxes by counting: the place of a box is the number of boxes of its chunk before it.
-// `chunks` for each segment, a block each.
+// What chunks are sorted by: the key, then the index.
+template <typename Key>
+struct ChunkEntry {
+  Key key;
+  uint32_t index;
+
+  __device__ bool operator<(const ChunkEntry& other) const {
+    return key < other.key || (key == other.key && index < other.index);
+  }
+  __device__ ChunkEntry of_lane_xor(int mask) const {
+    return {__shfl_xor_sync(kAllLanes, key, mask), __shfl_xor_sync(kAllLanes, index, mask)};
+  }
+};
+
+// Sorts chunks of boxes by score. `chunks` for each segment, a block each.
 template <typename Score, typename Source>
-__global__ void __launch_bounds__(kNmsThreads)
+__global__ void __launch_bounds__(kChunk)
     nms_chunks_kernel(Source source, int64_t count, int64_t chunks,
                       typename FloatTraits<Score>::Bits* keys,  // [segments, count], chunk by chunk
                       int32_t* indices) {                       // the same
   using Key = typename FloatTraits<Score>::Bits;
-  constexpr int kParts = kNmsThreads / kChunk, kKeysOfPart = kChunk / kParts;
-  __shared__ Key shared[kChunk];
-  __shared__ int places[kChunk];
-  const int64_t segment = blockIdx.x / chunks, first = blockIdx.x % chunks * kChunk;
-  const int thread = static_cast<int>(threadIdx.x), own = thread % kChunk, part = thread / kChunk;
-  const int boxes = static_cast<int>(min_of<int64_t>(kChunk, count - first));
-  if (part == 0) {
-    shared[own] = own < boxes ? score_key(source.score(segment, first + own)) : ~Key(0);
-    places[own] = 0;
-  }
-  __syncthreads();
-  const Key mine = shared[own];
-  int before = 0;
-  // Before the keys of this warp equal ones count, too; after them they do not.
-  const int begin = part * kKeysOfPart, end = begin + kKeysOfPart, warps_first = own / kWarp * kWarp;
-#pragma unroll 16
-  for (int i = begin; i < min_of(end, warps_first); ++i) before += shared[i] <= mine;
-#pragma unroll 16
-  for (int i = max_of(begin, warps_first); i < min_of(end, warps_first + kWarp); ++i)
-    before += shared[i] < mine || (shared[i] == mine && i < own);
-#pragma unroll 16
-  for (int i = max_of(begin, warps_first + kWarp); i < end; ++i) before += shared[i] < mine;
-  atomicAdd(&places[own], before);
-  __syncthreads();
-  if (part != 0 || own >= boxes) return;
-  keys[segment * count + first + places[own]] = mine;
-  indices[segment * count + first + places[own]] = static_cast<int32_t>(first + own);
+  __shared__ ChunkEntry<Key> room[2 * kChunk];
+  const int64_t segment = blockIdx.x / chunks, at = blockIdx.x % chunks * kChunk + threadIdx.x;
+  // What is missing goes last.
+  const uint32_t index = at < count ? static_cast<uint32_t>(at) : ~0u;
+  const ChunkEntry<Key> entry{at < count ? score_key(source.score(segment, at)) : ~Key(0), index};
+  const ChunkEntry<Key> sorted = sorted_by_block<kChunk>(entry, room);
+  if (at >= count) return;
+  keys[segment * count + at] = sorted.key;
+  indices[segment * count + at] = static_cast<int32_t>(sorted.index);
 }
 
 // Scores as sortable numbers; dropped ones go last. Scores of 32 bits leave room for the segment above them.
@@ -102,8 +99,7 @@ struct Ranked {
   int32_t* index_kept;              // [segments, parts]: the same by index
 };
 
-// The boxes that nms_resolve_kernel decides, in the order of rank: all of them, or those that the head
-// leaves.
+// Boxes that are not decided yet, in the order of rank: all of them, or those that a head leaves.
 template <typename T>
 struct Rest {
   int32_t* ranks;   // [segments, count], or null: all boxes are here
@@ -111,11 +107,12 @@ struct Rest {
   int64_t* groups;  // [segments, count], or null
   uint8_t* states;  // [segments, count]
   int32_t* counts;  // [segments], or null
-  int32_t* kept;    // [segments]: the boxes kept by the head, or null
-  int64_t tiles;    // of a segment, at most
-  // These are 0 at first.
-  unsigned long long* next;  // [1]: the tile to decide
-  int32_t* tile_kept;        // [segments, tiles]: the boxes kept, once a tile is decided
+
+  __device__ int64_t count(const NmsPlan<T>& plan, int64_t segment) const {
+    return counts ? counts[segment] : plan.count;
+  }
+  // Of the box at a place of the segment that begins at `first`.
+  __device__ int64_t rank(int64_t first, int64_t place) const { return ranks ? ranks[first + place] : place; }
 };
 
 // 0..63, spread evenly.

@@ -98,8 +98,8 @@ def _round(threshold: float, real: torch.dtype) -> float:
     return torch.tensor(threshold, dtype=real).item()
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU of every pair, [..., N, 4] x [..., M, 4] -> [..., N, M]; see `ssd_ops.box_iou`."""
+def box_iou(boxes1: Tensor, boxes2: Tensor, *, metric: str = "iou") -> Tensor:
+    """IoU or IoS of every pair, [..., N, 4] x [..., M, 4] -> [..., N, M]; see `ssd_ops.box_iou`."""
     real = _real(boxes1, boxes2)
     a, b = boxes1.to(real)[..., :, None, :], boxes2.to(real)[..., None, :, :]
     w = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
@@ -107,9 +107,14 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     area1 = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area2 = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     inter = w * h
-    iou = inter / ((area1 + area2) - inter)
-    # A NaN corner makes w, h or iou NaN, an infinite one can make the union NaN. NaN compares as false.
-    return torch.where((w > 0) & (h > 0) & (inter > 0) & (iou >= 0), iou, torch.zeros_like(iou))
+    both = area1 + area2
+    base = both - inter
+    if metric == "ios":
+        base = torch.minimum(area1, area2).where(both.isfinite(), torch.nan)
+    overlap = inter / base
+    # A NaN corner makes w, h or base NaN, an infinite one can make the union NaN. NaN compares as false.
+    valid = (w > 0) & (h > 0) & (inter > 0) & (overlap >= 0)
+    return torch.where(valid, overlap, torch.zeros_like(overlap))
 
 
 def _centers(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,44 +327,72 @@ def hard_negative_mining(losses, cls_labels, *, ratio=3.0, min_negatives=0):
     return selected
 
 
-def _greedy_nms(boxes: Tensor, order: list[int], iou_threshold: float) -> list[int]:
-    """The indices of `order` whose IoU with every box kept before is at most the threshold."""
-    kept: list[int] = []
-    for index in order:
-        # In float64, so that a float32 IoU is compared with the exact threshold.
-        if not kept or box_iou(boxes[index, None], boxes[kept]).double().max() <= iou_threshold:
-            kept.append(index)
-    return kept
-
-
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes, highest score first; see `ssd_ops.nms`."""
+def _by_score(scores: Tensor) -> list[int]:
+    """The indices of the scores that are numbers, highest first, equal ones in their order."""
     order = scores.to(_real(scores)).sort(descending=True, stable=True).indices.tolist()
-    order = [index for index in order if not scores[index].isnan()]
-    kept = _greedy_nms(boxes, order, iou_threshold)
+    return [index for index in order if not scores[index].isnan()]
+
+
+def _suppressor(boxes: Tensor, index: int, kept: list[int], limit: float, metric: str) -> int:
+    """The first of the kept boxes that overlaps box `index` above the limit; `index` if there is none."""
+    # In float64, so that a float32 overlap is compared with the exact threshold.
+    overlaps = box_iou(boxes[index, None], boxes[kept], metric=metric)[0].double()
+    over = (overlaps > limit).nonzero().flatten()
+    return kept[int(over[0])] if len(over) else index
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, metric: str = "iou") -> Tensor:
+    """Indices of the kept boxes, highest score first; see `ssd_ops.nms`."""
+    kept: list[int] = []
+    for index in _by_score(scores):
+        if _suppressor(boxes, index, kept, iou_threshold, metric) == index:
+            kept.append(index)
     return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
-def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+def nms_groups(boxes, scores, iou_threshold, *, idxs=None, metric="iou") -> Tensor:
+    """The kept box that suppressed each box, its own index if kept; see `ssd_ops.nms_groups`."""
+    groups = torch.full(scores.shape, -1, dtype=torch.int64, device=boxes.device)
+    if scores.ndim > 1:
+        for image in range(len(scores)):
+            classes = None if idxs is None else idxs[image]
+            groups[image] = nms_groups(
+                boxes[image], scores[image], iou_threshold, idxs=classes, metric=metric
+            )
+        return groups
+    kept: dict[int, list[int]] = {}  # of each class
+    for index in _by_score(scores):
+        rivals = kept.setdefault(0 if idxs is None else int(idxs[index]), [])
+        groups[index] = _suppressor(boxes, index, rivals, iou_threshold, metric)
+        if groups[index] == index:
+            rivals.append(index)
+    return groups
+
+
+def nms_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, *, metric: str = "iou"
+) -> tuple[Tensor, Tensor]:
     """Kept indices, padded with -1, and their number; see `ssd_ops.nms_padded`."""
     if boxes.ndim == 2:
-        indices, counts = nms_padded(boxes[None], scores[None], iou_threshold)
+        indices, counts = nms_padded(boxes[None], scores[None], iou_threshold, metric=metric)
         return indices[0], counts[0]
     indices = torch.full(scores.shape, -1, dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(scores), dtype=torch.int64, device=boxes.device)
     for image in range(len(scores)):
-        kept = nms(boxes[image], scores[image], iou_threshold)
+        kept = nms(boxes[image], scores[image], iou_threshold, metric=metric)
         indices[image, : len(kept)] = kept
         counts[image] = len(kept)
     return indices, counts
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, *, metric: str = "iou"
+) -> Tensor:
     """Indices of the kept boxes of all classes, highest score first; see `ssd_ops.batched_nms`."""
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for category in idxs.unique():
         members = (idxs == category).nonzero().flatten()
-        kept[members[nms(boxes[members], scores[members], iou_threshold)]] = True
+        kept[members[nms(boxes[members], scores[members], iou_threshold, metric=metric)]] = True
     kept_idxs = kept.nonzero().flatten()
     return kept_idxs[scores[kept_idxs].sort(descending=True, stable=True).indices]
 
@@ -373,6 +406,7 @@ def multiclass_nms(
     topk=400,
     max_detections=100,
     class_agnostic=False,
+    metric="iou",
 ):
     """The best boxes of each image, padded; see `ssd_ops.multiclass_nms`."""
     real = _real(boxes, scores)
@@ -400,7 +434,8 @@ def multiclass_nms(
         found = scores[image, rows, categories]
         groups = torch.zeros_like(categories) if class_agnostic else categories
         # The sort in `batched_nms` is stable: equal scores stay in the order of `chosen`.
-        kept = batched_nms(boxes[image, rows], found, groups, iou_threshold)[:max_detections]
+        kept = batched_nms(boxes[image, rows], found, groups, iou_threshold, metric=metric)
+        kept = kept[:max_detections]
         count = len(kept)
         out_boxes[image, :count] = boxes[image, rows[kept]]
         out_scores[image, :count] = found[kept]
@@ -423,6 +458,7 @@ def detect(
     variances=VARIANCES,
     clip=True,
     class_agnostic=False,
+    metric="iou",
 ):
     """The best boxes of each image from the outputs of a detector, padded; see `ssd_ops.detect`."""
     real = _real(cls_scores, offset_preds, anchors)
@@ -440,6 +476,7 @@ def detect(
         topk=topk,
         max_detections=max_detections,
         class_agnostic=class_agnostic,
+        metric=metric,
     )
 
 

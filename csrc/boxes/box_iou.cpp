@@ -7,25 +7,38 @@ namespace {
 
 constexpr int64_t kGrain = 16384;  // pairs per task
 
-template <typename T>
-SSD_HOST_DEVICE void iou_row_lanes(Box<T> a,
-                                   const T* boxes,  // [count, 4]
-                                   int64_t count,
-                                   T* out) {  // [count]
+template <Metric kMetric, typename T>
+SSD_HOST_DEVICE void overlap_row(Box<T> a,
+                                 const T* boxes,  // [count, 4]
+                                 int64_t count,
+                                 T* out) {  // [count]
   const T area_a = area(a);
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> b = load_box(boxes + 4 * i);
-    out[i] = iou(a, area_a, b, area(b));
+    out[i] = overlap(kMetric, a, area_a, b, area(b));
   }
 }
 
-SSD_SIMD(void, iou_row, (Box<float> a, const float* boxes, int64_t count, float* out), (a, boxes, count, out))
-SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out),
-         (a, boxes, count, out))
+template <typename T>
+SSD_HOST_DEVICE void iou_row_lanes(Metric metric, Box<T> a,
+                                   const T* boxes,  // [count, 4]
+                                   int64_t count,
+                                   T* out) {  // [count]
+  if (metric == Metric::kIos)
+    overlap_row<Metric::kIos>(a, boxes, count, out);
+  else
+    overlap_row<Metric::kIou>(a, boxes, count, out);
+}
 
-Tensor box_iou_cpu(const Tensor& boxes1,    // [..., N, 4]
-                   const Tensor& boxes2) {  // [..., M, 4]
-  check_box_iou(boxes1, boxes2);
+SSD_SIMD(void, iou_row, (Metric metric, Box<float> a, const float* boxes, int64_t count, float* out),
+         (metric, a, boxes, count, out))
+SSD_SIMD(void, iou_row, (Metric metric, Box<double> a, const double* boxes, int64_t count, double* out),
+         (metric, a, boxes, count, out))
+
+Tensor box_iou_cpu(const Tensor& boxes1,  // [..., N, 4]
+                   const Tensor& boxes2,  // [..., M, 4]
+                   int64_t metric) {
+  check_box_iou(boxes1, boxes2, metric);
   const int64_t n = boxes1.size(boxes1.dim() - 2), m = boxes2.size(boxes2.dim() - 2);
   return dispatch_real(
       [&](auto zero) {
@@ -43,7 +56,8 @@ Tensor box_iou_cpu(const Tensor& boxes1,    // [..., N, 4]
               group = i / n;
               rows2 = read2.read(4 * group * m, 4 * m, buffer2);
             }
-            iou_row(load_box(read1.read(4 * i, 4, buffer1)), rows2, m, ious + i * m);
+            iou_row(static_cast<Metric>(metric), load_box(read1.read(4 * i, 4, buffer1)), rows2, m,
+                    ious + i * m);
           }
         });
         return out;
@@ -52,7 +66,7 @@ Tensor box_iou_cpu(const Tensor& boxes1,    // [..., N, 4]
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
-  m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("box_iou(Tensor boxes1, Tensor boxes2, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("box_iou", TORCH_BOX(&box_iou_cpu));

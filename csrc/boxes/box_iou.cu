@@ -5,9 +5,10 @@
 namespace ssd_ops {
 namespace {
 
-Tensor box_iou_cuda(const Tensor& boxes1,    // [..., N, 4]
-                    const Tensor& boxes2) {  // [..., M, 4]
-  check_box_iou(boxes1, boxes2);
+Tensor box_iou_cuda(const Tensor& boxes1,  // [..., N, 4]
+                    const Tensor& boxes2,  // [..., M, 4]
+                    int64_t metric) {
+  check_box_iou(boxes1, boxes2, metric);
   const int64_t n = boxes1.size(boxes1.dim() - 2), m = boxes2.size(boxes2.dim() - 2);
   const Launcher launcher("box_iou", boxes1);
   return dispatch_real(
@@ -19,7 +20,7 @@ Tensor box_iou_cuda(const Tensor& boxes1,    // [..., N, 4]
         const int64_t groups = boxes1.numel() / (4 * n);
         const int64_t row_tiles = ceil_div(n, kIouRows), column_tiles = ceil_div(m, kIouColumns);
         launcher.run(&box_iou_kernel<T>, groups * row_tiles * column_tiles, kIouColumns, in1, in2, n, m,
-                     row_tiles, column_tiles, data<T>(out));
+                     row_tiles, column_tiles, static_cast<Metric>(metric), data<T>(out));
         return out;
       },
       boxes1, boxes2);

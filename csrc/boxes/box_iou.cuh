@@ -13,7 +13,7 @@ template <typename T>
 __global__ void __launch_bounds__(kIouColumns)
     box_iou_kernel(Input boxes1,  // [groups, n, 4]
                    Input boxes2,  // [groups, m, 4]
-                   int64_t n, int64_t m, int64_t row_tiles, int64_t column_tiles,
+                   int64_t n, int64_t m, int64_t row_tiles, int64_t column_tiles, Metric metric,
                    T* ious) {  // [groups, n, m]
   const int64_t column_tile = blockIdx.x % column_tiles, rest = blockIdx.x / column_tiles;
   const int64_t first_row = rest % row_tiles * kIouRows, group = rest / row_tiles;
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kIouColumns)
   const int64_t end = min_of(first_row + kIouRows, n);
   for (int64_t row = first_row; row < end; ++row) {
     const Box<T> a = load_row<T>(boxes1, group * n + row);
-    ious[(group * n + row) * m + column] = iou(a, area(a), b, area_b);
+    ious[(group * n + row) * m + column] = overlap(metric, a, area(a), b, area_b);
   }
 }
 

@@ -1,16 +1,18 @@
-// box_iou: intersection over union of every pair of boxes.
+// box_iou: intersection over union, or over the smaller area, of every pair of boxes.
 //
 //   boxes1 [..., N, 4], boxes2 [..., M, 4] xyxy, any unit, equal leading dimensions -> [..., N, M]
 //
-// 0 where two boxes do not overlap or one has a NaN corner; never NaN (common/box.h, `iou`).
+// metric: common/box.h, `Metric`. 0 where two boxes do not overlap or one has a NaN corner; never NaN
+// (common/box.h, `overlap`).
 #pragma once
 
 #include "common/tensor.h"
 
 namespace ssd_ops {
 
-inline void check_box_iou(const Tensor& boxes1,    // [..., N, 4]
-                          const Tensor& boxes2) {  // [..., M, 4]
+inline void check_box_iou(const Tensor& boxes1,  // [..., N, 4]
+                          const Tensor& boxes2,  // [..., M, 4]
+                          int64_t metric) {
   constexpr const char* op = "box_iou";
   const int64_t rank = boxes1.dim();
   check_shape(rank >= 2 && boxes1.size(rank - 1) == 4, op, "boxes1", "[..., N, 4]", boxes1);
@@ -23,6 +25,7 @@ inline void check_box_iou(const Tensor& boxes1,    // [..., N, 4]
   check_floating(op, "boxes1", boxes1);
   check_floating(op, "boxes2", boxes2);
   check_same_device(op, "boxes2", boxes2, "boxes1", boxes1);
+  check_metric(op, metric);
 }
 
 // The result [..., N, M], not yet written.

@@ -111,14 +111,38 @@ SSD_HOST_DEVICE T intersection(Box<T> a, Box<T> b) {
   return h > zero ? if_wide : zero;
 }
 
-// Intersection over union, in 0..1. It is 0, never NaN, where the boxes do not overlap, a corner is
-// NaN, or an infinite area leaves no union: the quotient is NaN in the last two and compares false.
+// What the overlap of two boxes is measured by. The numbers stand in the schemas for the names in Python.
+enum class Metric : int {
+  kIou,  // intersection over union
+  kIos,  // intersection over the smaller area
+};
+
+// What an intersection is divided by. It is no finite number where an area is none.
 template <typename T>
-SSD_HOST_DEVICE T iou(T inter, T area_a, T area_b) {
+SSD_HOST_DEVICE T base_area(Metric metric, T inter, T area_a, T area_b) {
+  const T both = area_a + area_b;
+  // both - both is 0, or NaN where `both` is infinite or NaN.
+  return metric == Metric::kIos ? min_of(area_a, area_b) + (both - both) : both - inter;
+}
+
+// The overlap of two boxes, in 0..1. It is 0, never NaN, where the boxes do not overlap, a corner is
+// NaN, or the areas add up to infinity: the quotient is 0 or NaN in the last two, and NaN compares false.
+template <typename T>
+SSD_HOST_DEVICE T overlap(Metric metric, T inter, T area_a, T area_b) {
   const T zero{};
-  const T quotient = inter / ((area_a + area_b) - inter);
+  const T quotient = inter / base_area(metric, inter, area_a, area_b);
   const T if_number = quotient >= zero ? quotient : zero;
   return inter > zero ? if_number : zero;
+}
+
+template <typename T>
+SSD_HOST_DEVICE T overlap(Metric metric, Box<T> a, T area_a, Box<T> b, T area_b) {
+  return overlap(metric, intersection(a, b), area_a, area_b);
+}
+
+template <typename T>
+SSD_HOST_DEVICE T iou(T inter, T area_a, T area_b) {
+  return overlap(Metric::kIou, inter, area_a, area_b);
 }
 
 template <typename T>

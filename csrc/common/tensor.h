@@ -94,6 +94,10 @@ bool is_value_of(int64_t number, Enum last) {
   return number >= 0 && number <= static_cast<int64_t>(last);
 }
 
+inline void check_metric(const char* op, int64_t metric) {
+  if (!is_value_of(metric, Metric::kIos)) fail(op, "metric must be 0 (iou) or 1 (ios), got ", metric);
+}
+
 // The number of highest scores that go on to NMS.
 inline void check_topk(const char* op, int64_t topk) {
   if (topk < 1 && topk != -1) fail(op, "topk must be 1 or more, or -1 for all, got ", topk);

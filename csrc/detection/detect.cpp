@@ -101,14 +101,16 @@ Detections detect_cpu(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
                       const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
                       const Tensor& anchors,       // [A, 4] or [1, A, 4]
                       int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
-                      int64_t max_detections, std::vector<double> variances, bool clip, bool class_agnostic) {
+                      int64_t max_detections, std::vector<double> variances, bool clip, bool class_agnostic,
+                      int64_t metric) {
   check_detect(cls_scores, offset_preds, anchors, activation, score_threshold, iou_threshold, topk,
-               max_detections, variances);
+               max_detections, variances, metric);
   return dispatch_real(
       [&](auto zero) {
-        return run<decltype(zero)>(cls_scores, offset_preds, anchors,
-                                   {score_threshold, iou_threshold, topk, max_detections, class_agnostic},
-                                   {static_cast<Activation>(activation), variances, clip});
+        return run<decltype(zero)>(
+            cls_scores, offset_preds, anchors,
+            {score_threshold, iou_threshold, topk, max_detections, class_agnostic, metric},
+            {static_cast<Activation>(activation), variances, clip});
       },
       cls_scores, offset_preds, anchors);
 }
@@ -116,8 +118,8 @@ Detections detect_cpu(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "detect(Tensor cls_scores, Tensor offset_preds, Tensor anchors, int activation, float score_threshold, "
-      "float iou_threshold, int topk, int max_detections, float[] variances, bool clip, bool class_agnostic) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float iou_threshold, int topk, int max_detections, float[] variances, bool clip, bool class_agnostic, "
+      "int metric) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("detect", TORCH_BOX(&detect_cpu));

@@ -20,7 +20,7 @@ inline void check_detect(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C
                          const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
                          const Tensor& anchors,       // [A, 4] or [1, A, 4]
                          int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
-                         int64_t max_detections, const std::vector<double>& variances) {
+                         int64_t max_detections, const std::vector<double>& variances, int64_t metric) {
   constexpr const char* op = "detect";
   if (!is_value_of(activation, Activation::kSigmoid))
     fail(op, "activation must be 0 (none), 1 (softmax) or 2 (sigmoid), got ", activation);
@@ -42,7 +42,7 @@ inline void check_detect(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C
   check_floating(op, "offset_preds", offset_preds);
   check_same_device(op, "offset_preds", offset_preds, "cls_scores", cls_scores);
   check_same_device(op, "anchors", anchors, "cls_scores", cls_scores);
-  check_selection(op, score_threshold, iou_threshold, topk, max_detections);
+  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric);
   check_variances(op, variances);
 }
 

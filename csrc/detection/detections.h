@@ -11,15 +11,15 @@ namespace ssd_ops {
 template <typename T>
 struct SelectionRules {
   T score_threshold;
-  T iou_threshold;  // so that IoUs in T compare with it as with the threshold given (nms/prune.h)
-  int64_t topk;     // -1: all
+  OverlapLimit<T> limit;  // of NMS, so that overlaps in T compare with it as with the threshold given
+  int64_t topk;           // -1: all
   int64_t max_detections;
   bool class_agnostic;
 
   SelectionRules(double score_threshold, double iou_threshold, int64_t topk, int64_t max_detections,
-                 bool class_agnostic)
+                 bool class_agnostic, int64_t metric)
       : score_threshold(static_cast<T>(score_threshold)),
-        iou_threshold(round_down<T>(iou_threshold)),
+        limit(overlap_limit<T>(iou_threshold, metric)),
         topk(topk),
         max_detections(max_detections),
         class_agnostic(class_agnostic) {}

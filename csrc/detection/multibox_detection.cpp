@@ -127,11 +127,12 @@ class ImageDetection {
 
   // Makes kept_ the positions in order_ that NMS keeps.
   void suppress(T threshold) {
+    const OverlapLimit<T> limit{threshold, Metric::kIou};
     const auto box_at = [&](int64_t i) { return load_box(&boxes_[4 * i]); };
     if (rules_.class_agnostic)
-      greedy_.run(order_, box_at, threshold, kept_);
+      greedy_.run(order_, box_at, limit, kept_);
     else
-      grouped_.run(order_, box_at, [&](int64_t i) { return classes_[i]; }, threshold, kept_);
+      grouped_.run(order_, box_at, [&](int64_t i) { return classes_[i]; }, limit, kept_);
   }
 
   DetectionRules<T> rules_;

@@ -42,7 +42,7 @@ Tensor multibox_detection_cuda(const Tensor& cls_probs,     // [B, C+1, A]
           launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs,
                        offsets, anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances),
                        clip, mxnet, positive, best);
-          NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, threshold};
+          NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, {threshold, Metric::kIou}};
           T* rows = data<T>(out);
           if (!mxnet) {
             launch_detection_nms(launcher, best, D2lRows<T>{best, positive, rows}, plan, class_agnostic);
@@ -53,7 +53,7 @@ Tensor multibox_detection_cuda(const Tensor& cls_probs,     // [B, C+1, A]
           if (with_nms) {
             marks = {num_anchors, launcher.scratch<int32_t>(total), launcher.scratch<uint8_t>(total)};
             // At this threshold or more: more than the number before it.
-            plan.threshold = std::nextafter(threshold, T(-1));
+            plan.limit.threshold = std::nextafter(threshold, T(-1));
             launch_detection_nms(launcher, best, marks, plan, class_agnostic);
           }
           launcher.run(&mxnet_rows_kernel<T>, num_images, kRowThreads, best, marks, with_nms, max_ranked,

@@ -32,12 +32,12 @@ Detections run(const Tensor& boxes,   // [B, N, 4]
 Detections multiclass_nms_cpu(const Tensor& boxes,   // [B, N, 4]
                               const Tensor& scores,  // [B, N, C]
                               double score_threshold, double iou_threshold, int64_t topk,
-                              int64_t max_detections, bool class_agnostic) {
-  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections);
+                              int64_t max_detections, bool class_agnostic, int64_t metric) {
+  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections, metric);
   return dispatch_real(
       [&](auto zero) {
-        return run<decltype(zero)>(boxes, scores,
-                                   {score_threshold, iou_threshold, topk, max_detections, class_agnostic});
+        return run<decltype(zero)>(
+            boxes, scores, {score_threshold, iou_threshold, topk, max_detections, class_agnostic, metric});
       },
       boxes, scores);
 }
@@ -45,7 +45,7 @@ Detections multiclass_nms_cpu(const Tensor& boxes,   // [B, N, 4]
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "multiclass_nms(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold, int topk, "
-      "int max_detections, bool class_agnostic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int max_detections, bool class_agnostic, int metric) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("multiclass_nms", TORCH_BOX(&multiclass_nms_cpu));

@@ -9,8 +9,8 @@
 //    arithmetic's dtype. A NaN score is not.
 // 2. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
 // 3. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
-//    where its IoU with a kept one of its class (class_agnostic: of any class) is more than
-//    iou_threshold, compared as in nms.
+//    where its overlap with a kept one of its class (class_agnostic: of any class) is more than
+//    iou_threshold, by the metric and compared as in nms.
 // 4. The first max_detections kept, in that order, are the result: box, score, class (0-based), row of
 //    `boxes`. What follows them is 0, 0, -1, -1; counts tells how many they are.
 #pragma once
@@ -24,17 +24,18 @@ namespace ssd_ops {
 
 // The arguments that multiclass_nms and detect share.
 inline void check_selection(const char* op, double score_threshold, double iou_threshold, int64_t topk,
-                            int64_t max_detections) {
+                            int64_t max_detections, int64_t metric) {
   check_fraction(op, "score_threshold", score_threshold);
   check_fraction(op, "iou_threshold", iou_threshold);
   check_topk(op, topk);
   if (max_detections < 1) fail(op, "max_detections must be 1 or more, got ", max_detections);
+  check_metric(op, metric);
 }
 
 inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]
                                  const Tensor& scores,  // [B, N, C]
                                  double score_threshold, double iou_threshold, int64_t topk,
-                                 int64_t max_detections) {
+                                 int64_t max_detections, int64_t metric) {
   constexpr const char* op = "multiclass_nms";
   check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
   check_shape(scores.dim() == 3 && scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1), op,
@@ -42,7 +43,7 @@ inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]
   check_floating(op, "boxes", boxes);
   check_floating(op, "scores", scores);
   check_same_device(op, "scores", scores, "boxes", boxes);
-  check_selection(op, score_threshold, iou_threshold, topk, max_detections);
+  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric);
 }
 
 // boxes, scores, labels, indices, counts

@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kListThreads)
 // What portions_kernel is told.
 template <typename T>
 struct PortionsPlan {
-  T score_threshold, iou_threshold;
+  T score_threshold;
+  OverlapLimit<T> limit;
   int64_t topk;  // -1: all
   int max_detections;
   int portion;  // boxes with a candidate in a portion, about
@@ -348,7 +349,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     __syncthreads();
     const OrderedBoxes<T, int32_t, kByClass> ordered{room.boxes, room.classes, room.left_out, count};
     const KeptList<T, int32_t> kept{room.kept_boxes, room.kept_classes};
-    keep_in_order(ordered, plan.iou_threshold, plan.max_detections, kept, state.tile, [&](int i, int place) {
+    keep_in_order(ordered, plan.limit, plan.max_detections, kept, state.tile, [&](int i, int place) {
       const Candidate<T> c = room.candidates[i];
       store_row(rows.boxes, place, load_row(room.boxes, i));
       rows.scores[place] = of_descending_key<T>(c.key);

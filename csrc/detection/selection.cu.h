@@ -39,7 +39,7 @@ void launch_all(Launcher& launcher, const Scores& scores, const Boxes& boxes, in
     box_of = best_boxes;
   }
   const int64_t count = num_classes * per_class;
-  const NmsPlan<T> plan{num_images, count, count, rules.max_detections, rules.iou_threshold};
+  const NmsPlan<T> plan{num_images, count, count, rules.max_detections, rules.limit};
   const auto run = [&](auto within_class) {
     using Found = ClassCandidates<T, Boxes, decltype(within_class)::value>;
     const Found candidates{candidate_scores, box_of, per_class, count, boxes};
@@ -81,7 +81,7 @@ void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& b
   }
   PortionsPlan<T> plan = {};
   plan.score_threshold = rules.score_threshold;
-  plan.iou_threshold = rules.iou_threshold;
+  plan.limit = rules.limit;
   plan.topk = rules.topk;
   plan.max_detections = static_cast<int>(rules.max_detections);
   plan.portion = kPortion;

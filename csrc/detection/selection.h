@@ -57,9 +57,9 @@ struct KeptRows {
   int64_t count;  // a multiple of kLanes
 };
 
-template <typename T>
-SSD_HOST_DEVICE bool any_of_class_over_lanes(const KeptRows<T>& kept, Box<T> box,
-                                             typename FloatTraits<T>::Signed category, T threshold) {
+template <Metric kMetric, typename T>
+SSD_HOST_DEVICE bool any_row_of_class_over(const KeptRows<T>& kept, Box<T> box,
+                                           typename FloatTraits<T>::Signed category, T threshold) {
   using Flag = typename FloatTraits<T>::Signed;
   const T* __restrict x1 = kept.x1;
   const T* __restrict y1 = kept.y1;
@@ -70,19 +70,28 @@ SSD_HOST_DEVICE bool any_of_class_over_lanes(const KeptRows<T>& kept, Box<T> box
   const T box_area = area(box);
   Flag over = 0;
   for (int64_t i = 0; i < kept.count; ++i) {
-    const T overlap = iou(Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], box, box_area);
-    const Flag enough = overlap > threshold ? 1 : 0;
+    const Box<T> other{x1[i], y1[i], x2[i], y2[i]};
+    const Flag enough = overlap(kMetric, other, areas[i], box, box_area) > threshold ? 1 : 0;
     over |= classes[i] == category ? enough : Flag(0);
   }
   return over != 0;
 }
 
+template <typename T>
+SSD_HOST_DEVICE bool any_of_class_over_lanes(const KeptRows<T>& kept, Box<T> box,
+                                             typename FloatTraits<T>::Signed category,
+                                             OverlapLimit<T> limit) {
+  if (limit.metric == Metric::kIos)
+    return any_row_of_class_over<Metric::kIos>(kept, box, category, limit.threshold);
+  return any_row_of_class_over<Metric::kIou>(kept, box, category, limit.threshold);
+}
+
 SSD_SIMD(bool, any_of_class_over,
-         (const KeptRows<float>& kept, Box<float> box, int32_t category, float threshold),
-         (kept, box, category, threshold))
+         (const KeptRows<float>& kept, Box<float> box, int32_t category, OverlapLimit<float> limit),
+         (kept, box, category, limit))
 SSD_SIMD(bool, any_of_class_over,
-         (const KeptRows<double>& kept, Box<double> box, int64_t category, double threshold),
-         (kept, box, category, threshold))
+         (const KeptRows<double>& kept, Box<double> box, int64_t category, OverlapLimit<double> limit),
+         (kept, box, category, limit))
 
 template <typename T>
 class Selection {
@@ -170,7 +179,7 @@ class Selection {
                                kept_.areas.data(),
                                classes_.data(),
                                (count + kLanes - 1) / kLanes * kLanes};
-        if (any_of_class_over(kept, box, category, rules_.iou_threshold)) continue;
+        if (any_of_class_over(kept, box, category, rules_.limit)) continue;
         kept_.set(static_cast<size_t>(count), box);
         classes_[static_cast<size_t>(count)] = category;
         write(best, box, count++, rows);
@@ -220,7 +229,7 @@ class Selection {
     const auto group_at = [&](int64_t i) {
       return rules_.class_agnostic ? 0 : candidates[i].flat / num_boxes_;
     };
-    GroupedNms<T>().run(order, [&](int64_t i) { return boxes[i]; }, group_at, rules_.iou_threshold, kept);
+    GroupedNms<T>().run(order, [&](int64_t i) { return boxes[i]; }, group_at, rules_.limit, kept);
     const int64_t count = std::min(rules_.max_detections, static_cast<int64_t>(kept.size()));
     for (int64_t i = 0; i < count; ++i) write(candidates[kept[i]], boxes[kept[i]], i, rows);
     return count;

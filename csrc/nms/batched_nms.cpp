@@ -9,8 +9,8 @@ namespace {
 Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
                        const Tensor& scores,  // [N]
                        const Tensor& idxs,    // [N] int64
-                       double iou_threshold) {
-  check_batched_nms(boxes, scores, idxs, iou_threshold);
+                       double iou_threshold, int64_t metric) {
+  check_batched_nms(boxes, scores, idxs, iou_threshold, metric);
   const int64_t count = boxes.size(0);
   const Tensor groups = torch::stable::contiguous(idxs);
   const int64_t* group_data = const_data<int64_t>(groups);
@@ -25,7 +25,7 @@ Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
     sort_descending(Reader<S>(scores).read(0, count, score_buffer), count, order);
     GroupedNms<T>().run(
         order, [&](int64_t i) { return load_box(rows + 4 * i); }, [&](int64_t i) { return group_data[i]; },
-        round_down<T>(iou_threshold), kept);
+        overlap_limit<T>(iou_threshold, metric), kept);
   };
   dispatch_boxes_and_scores(run, boxes, scores);
   Tensor out = new_integers(boxes, {static_cast<int64_t>(kept.size())});
@@ -35,7 +35,7 @@ Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
-  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("batched_nms", TORCH_BOX(&batched_nms_cpu));

@@ -14,9 +14,9 @@ namespace ssd_ops {
 inline void check_batched_nms(const Tensor& boxes,   // [N, 4]
                               const Tensor& scores,  // [N]
                               const Tensor& idxs,    // [N] int64
-                              double iou_threshold) {
+                              double iou_threshold, int64_t metric) {
   constexpr const char* op = "batched_nms";
-  check_one_image(op, boxes, scores, iou_threshold);
+  check_one_image(op, boxes, scores, iou_threshold, metric);
   check_shape(idxs.dim() == 1, op, "idxs", "[N]", idxs);
   if (idxs.size(0) != boxes.size(0))
     fail(op, "idxs must be [", boxes.size(0), "], as many as boxes, got ", shape_text(idxs));

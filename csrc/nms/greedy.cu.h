@@ -128,7 +128,9 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   const int64_t total = plan.segments * plan.count;
   Ranked<T> ranked = {};
   ranked.max_cells = 1;
-  if (plan.count >= kGridFrom && static_cast<double>(plan.threshold) >= kMinPruned)
+  // IoS has no grid: boxes of all sizes would have to be looked for, and all by rank are quick for a GPU.
+  if (plan.count >= kGridFrom && plan.limit.metric == Metric::kIou &&
+      static_cast<double>(plan.limit.threshold) >= kMinPruned)
     ranked.max_cells = std::min(kMaxGridCells, ceil_div(plan.count, kBoxesPerGridCell));
   for (int halvings = 0; halvings < 7; ++halvings)
     ranked.sides[halvings] =

@@ -26,7 +26,7 @@ struct NmsPlan {
   int64_t segments, count;
   int64_t max_ranked;  // candidates of a segment: the first ones by rank
   int64_t max_kept;    // the search ends there
-  T threshold;
+  OverlapLimit<T> limit;
 };
 
 // Upper half the score, highest first; lower half the index, so that equal scores keep their order.
@@ -35,13 +35,14 @@ __device__ __forceinline__ uint64_t rank_key(float score, int64_t index) {
   return static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(index);
 }
 
-// Whether a kept box drops another: their IoU is over the threshold.
+// Whether a kept box drops another: they overlap beyond the limit.
 template <typename T>
-__device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, T threshold) {
+__device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, OverlapLimit<T> limit) {
   const T inter = intersection(kept, box);
   if (!(inter > T(0))) return false;
-  const T kept_area = area(kept), either = (kept_area + box_area) - inter;
-  return inter >= quick_threshold(threshold) * either && iou(inter, kept_area, box_area) > threshold;
+  const T kept_area = area(kept), base = base_area(limit.metric, inter, kept_area, box_area);
+  return inter >= quick_threshold(limit.threshold) * base &&
+         overlap(limit.metric, inter, kept_area, box_area) > limit.threshold;
 }
 
 // Boxes of a tile, a bit each: those that are kept, and those that nothing can be said of yet.

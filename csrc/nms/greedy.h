@@ -2,7 +2,8 @@
 //
 // A box is tested only against kept boxes, newest first (boxes of like score lie close together), and
 // only against those that could overlap it enough: kept boxes are filed by center in a grid (nms/prune.h).
-// Memory is linear in the boxes.
+// Memory is linear in the boxes. By IoS, boxes of all sizes suppress each other, and the other way round is
+// quicker (nms/greedy_groups.h).
 #pragma once
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 
 #include "common/box_columns.h"
 #include "common/simd.h"
-#include "nms/prune.h"
+#include "nms/greedy_groups.h"
 
 namespace ssd_ops {
 
@@ -72,8 +73,16 @@ class GreedyNms {
  public:
   // `kept` gets the positions in `order` of the boxes kept, ascending. box_at(i) is the box of index i.
   template <typename BoxAt>
-  void run(const std::vector<int64_t>& order, const BoxAt& box_at, T threshold, std::vector<int64_t>& kept) {
+  void run(const std::vector<int64_t>& order, const BoxAt& box_at, OverlapLimit<T> limit,
+           std::vector<int64_t>& kept) {
     kept.clear();
+    if (limit.metric == Metric::kIos) {
+      groups_.run(order, box_at, limit, taken_by_);
+      for (size_t position = 0; position < taken_by_.size(); ++position)
+        if (taken_by_[position] == static_cast<int64_t>(position)) kept.push_back(taken_by_[position]);
+      return;
+    }
+    const T threshold = limit.threshold;
     boxes_.clear();
     for (const int64_t index : order) boxes_.push_back(box_at(index));
     lay_out_grid(threshold);
@@ -147,6 +156,8 @@ class GreedyNms {
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> starts_, used_;
   BoxColumns<T> slots_;
+  GreedyGroups<T> groups_;
+  std::vector<int64_t> taken_by_;  // as it says
 };
 
 }  // namespace ssd_ops

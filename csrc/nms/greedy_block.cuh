@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     const OrderedBoxes<T, int64_t, kGrouped> ordered{room.boxes, room.groups, nullptr,
                                                      min_of(kNmsThreads, num_ranked - base)};
     const KeptList<T, int64_t> kept{room.kept_boxes, room.kept_groups};
-    keep_in_order(ordered, plan.threshold, max_kept, kept, tile, [&](int i, int place) {
+    keep_in_order(ordered, plan.limit, max_kept, kept, tile, [&](int i, int place) {
       const uint32_t index = static_cast<uint32_t>(room.keys[base + i]);
       writer.kept(segment, place, index);
       atomicOr(&room.is_kept[index / 32], 1u << (index % 32));

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, count};
   const KeptList<T, int64_t> kept{kept_boxes.numbers, kept_groups};
   const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, kHead));
-  keep_in_order(ordered, plan.threshold, max_kept, kept, tile,
+  keep_in_order(ordered, plan.limit, max_kept, kept, tile,
                 [&](int i, int) { atomicOr(&is_kept[i / kWarp], 1u << (i % kWarp)); });
   if (thread < count) {
     const bool keeps = test_bit(is_kept, thread);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kSweepThreads)
         const int at = k + r * kSweepParts;
         bool is_rival = true;
         if constexpr (kGrouped) is_rival = groups[at] == group;
-        dropped |= is_rival && suppresses(load_row(kept.numbers, at), box, box_area, plan.threshold);
+        dropped |= is_rival && suppresses(load_row(kept.numbers, at), box, box_area, plan.limit);
       }
     }
   }

@@ -82,7 +82,7 @@ enum class Answer { kOpen, kClear, kSuppressed };
 
 // Asks again for the boxes owed, and looks on by some rows. Called by a warp.
 template <typename T>
-__device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshold) {
+__device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, OverlapLimit<T> limit) {
   const int lane = lane_index(), spans = rivals.spans(search);
   int owed = search.owed[lane];
   const uint8_t state = owed >= 0 ? load_relaxed(&rivals.states[owed]) : kDropped;
@@ -108,7 +108,7 @@ __device__ Answer look_on(Search<T>& search, const Rivals<T>& rivals, T threshol
     for (int r = 0; r < kRowsOfStep; ++r) {
       const int at = row + r * kWarp + lane;
       hits[r] = at < past && (!rivals.groups || rivals.groups[at] == group) &&
-                suppresses(load_row(rivals.boxes, at), box, box_area, threshold);
+                suppresses(load_row(rivals.boxes, at), box, box_area, limit);
     }
     bool has_room = true;
 #pragma unroll
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     const int64_t place = begin + i;
     const uint8_t state = place < count ? load_relaxed(&states[place]) : kDropped;
     begin_search(tile.searches[i], ranked, rest, filed, segment, first + place, state == kUndecided,
-                 plan.threshold);
+                 plan.limit.threshold);
     if (lane == 0 && state == kUndecided) atomicOr(&tile.undecided, 1u << i);
     if (lane == 0 && state == kKept) {
       atomicOr(&tile.kept, 1u << i);
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     const Search<T>& mine = tile.searches[i];
     const Search<T>& other = tile.searches[lane];
     const bool hit = (undecided >> i & 1) != 0 && lane < i && other.group == mine.group &&
-                     suppresses(other.box, mine.box, area(mine.box), plan.threshold);
+                     suppresses(other.box, mine.box, area(mine.box), plan.limit);
     const unsigned overlap = __ballot_sync(kAllLanes, hit);
     if (lane == 0) tile.overlap[i] = overlap;
   }
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   while (undecided != 0) {
     for (int i = warp; i < kTile; i += warps) {
       if ((undecided & ~ended & 1u << i) == 0) continue;
-      const Answer answer = look_on(tile.searches[i], rivals, plan.threshold);
+      const Answer answer = look_on(tile.searches[i], rivals, plan.limit);
       if (answer == Answer::kOpen) continue;
       ended |= 1u << i;
       if (lane == 0) atomicOr(answer == Answer::kClear ? &tile.clear : &tile.dropped, 1u << i);

@@ -36,7 +36,7 @@ struct GreedyTile {
 // Whether one of `count` kept boxes suppresses a box: the same answer for all lanes of the warp.
 template <bool kGrouped, typename T, typename Group>
 __device__ __forceinline__ bool any_kept_suppresses(const KeptList<T, Group>& kept, int count, Box<T> box,
-                                                    T box_area, Group group, T threshold) {
+                                                    T box_area, Group group, OverlapLimit<T> limit) {
   constexpr int kRows = 2;  // of 32 boxes that are loaded together
   for (int end = count; end > 0; end -= kRows * kWarp) {
     bool hit = false;
@@ -45,7 +45,7 @@ __device__ __forceinline__ bool any_kept_suppresses(const KeptList<T, Group>& ke
       const int k = end - 1 - r * kWarp - lane_index();
       bool is_rival = k >= 0;
       if constexpr (kGrouped) is_rival = is_rival && kept.groups[k] == group;
-      hit = hit || (is_rival && suppresses(load_row(kept.boxes, k), box, box_area, threshold));
+      hit = hit || (is_rival && suppresses(load_row(kept.boxes, k), box, box_area, limit));
     }
     if (__any_sync(kAllLanes, hit)) return true;
   }
@@ -55,8 +55,9 @@ __device__ __forceinline__ bool any_kept_suppresses(const KeptList<T, Group>& ke
 // Takes the boxes in order until max_kept are kept in all, those of earlier calls included. keep(i, place)
 // gets each kept one, with its place among them. Called by a block of kNmsThreads.
 template <typename T, typename Group, bool kGrouped, typename Keep>
-__device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, T threshold, int max_kept,
-                              const KeptList<T, Group>& kept, GreedyTile& tile, const Keep& keep) {
+__device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, OverlapLimit<T> limit,
+                              int max_kept, const KeptList<T, Group>& kept, GreedyTile& tile,
+                              const Keep& keep) {
   const int lane = lane_index(), warp = warp_index();
   for (int base = 0; base < ordered.count && tile.num_kept < max_kept; base += kNmsTile) {
     const int i = base + warp;
@@ -68,10 +69,10 @@ __device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, T
       if (can_overlap(box, box_area)) {
         Group group = 0;
         if constexpr (kGrouped) group = ordered.groups[i];
-        lives = !any_kept_suppresses<kGrouped>(kept, tile.num_listed, box, box_area, group, threshold);
+        lives = !any_kept_suppresses<kGrouped>(kept, tile.num_listed, box, box_area, group, limit);
         bool hit = lives && lane < warp;
         if constexpr (kGrouped) hit = hit && ordered.groups[base + lane] == group;
-        hit = hit && suppresses(load_row(ordered.boxes, base + lane), box, box_area, threshold);
+        hit = hit && suppresses(load_row(ordered.boxes, base + lane), box, box_area, limit);
         overlap = __ballot_sync(kAllLanes, hit);
       }
     }

@@ -12,27 +12,41 @@ class GroupedNms {
  public:
   // As GreedyNms::run; group_at(i) is the group of index i, any int64.
   template <typename BoxAt, typename GroupAt>
-  void run(const std::vector<int64_t>& order, const BoxAt& box_at, const GroupAt& group_at, T threshold,
-           std::vector<int64_t>& kept) {
-    constexpr int64_t kGrain = 2048;  // boxes per task
+  void run(const std::vector<int64_t>& order, const BoxAt& box_at, const GroupAt& group_at,
+           OverlapLimit<T> limit, std::vector<int64_t>& kept) {
+    struct Worker {
+      GreedyNms<T> greedy;
+      std::vector<int64_t> kept;
+    };
+    is_kept_.assign(order.size(), 0);
+    each<Worker>(order, group_at,
+                 [&](Worker& worker, const std::vector<int64_t>& indices, const size_t* positions) {
+                   worker.greedy.run(indices, box_at, limit, worker.kept);
+                   for (const int64_t k : worker.kept) is_kept_[positions[k]] = 1;
+                 });
     kept.clear();
+    for (size_t position = 0; position < order.size(); ++position)
+      if (is_kept_[position]) kept.push_back(static_cast<int64_t>(position));
+  }
+
+  // body(worker, indices, positions) for each group, groups in parallel: the indices of its boxes, in order,
+  // and their positions in the order of all. A task has a Worker of its own.
+  template <typename Worker, typename GroupAt, typename Body>
+  void each(const std::vector<int64_t>& order, const GroupAt& group_at, const Body& body) {
+    constexpr int64_t kGrain = 2048;  // boxes per task
     if (order.empty()) return;
     gather(order, group_at);
     const int64_t num_groups = static_cast<int64_t>(starts_.size()) - 1;
     const int64_t grain = max_of<int64_t>(1, num_groups * kGrain / static_cast<int64_t>(order.size()));
-    is_kept_.assign(order.size(), 0);
     torch::stable::parallel_for(0, num_groups, grain, [&](int64_t begin, int64_t end) {
-      GreedyNms<T> greedy;
-      std::vector<int64_t> indices, kept_here;
+      Worker worker;
+      std::vector<int64_t> indices;
       for (int64_t g = begin; g < end; ++g) {
         indices.clear();
         for (size_t i = starts_[g]; i < starts_[g + 1]; ++i) indices.push_back(order[positions_[i]]);
-        greedy.run(indices, box_at, threshold, kept_here);
-        for (const int64_t k : kept_here) is_kept_[positions_[starts_[g] + static_cast<size_t>(k)]] = 1;
+        body(worker, indices, positions_.data() + starts_[g]);
       }
     });
-    for (size_t position = 0; position < order.size(); ++position)
-      if (is_kept_[position]) kept.push_back(static_cast<int64_t>(position));
   }
 
  private:

@@ -11,7 +11,7 @@ namespace ssd_ops {
 template <typename T, typename S>
 class ImageNms {
  public:
-  explicit ImageNms(T threshold) : threshold_(threshold) {}
+  explicit ImageNms(OverlapLimit<T> limit) : limit_(limit) {}
 
   // The indices of the kept boxes of image `image`, by score.
   const std::vector<int64_t>& run(const Reader<T>& boxes,   // [B, count, 4]
@@ -19,13 +19,13 @@ class ImageNms {
                                   int64_t image, int64_t count) {
     sort_descending(scores.read(image * count, count, score_buffer_), count, order_);
     const T* rows = boxes.read(4 * image * count, 4 * count, box_buffer_);
-    greedy_.run(order_, [&](int64_t i) { return load_box(rows + 4 * i); }, threshold_, kept_);
+    greedy_.run(order_, [&](int64_t i) { return load_box(rows + 4 * i); }, limit_, kept_);
     for (int64_t& position : kept_) position = order_[position];
     return kept_;
   }
 
  private:
-  T threshold_;
+  OverlapLimit<T> limit_;
   std::vector<T> box_buffer_;
   std::vector<S> score_buffer_;
   std::vector<int64_t> order_, kept_;

@@ -6,10 +6,10 @@ namespace {
 
 Tensor nms_cuda(const Tensor& boxes,   // [N, 4]
                 const Tensor& scores,  // [N]
-                double iou_threshold) {
-  check_nms(boxes, scores, iou_threshold);
+                double iou_threshold, int64_t metric) {
+  check_nms(boxes, scores, iou_threshold, metric);
   Launcher launcher("nms", boxes);
-  return nms_indices(launcher, boxes, scores, nullptr, iou_threshold);
+  return nms_indices(launcher, boxes, scores, nullptr, iou_threshold, metric);
 }
 
 SSD_CUDA_IMPL(m) {

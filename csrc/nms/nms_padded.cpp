@@ -9,8 +9,8 @@ namespace {
 
 std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes,   // [B, N, 4]
                                           const Tensor& scores,  // [B, N]
-                                          double iou_threshold) {
-  check_nms_padded(boxes, scores, iou_threshold);
+                                          double iou_threshold, int64_t metric) {
+  check_nms_padded(boxes, scores, iou_threshold, metric);
   const int64_t num_images = boxes.size(0), count = boxes.size(1);
   Tensor indices = new_integers(boxes, {num_images, count}), counts = new_integers(boxes, {num_images});
   int64_t *index_data = data<int64_t>(indices), *count_data = data<int64_t>(counts);
@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes,   // [B, N, 4]
     const Reader<T> read_boxes(boxes);
     const Reader<S> read_scores(scores);
     torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
-      ImageNms<T, S> nms(round_down<T>(iou_threshold));
+      ImageNms<T, S> nms(overlap_limit<T>(iou_threshold, metric));
       for (int64_t image = begin; image < end; ++image) {
         const std::vector<int64_t>& kept = nms.run(read_boxes, read_scores, image, count);
         int64_t* row = std::copy(kept.begin(), kept.end(), index_data + image * count);
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes,   // [B, N, 4]
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
-  m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold) -> (Tensor, Tensor)");
+  m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int metric) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("nms_padded", TORCH_BOX(&nms_padded_cpu));

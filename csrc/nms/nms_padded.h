@@ -11,14 +11,14 @@ namespace ssd_ops {
 
 inline void check_nms_padded(const Tensor& boxes,   // [B, N, 4]
                              const Tensor& scores,  // [B, N]
-                             double iou_threshold) {
+                             double iou_threshold, int64_t metric) {
   constexpr const char* op = "nms_padded";
   check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
   check_shape(scores.dim() == 2, op, "scores", "[B, N]", scores);
   if (scores.size(0) != boxes.size(0) || scores.size(1) != boxes.size(1))
     fail(op, "scores must be [", boxes.size(0), ", ", boxes.size(1), "], one a box, got ",
          shape_text(scores));
-  check_values(op, boxes, scores, iou_threshold);
+  check_values(op, boxes, scores, iou_threshold, metric);
 }
 
 }  // namespace ssd_ops

@@ -4,6 +4,10 @@
 // |cx1 - cx2| < (1 - t) * max(w1, w2) and max(w1, w2) < w1 / t; the same for heights. So a box that is filed
 // by its center in a grid meets only boxes within (1 / t - 1) of its own size. The bound is widened far
 // beyond rounding, and the exact test decides.
+//
+// IoS bounds no ratio of sizes: it is 1 for a tiny box anywhere in a huge one. What is left is that the boxes
+// overlap at all, w_overlap > 0, so |cx1 - cx2| < (w1 + w2) / 2. Among boxes of which none is wider than w,
+// a box meets only those within (w1 + w) / 2; so boxes are filed by size, each size in a grid of its own.
 #pragma once
 
 #include <cmath>
@@ -13,14 +17,27 @@
 
 namespace ssd_ops {
 
-// The greatest T not above the threshold: for an IoU in T, iou > threshold exactly if iou > this.
+// How far boxes may overlap: beyond, one suppresses the other.
+template <typename T>
+struct OverlapLimit {
+  T threshold;
+  Metric metric;
+};
+
+// The greatest T not above the threshold: for an overlap in T, overlap > threshold exactly if overlap > this.
 template <typename T>
 T round_down(double threshold) {
   const T nearest = static_cast<T>(threshold);
   return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, T(-1)) : nearest;
 }
 
-// A box whose area is 0, infinite or NaN has IoU 0 with every other: it is kept and suppresses nothing.
+// The limit that the arguments of an op ask for.
+template <typename T>
+OverlapLimit<T> overlap_limit(double threshold, int64_t metric) {
+  return {round_down<T>(threshold), static_cast<Metric>(metric)};
+}
+
+// A box whose area is 0, infinite or NaN has overlap 0 with every other: it is kept and suppresses nothing.
 template <typename T>
 SSD_HOST_DEVICE bool can_overlap(Box<T> box, T box_area) {
   return box_area > T(0) && box_area <= std::numeric_limits<T>::max() && box.x2 > box.x1 && box.y2 > box.y1;
@@ -34,7 +51,7 @@ SSD_HOST_DEVICE bool can_be_pruned(T box_area) {
   return box_area >= std::numeric_limits<T>::min();
 }
 
-// How far, in its own sizes, a box has to look.
+// How far, in its own sizes, a box has to look for an IoU over the threshold.
 SSD_HOST_DEVICE double nms_reach(double threshold) {
   constexpr double kWiden = 1.001;
   return (1 / threshold - 1) * kWiden + 1e-6;
@@ -47,6 +64,15 @@ SSD_HOST_DEVICE double center_x(Box<T> b) {
 template <typename T>
 SSD_HOST_DEVICE double center_y(Box<T> b) {
   return 0.5 * (static_cast<double>(b.y1) + static_cast<double>(b.y2));
+}
+
+template <typename T>
+SSD_HOST_DEVICE double width(Box<T> b) {
+  return static_cast<double>(b.x2) - static_cast<double>(b.x1);
+}
+template <typename T>
+SSD_HOST_DEVICE double height(Box<T> b) {
+  return static_cast<double>(b.y2) - static_cast<double>(b.y1);
 }
 
 // One axis of the grid: `side` cells over the centers from `low` to `high`.
@@ -78,19 +104,32 @@ struct BoxGrid {
     return rows.cell(center_y(box)) * rows.side + columns.cell(center_x(box));
   }
 
-  // The cells in which the boxes lie that can suppress this one.
+  // The cells in which the boxes lie that can have an IoU over the threshold with this one.
   template <typename T>
   SSD_HOST_DEVICE CellRange around(Box<T> box, T box_area, double reach) const {
     if (!can_be_pruned(box_area)) return {0, columns.side - 1, 0, rows.side - 1};
+    return within(box, reach * width(box), reach * height(box));
+  }
+
+  // The cells in which the boxes lie that can touch this one, where none is larger than widest x highest.
+  template <typename T>
+  SSD_HOST_DEVICE CellRange touching(Box<T> box, double widest, double highest) const {
+    constexpr double kWiden = 0.5 * 1.001, kRounding = 1e-15;  // of centers: less than 4 times 2^-53 of them
     const double x = center_x(box), y = center_y(box);
-    const double rx = reach * (static_cast<double>(box.x2) - static_cast<double>(box.x1));
-    const double ry = reach * (static_cast<double>(box.y2) - static_cast<double>(box.y1));
+    return within(box, kWiden * (width(box) + widest) + kRounding * (x < 0 ? -x : x),
+                  kWiden * (height(box) + highest) + kRounding * (y < 0 ? -y : y));
+  }
+
+ private:
+  template <typename T>
+  SSD_HOST_DEVICE CellRange within(Box<T> box, double rx, double ry) const {
+    const double x = center_x(box), y = center_y(box);
     return {columns.cell(x - rx), columns.cell(x + rx), rows.cell(y - ry), rows.cell(y + ry)};
   }
 };
 
-// fl(inter / union) > t needs inter >= fl(lower * union) for any lower < t * (1 - 2^-23): rounding is
-// monotone, and inter is representable. That spares nearly all divisions; the exact test decides.
+// fl(inter / base) > t needs inter >= fl(lower * base) for any lower < t * (1 - 2^-23), whatever the base:
+// rounding is monotone, and inter is representable. That spares nearly all divisions; the exact test decides.
 template <typename T>
 SSD_HOST_DEVICE T quick_threshold(T threshold) {
   return threshold * static_cast<T>(1 - 1e-6);

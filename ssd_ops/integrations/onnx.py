@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ssd_ops.ops._arguments import METRIC
 from ssd_ops.ops.detection import ACTIVATION
 
 _ALL = torch.iinfo(torch.int64).max  # larger than any number of boxes
@@ -76,13 +77,19 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             boxes, scores, ints(_ALL), over(iou_threshold), number(score_threshold)
         )
 
-    def nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+    def only_iou(name: str, metric: int) -> None:
+        if metric != METRIC["iou"]:
+            raise ValueError(f"{name}: metric must be 'iou' for ONNX, whose NMS has no other")
+
+    def nms(boxes: Any, scores: Any, iou_threshold: float, metric: int) -> Any:
+        only_iou("nms", metric)
         scores = floats(scores)
         rows = op.Unsqueeze(scores, ints(0, 1))
         kept = select(op.Unsqueeze(floats(boxes), ints(0)), rows, iou_threshold, _LOWEST)
         return best_first(op.Gather(kept, op.Constant(value_int=2), axis=1), scores)
 
-    def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
+    def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float, metric: int) -> Any:
+        only_iou("batched_nms", metric)
         scores = floats(scores)
         classes, _, dense, _ = op.Unique(idxs, sorted=1)
         number_of_classes = op.Squeeze(op.Shape(classes))
@@ -123,7 +130,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         variances: list[float],
         clip: bool,
         class_agnostic: bool,
+        metric: int,
     ) -> Any:
+        only_iou("detect", metric)
         logits, anchors = floats(cls_scores), op.Reshape(floats(anchors), ints(-1, 4))
         images, num_anchors = (op.Shape(logits, start=i, end=i + 1) for i in (0, 1))
         if activation == _SOFTMAX:

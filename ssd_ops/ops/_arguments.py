@@ -17,6 +17,7 @@ Choice = TypeVar("Choice")
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 # The schemas take an int: a string argument leaks memory in torch 2.13 and older.
 SEMANTICS = {"d2l": 0, "mxnet": 1, "torchvision": 2}
+METRIC = {"iou": 0, "ios": 1}
 _LISTS = (
     list,
     tuple,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssd_ops.ops import _vmap
 from ssd_ops.ops._arguments import (
+    METRIC,
     VARIANCES,
     as_choice,
     as_number,
@@ -47,21 +48,23 @@ def _corners(boxes: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
 _TO_CORNERS = {"xyxy": torch.Tensor.detach, "xywh": _from_xywh, "cxcywh": _from_cxcywh}
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
-    """Intersection over union (IoU) of every pair of boxes.
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy", *, metric: str = "iou") -> Tensor:
+    """Intersection over union (IoU), or over the smaller area (IoS), of every pair of boxes.
 
     Args:
         boxes1: ``[..., N, 4]``, in any unit. Integers are computed with in float64.
         boxes2: ``[..., M, 4]`` in the same unit. Leading dimensions are broadcast.
         fmt: What the four numbers of a box are: ``"xyxy"``, two corners, the default; ``"xywh"``, the
             upper left corner, width and height; ``"cxcywh"``, the center, width and height.
+        metric: ``"iou"``, the default, or ``"ios"``: the intersection divided by the area of the smaller
+            box. It is 1 for a box that lies in the other, however small it is.
 
     Returns:
-        ``[..., N, M]`` in 0..1, float32, or float64 if at least one input is float64. The IoU is 0, never
-        NaN, if the boxes do not overlap, if one of them has no area, or if a corner is NaN.
+        ``[..., N, M]`` in 0..1, float32, or float64 if at least one input is float64. It is 0, never NaN,
+        if the boxes do not overlap, if one of them has no area or an infinite one, or if a corner is NaN.
 
     Raises:
-        ValueError: the leading dimensions cannot be broadcast, or `fmt` is another.
+        ValueError: the leading dimensions cannot be broadcast, or `fmt` or the metric is not valid.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
@@ -72,12 +75,14 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     Example:
         >>> box_iou(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 0., 3., 2.], [5., 5., 6., 6.]]))
         tensor([[0.3333, 0.0000]])
+        >>> box_iou(torch.tensor([[0., 0., 9., 9.]]), torch.tensor([[1., 1., 2., 2.]]), metric="ios")
+        tensor([[1.]])
     """
     op = "box_iou"
     check_tensors(op, boxes1=boxes1, boxes2=boxes2)
     if boxes1.dtype in _INTEGERS or boxes2.dtype in _INTEGERS:
         real = real_dtype(boxes1, boxes2)
-        return box_iou(_exact(boxes1), _exact(boxes2), fmt).to(real)
+        return box_iou(_exact(boxes1), _exact(boxes2), fmt, metric=metric).to(real)
     if fmt != "xyxy":
         to_corners = as_choice(op, "fmt", fmt, _TO_CORNERS)
         boxes1, boxes2 = (_corners(boxes, to_corners) for boxes in (boxes1, boxes2))
@@ -92,11 +97,11 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
             ) from None
         boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
         boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
-    return torch.ops.ssd_ops.box_iou(boxes1, boxes2)
+    return torch.ops.ssd_ops.box_iou(boxes1, boxes2, as_choice("box_iou", "metric", metric, METRIC))
 
 
 @torch.library.register_fake("ssd_ops::box_iou")
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def _(boxes1: Tensor, boxes2: Tensor, metric: int) -> Tensor:
     return boxes1.new_empty(
         (*boxes1.shape[:-1], boxes2.shape[-2]), dtype=real_dtype(boxes1, boxes2)
     )
@@ -181,9 +186,9 @@ def _(offsets: Tensor, anchors: Tensor, variances: list[float], clip: bool) -> T
 
 
 @torch.library.register_vmap("ssd_ops::box_iou")
-def _(info: Any, in_dims: tuple[int | None, ...], *boxes: Tensor) -> tuple[Tensor, int]:
-    both = [_vmap.in_front(info, b, dim) for b, dim in zip(boxes, in_dims, strict=True)]
-    return torch.ops.ssd_ops.box_iou(*both), 0
+def _(info: Any, in_dims: _vmap.InDims, *args: Any) -> tuple[Tensor, int]:
+    both = [_vmap.in_front(info, b, dim) for b, dim in zip(args[:2], in_dims[:2], strict=True)]
+    return torch.ops.ssd_ops.box_iou(*both, *args[2:]), 0
 
 
 _vmap.register_rows("encode_boxes")

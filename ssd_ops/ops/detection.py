@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssd_ops.ops import _vmap
 from ssd_ops.ops._arguments import (
+    METRIC,
     SEMANTICS,
     VARIANCES,
     as_choice,
@@ -51,6 +52,7 @@ def multiclass_nms(
     topk: int = 400,
     max_detections: int = 100,
     class_agnostic: bool = False,
+    metric: str = "iou",
 ) -> Detections:
     """NMS within each class, for a batch: the best detections of each image, padded to a fixed size.
 
@@ -59,12 +61,13 @@ def multiclass_nms(
         scores: ``[B, N, C]``, without background.
         score_threshold: 0..1, rounded to the dtype of the arithmetic. Every pair of a box and a class with
             a score above it is a candidate.
-        iou_threshold: 0 or more. A candidate is dropped if its IoU with a kept candidate of higher score
-            is above it: from 1 on, none.
+        iou_threshold: 0 or more. A candidate is dropped if its overlap with a kept candidate of higher
+            score is above it: from 1 on, none.
         topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
         max_detections: K, the number of rows that are returned for each image.
         class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
             of the same class.
+        metric: How NMS measures overlap: ``"iou"``, the default, or ``"ios"``, as in `nms`.
 
     Returns:
         `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
@@ -96,6 +99,7 @@ def multiclass_nms(
             as_topk(op, topk),
             as_max_detections(op, max_detections),
             bool(class_agnostic),
+            as_choice(op, "metric", metric, METRIC),
         )
     )
 
@@ -120,7 +124,7 @@ def _(
     iou_threshold: float,
     topk: int,
     max_detections: int,
-    class_agnostic: bool,
+    *_settings: Any,
 ) -> tuple[Tensor, ...]:
     return _fake_detections(boxes, boxes.shape[0], max_detections, real_dtype(boxes, scores))
 
@@ -223,6 +227,7 @@ def detect(
     variances: Sequence[float] = VARIANCES,
     clip: bool = True,
     class_agnostic: bool = False,
+    metric: str = "iou",
 ) -> Detections:
     """Post-processing of a detector in one call for a batch: activation, decoding and NMS.
 
@@ -238,14 +243,15 @@ def detect(
         activation: ``"softmax"`` over the classes, ``"sigmoid"`` of each class, or ``"none"``, if
             `cls_scores` are scores already.
         score_threshold: 0..1, rounded to the dtype of the arithmetic. A candidate has a score above it.
-        iou_threshold: 0 or more. A candidate is dropped if its IoU with a kept candidate of higher score
-            is above it: from 1 on, none.
+        iou_threshold: 0 or more. A candidate is dropped if its overlap with a kept candidate of higher
+            score is above it: from 1 on, none.
         topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
         max_detections: K, the number of rows that are returned for each image.
         variances: The numbers that the offsets were divided by.
         clip: Clip the boxes to 0..1 before NMS. Default: True.
         class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
             of the same class.
+        metric: How NMS measures overlap: ``"iou"``, the default, or ``"ios"``, as in `nms`.
 
     Returns:
         `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
@@ -280,6 +286,7 @@ def detect(
             as_variances(op, variances),
             bool(clip),
             bool(class_agnostic),
+            as_choice(op, "metric", metric, METRIC),
         )
     )
 

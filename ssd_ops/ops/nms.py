@@ -352,7 +352,7 @@ class _Members:
         keys, self.order = keys.sort(dim=-1, stable=True)
         rows = torch.arange(size, device=groups.device).expand_as(keys).contiguous()
         ends = torch.searchsorted(keys, rows, right=True)
-        self.counts = (ends - torch.searchsorted(keys, rows)).view(groups.shape)
+        self.counts = ends.diff(dim=-1, prepend=ends.new_zeros(len(keys), 1)).view(groups.shape)
 
     def reduce(self, how: str, values: Tensor) -> Tensor:
         """The sum or the minimum, [..., N, C], of the members' values [..., N, C]."""

@@ -425,6 +425,13 @@ WRONG = [
     ("nms", (BOXES, SCORES, -1e-9), {}, ValueError, "iou_threshold must be 0 or more, got -1e-09"),
     ("nms", (BOXES, SCORES, nan), {}, ValueError, "iou_threshold must be 0 or more, got nan"),
     ("nms", (BOXES, SCORES, None), {}, TypeError, "iou_threshold must be a number, got None"),
+    ("nms", (BOXES, SCORES, 0.5), {"metric": "giou"}, ValueError, "metric must be 'iou' or 'ios'"),
+    ("nms", (BOXES, SCORES, 0.5), {"metric": 1}, ValueError, "metric must be .* got 1"),
+    ("box_iou", (BOXES, BOXES), {"metric": "IOU"}, ValueError, "metric must be 'iou' or 'ios'"),
+    ("nms_padded", (BOXES, SCORES, 0.5), {"metric": None}, ValueError, "metric must be 'iou'"),
+    ("batched_nms", (BOXES, SCORES, i(6), 0.5), {"metric": ""}, ValueError, "metric must be 'iou'"),
+    ("multiclass_nms", (f(1, 6, 4), f(1, 6, 2)), {"metric": "x"}, ValueError, "metric must be"),
+    ("detect", (f(2, 6, 3), f(2, 24), BOXES), {"metric": "x"}, ValueError, "metric must be"),
     # nms_padded
     ("nms_padded", ([], SCORES, 0.5), {}, TypeError, "boxes must be a tensor, got list"),
     ("nms_padded", (BOXES, [0.5], 0.5), {}, TypeError, "scores must be a tensor, got list"),
@@ -694,8 +701,8 @@ def test_wrong_call(op, args, options, error, message):
 
 # The same checks hold for callers that skip Python: op, arguments, pattern.
 RAW = [
-    ("nms", (BOXES, SCORES, 1.5), r"iou_threshold must be in 0\.\.1, got 1.5"),
-    ("nms", (BOXES, SCORES, nan), r"iou_threshold must be in 0\.\.1, got -?nan"),
+    ("nms", (BOXES, SCORES, 1.5, 0), r"iou_threshold must be in 0\.\.1, got 1.5"),
+    ("nms", (BOXES, SCORES, nan, 0), r"iou_threshold must be in 0\.\.1, got -?nan"),
     ("encode_boxes", (BOXES, BOXES, [1.0, 1.0], 0.0), "variances must be 4 numbers, got 2"),
     ("encode_boxes", (BOXES, BOXES, [1.0, 1.0, 1.0, -1.0], 0.0), "variances must be positive"),
     ("encode_boxes", (BOXES, BOXES, [1.0] * 4, -1.0), "eps must be 0 or more"),
@@ -717,12 +724,27 @@ RAW = [
     ),
     ("assign_anchors", (BOXES, f(2, 3, 4), None, 0.5, 0.6, 1), "background_threshold must be in"),
     ("assign_anchors", (BOXES, f(2, 3, 4), None, 0.5, 0.5, 4), "force_match must be 0"),
-    ("batched_nms", (BOXES, SCORES, i(6), nan), "iou_threshold must be in"),
-    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False), "topk must be 1 or more"),
-    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False), "max_detections must be"),
+    ("batched_nms", (BOXES, SCORES, i(6), nan, 0), "iou_threshold must be in"),
+    ("nms", (BOXES, SCORES, 0.5, 2), r"metric must be 0 \(iou\) or 1 \(ios\), got 2"),
+    ("batched_nms", (BOXES, SCORES, i(6), 0.5, -1), "metric must be 0"),
+    ("nms_padded", (f(2, 6, 4), f(2, 6), 0.5, 7), "metric must be 0"),
+    ("nms_groups", (BOXES, SCORES, None, 0.5, 2), "metric must be 0"),
+    ("box_iou", (BOXES, BOXES, 2), "metric must be 0"),
+    (
+        "multiclass_nms",
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 5, False, 2),
+        "metric must be 0",
+    ),
     (
         "detect",
-        (f(2, 6, 3), f(2, 24), BOXES, 3, 0.1, 0.5, 1, 5, [1.0] * 4, True, False),
+        (f(2, 6, 3), f(2, 24), BOXES, 1, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 2),
+        "metric must be 0",
+    ),
+    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False, 0), "topk must be 1 or more"),
+    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False, 0), "max_detections must be"),
+    (
+        "detect",
+        (f(2, 6, 3), f(2, 24), BOXES, 3, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 0),
         "activation must be 0",
     ),
     (

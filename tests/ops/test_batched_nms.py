@@ -23,11 +23,11 @@ def batched_nms_inputs(images, size, dtype):
     return cases.boxes(count, dtype=dtype), torch.rand(count).to(dtype), classes, 0.5
 
 
-def by_class(boxes, scores, idxs, threshold):
+def by_class(boxes, scores, idxs, threshold, metric="iou"):
     """`reference.batched_nms` for sets of thousands."""
     kept = torch.cat(
         [
-            members[fast_nms(boxes[members], scores[members], threshold)]
+            members[fast_nms(boxes[members], scores[members], threshold, metric)]
             for members in ((idxs == category).nonzero()[:, 0] for category in idxs.unique())
         ]
     )
@@ -36,10 +36,13 @@ def by_class(boxes, scores, idxs, threshold):
 
 
 def compare(*args):
-    got = ssd_ops.batched_nms(*args)
-    expected = (reference.batched_nms if len(args[0]) <= 128 else by_class)(*args)
-    assert got.dtype == torch.int64
-    assert torch.equal(got, expected)
+    for metric in ("iou", "ios"):
+        got = ssd_ops.batched_nms(*args, metric=metric)
+        expected = (reference.batched_nms if len(args[0]) <= 128 else by_class)(
+            *args, metric=metric
+        )
+        assert got.dtype == torch.int64
+        assert torch.equal(got, expected), metric
 
 
 def test_by_hand():
@@ -50,6 +53,13 @@ def test_by_hand():
         3,
         2,
     ]
+
+
+def test_parts_of_a_larger_box_by_hand():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 1, 2, 2], [1, 1, 2, 2]])
+    args = boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1])
+    assert ssd_ops.batched_nms(*args, 0.5).tolist() == [0, 1, 2]
+    assert ssd_ops.batched_nms(*args, 0.5, metric="ios").tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)

@@ -21,9 +21,12 @@ def box_iou_inputs(images, size, dtype):
 
 
 def check(a, b):
-    got, expected = ssd_ops.box_iou(a, b), reference.box_iou(a, b)
-    assert got.dtype == expected.dtype
-    assert torch.equal(got, expected)
+    for metric in ("iou", "ios"):
+        got = ssd_ops.box_iou(a, b, metric=metric)
+        expected = reference.box_iou(a, b, metric=metric)
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected), metric
+        assert ((got >= 0) & (got <= 1)).all(), metric
 
 
 @pytest.mark.parametrize("first, second, iou", golden.IOU_PAIRS)
@@ -32,6 +35,30 @@ def test_pairs_by_hand(first, second, iou):
     expected = torch.tensor([[iou]])
     torch.testing.assert_close(ssd_ops.box_iou(a, b), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(ssd_ops.box_iou(b, a), expected, rtol=0, atol=1e-6)
+
+
+# Two boxes, and their intersection divided by the smaller area.
+IOS_PAIRS = [
+    ([0, 0, 2, 2], [1, 0, 3, 2], 1 / 2),
+    ([0, 0, 2, 2], [0, 0, 2, 2], 1),
+    ([0, 0, 8, 8], [1, 1, 2, 2], 1),
+    ([0, 0, 8, 8], [7.5, 7, 8.5, 9], 1 / 4),
+    ([0, 0, 8, 1], [0, 0, 2, 8], 1 / 4),
+    ([0, 0, 1, 1], [1, 0, 2, 1], 0),
+    ([0, 0, 2, 2], [1, 1, 1, 1], 0),
+    ([0, 0, 2, 2], [1.5, 1.5, 0.5, 0.5], 0),
+    ([0, 0, 2, 2], [0, 0, 2, float("nan")], 0),
+    ([0, 0, 2, 2], [float("nan"), 0, 2, 2], 0),
+    ([0, 0, 2, 2], [0, 0, 2, float("inf")], 0),
+    ([0, 0, 1e19, 1e19], [0, 0, 1e20, 1e20], 0),
+]
+
+
+@pytest.mark.parametrize("first, second, ios", IOS_PAIRS)
+def test_intersection_over_the_smaller_area_by_hand(first, second, ios):
+    a, b = torch.tensor([first], dtype=torch.float32), torch.tensor([second], dtype=torch.float32)
+    assert ssd_ops.box_iou(a, b, metric="ios").tolist() == [[ios]]
+    assert ssd_ops.box_iou(b, a, metric="ios").tolist() == [[ios]]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -59,9 +86,7 @@ def test_any_bits(integer, real):
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-23, 1e-19, 1e18, 1e19, 1e38])
 def test_areas_that_leave_the_range(scale):
     a = cases.boxes(200, kind="uniform") * scale
-    iou = ssd_ops.box_iou(a, a)
-    assert torch.equal(iou, reference.box_iou(a, a))
-    assert ((iou >= 0) & (iou <= 1)).all()
+    check(a, a)
 
 
 def test_mixed_dtypes():
@@ -99,8 +124,11 @@ def test_layouts():
 
 def test_symmetric_and_one_for_itself():
     a, b = cases.boxes(200), cases.boxes(100)
-    assert torch.equal(ssd_ops.box_iou(a, b), ssd_ops.box_iou(b, a).T)
-    assert (ssd_ops.box_iou(a, a).diagonal() == 1).all()
+    for metric in ("iou", "ios"):
+        pairs = ssd_ops.box_iou(a, b, metric=metric)
+        assert torch.equal(pairs, ssd_ops.box_iou(b, a, metric=metric).T)
+        assert (ssd_ops.box_iou(a, a, metric=metric).diagonal() == 1).all()
+    assert (ssd_ops.box_iou(a, b, metric="ios") >= ssd_ops.box_iou(a, b)).all()
 
 
 def test_batch_is_loop_of_singles():

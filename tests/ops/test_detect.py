@@ -56,6 +56,13 @@ def test_by_hand():
     torch.testing.assert_close(found.scores[0, :3], scores[[1, 2, 0], [1, 2, 2]])
     torch.testing.assert_close(found.boxes[0, 1], torch.tensor([0.6, 0.6, 1.0, 0.9]))
     assert found.counts.tolist() == [3]
+    # Class 1 has boxes 2 and 0; half of box 2 lies in box 0 once it is moved there, a fifth of their union.
+    anchors[2] = torch.tensor([0.4, 0.2, 0.6, 0.4])
+    for metric, indices in (("iou", [1, 2, 0]), ("ios", [1, 2])):
+        found = ssd_ops.detect(
+            logits, torch.zeros(1, 12), anchors, score_threshold=0.2, metric=metric
+        )
+        assert found.indices[0, : found.counts[0]].tolist() == indices
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -69,6 +76,7 @@ def test_equals_reference(same_exp, dtype, activation):
             {"score_threshold": 0.6, "variances": (1, 1, 1, 1)},
             {"score_threshold": 0.999999, "topk": -1},
             {"score_threshold": 1.0},
+            {"metric": "ios", "iou_threshold": 0.6, "score_threshold": 0.0},
         )
     )
     for kind, anchors in itertools.product(cases.KINDS, (1, 17, 63, 64, 65)):

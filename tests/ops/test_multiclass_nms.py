@@ -49,6 +49,9 @@ OPTIONS = (
     {"topk": 30, "max_detections": 1500, "score_threshold": 0.0},  # past the searched list
     {"topk": -1, "max_detections": 1025, "class_agnostic": True, "score_threshold": 0.0},
     {"score_threshold": 1.0},
+    {"metric": "ios"},
+    {"metric": "ios", "class_agnostic": True, "iou_threshold": 0.2, "score_threshold": 0.0},
+    {"metric": "ios", "topk": 30, "max_detections": 1500, "score_threshold": 0.0},
 )
 
 
@@ -63,6 +66,9 @@ def test_by_hand():
     torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.9, 0.7, 0, 0]]))
     assert torch.equal(found.boxes[0, :3], boxes[0, [1, 0, 2]]) and found.boxes[0, 3:].eq(0).all()
     assert found.counts.tolist() == [3]
+    inside = torch.cat((boxes, torch.tensor([[[1.0, 1, 2, 1.5]]])), dim=1), scores[:, [0, 1, 2, 0]] / 2
+    assert ssd_ops.multiclass_nms(*inside).counts.tolist() == [5]
+    assert ssd_ops.multiclass_nms(*inside, metric="ios").counts.tolist() == [3]
     agnostic = ssd_ops.multiclass_nms(boxes, scores, max_detections=5, class_agnostic=True)
     assert agnostic.indices.tolist() == [[1, 2, -1, -1, -1]]
     first = ssd_ops.multiclass_nms(boxes, scores, topk=1, max_detections=2)
@@ -93,7 +99,12 @@ def test_many_candidates():
         torch.randint(1, 4, (1, 3000, 2)) / 4,
         torch.rand(1, 3000, 2) ** 30 * 3e38,
     ):
-        for options in ({}, {"max_detections": 1000, "topk": 900}, {"class_agnostic": True}):
+        for options in (
+            {},
+            {"max_detections": 1000, "topk": 900},
+            {"class_agnostic": True},
+            {"metric": "ios"},
+        ):
             options = {"score_threshold": 0.0, "iou_threshold": 0.2, **options}
             compare(boxes, scores, **options)
 

@@ -27,7 +27,7 @@ def nms_padded_inputs(images, size, dtype):
     return cases.boxes(images, size, dtype=dtype), torch.rand(images, size).to(dtype), 0.5
 
 
-def fast_nms(boxes, scores, iou_threshold):
+def fast_nms(boxes, scores, iou_threshold, metric="iou"):
     """`reference.nms` in NumPy, with the boxes kept so far in arrays: for sets of thousands."""
     order = scores.sort(descending=True, stable=True).indices
     order = order[~scores[order].isnan()]
@@ -42,19 +42,23 @@ def fast_nms(boxes, scores, iou_threshold):
             w = np.minimum(a[2], x2[i]) - np.maximum(a[0], x1[i])
             h = np.minimum(a[3], y2[i]) - np.maximum(a[1], y1[i])
             inter = w * h
-            iou = inter / ((a[4] + areas[i]) - inter)
-            over = (w > 0) & (h > 0) & (inter > 0) & (iou.astype(np.float64) > iou_threshold)
+            base = np.minimum(a[4], areas[i]) if metric == "ios" else (a[4] + areas[i]) - inter
+            overlap = np.where(np.isfinite(a[4] + areas[i]), inter / base, 0)
+            over = (w > 0) & (h > 0) & (inter > 0) & (overlap.astype(np.float64) > iou_threshold)
             if not over.any():
                 kept[:, len(indices)] = x1[i], y1[i], x2[i], y2[i], areas[i]
                 indices.append(index)
     return torch.tensor(indices, dtype=torch.int64)
 
 
-def compare(boxes, scores, threshold):
-    got = ssd_ops.nms(boxes, scores, threshold)
-    assert got.dtype == torch.int64
-    expected = (reference.nms if len(boxes) <= 128 else fast_nms)(boxes, scores, threshold)
-    assert torch.equal(got, expected)
+def compare(boxes, scores, threshold, metrics=("iou", "ios")):
+    for metric in metrics:
+        got = ssd_ops.nms(boxes, scores, threshold, metric=metric)
+        assert got.dtype == torch.int64
+        expected = (reference.nms if len(boxes) <= 128 else fast_nms)(
+            boxes, scores, threshold, metric=metric
+        )
+        assert torch.equal(got, expected), metric
 
 
 def test_fast_nms_is_the_reference():
@@ -62,6 +66,7 @@ def test_fast_nms_is_the_reference():
         for count, threshold in ((1, 0.5), (60, 0.0), (100, 0.3), (200, 0.7)):
             inputs = cases.boxes(count, kind=kind), cases.scores(count, kind=kind), threshold
             assert torch.equal(fast_nms(*inputs), reference.nms(*inputs))
+            assert torch.equal(fast_nms(*inputs, "ios"), reference.nms(*inputs, metric="ios"))
 
 
 def test_by_hand():
@@ -72,6 +77,43 @@ def test_by_hand():
     assert ssd_ops.nms(boxes, scores, 0.3).tolist() == [1]
     # A dropped box drops nothing: 0 takes 1 away, and so 2 stays.
     assert ssd_ops.nms(boxes, torch.tensor([0.9, 0.7, 0.5]), 0.3).tolist() == [0, 2]
+
+
+def test_intersection_over_the_smaller_area_by_hand():
+    # 1 lies in 0, half of 2 does, a quarter of 3. Their IoU with 0 is 1/64 at most.
+    boxes = torch.tensor([[0.0, 0, 8, 8], [1, 1, 2, 2], [7.5, 3, 8.5, 4], [7.5, 7.5, 8.5, 8.5]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    for threshold, kept in ((0.5, [0, 2, 3]), (0.49, [0, 3]), (0.24, [0]), (1.0, [0, 1, 2, 3])):
+        assert ssd_ops.nms(boxes, scores, threshold, metric="ios").tolist() == kept
+        assert ssd_ops.nms(boxes, scores, threshold).tolist() == [0, 1, 2, 3]
+    # The smaller box drops the larger one just as well, and what only the larger one overlaps stays.
+    assert ssd_ops.nms(boxes, scores.flip(0), 0.49, metric="ios").tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-6, 1e-12])
+def test_small_boxes_in_large_ones(spread):
+    """By IoS any size meets any other. Sizes lie close to each other, or at both ends of the range."""
+    sizes = torch.where(torch.rand(1500, 1) < 0.5, spread, 1) * (0.2 + 0.8 * torch.rand(1500, 2))
+    for size in (sizes, spread ** torch.rand(1500, 1) * sizes.sign(), spread * sizes.sign()):
+        center = torch.rand(1500, 2, dtype=torch.float64)
+        boxes = torch.cat((center - size / 2, center + size / 2), dim=1)
+        scores = torch.rand(1500)
+        for threshold in (0.0, 0.5, 0.9):
+            compare(boxes, scores, threshold, ["ios"])
+            # The small ones last, and first: then nothing but the grid keeps them from being compared.
+            compare(boxes, size.prod(dim=1).float(), threshold, ["ios"])
+            compare(boxes, -size.prod(dim=1).float(), threshold, ["ios"])
+
+
+def test_boxes_that_touch_the_cells_of_others_at_their_very_border():
+    """Overlaps of one digit in the last place, far from the origin, for IoS with a threshold of 0."""
+    for dtype, offset in ((torch.float32, 4096.0), (torch.float64, 2.0**40)):
+        ulp = torch.finfo(dtype).eps * offset
+        left = offset + 64 * ulp * torch.arange(1500, dtype=dtype)
+        width = ulp * torch.randint(60, 68, (1500,)).to(dtype)
+        zero = torch.zeros_like(left)
+        boxes = torch.stack((left, zero, left + width, zero + 1), dim=1)
+        compare(boxes, torch.rand(1500), 0.0)
 
 
 def test_identical_boxes_and_equal_scores():
@@ -105,6 +147,11 @@ def test_float32_iou_is_compared_with_the_threshold_itself():
     boxes, scores = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2]]), torch.tensor([1.0, 0.5])
     for threshold in (1 / 3, 0.3333333432674408, 0.3333333432674407):
         compare(boxes, scores, threshold)
+    thin = torch.tensor([[0.0, 0, 3, 2], [2, 0, 5, 2]])
+    for threshold in (1 / 3, 0.3333333432674408, 0.3333333432674407):
+        compare(thin, scores, threshold, ["ios"])
+    assert ssd_ops.nms(thin, scores, 1 / 3, metric="ios").tolist() == [0]
+    assert ssd_ops.nms(thin, scores, 0.3333333432674408, metric="ios").tolist() == [0, 1]
     assert ssd_ops.nms(boxes, scores, 1 / 3).tolist() == [0]
     assert ssd_ops.nms(boxes, scores, 0.3333333432674408).tolist() == [0, 1]
     assert ssd_ops.nms(boxes.double(), scores, 1 / 3).tolist() == [0, 1]
@@ -319,11 +366,17 @@ def test_threads_and_runs_agree(threads):
 def test_padded_is_nms_of_each_image(images, count):
     boxes = cases.boxes(images, count, kind="odd")
     scores = cases.scores(images, count, kind="odd")
-    indices, counts = ssd_ops.nms_padded(boxes, scores, 0.4)
+    for metric in ("iou", "ios"):
+        check_padded(boxes, scores, metric)
+
+
+def check_padded(boxes, scores, metric):
+    images, count = scores.shape
+    indices, counts = ssd_ops.nms_padded(boxes, scores, 0.4, metric=metric)
     assert indices.shape == (images, count) and counts.shape == (images,)
     assert indices.dtype == counts.dtype == torch.int64
     for image in range(images):
-        kept = fast_nms(boxes[image], scores[image], 0.4)
+        kept = fast_nms(boxes[image], scores[image], 0.4, metric)
         assert indices[image].tolist() == kept.tolist() + [-1] * (count - len(kept))
         assert counts[image] == len(kept)
 
@@ -332,10 +385,10 @@ def test_padded_equals_reference():
     for kind in cases.KINDS:
         for dtype in (torch.float32, torch.float64):
             args = cases.boxes(3, 50, kind=kind, dtype=dtype), cases.scores(3, 50, dtype=dtype), 0.3
-            for got, expected in zip(
-                ssd_ops.nms_padded(*args), reference.nms_padded(*args), strict=True
-            ):
-                assert torch.equal(got, expected)
+            for metric in ("iou", "ios"):
+                got = ssd_ops.nms_padded(*args, metric=metric)
+                expected = reference.nms_padded(*args, metric=metric)
+                assert all(map(torch.equal, got, expected))
 
 
 def test_padded_of_one_image():

@@ -26,6 +26,12 @@ for dtype in (torch.float32, torch.float64):
         *ssd_ops.multibox_target(boxes, labels),
         ssd_ops.multibox_detection(probs, offsets.flatten(1), boxes),
         *(ssd_ops.nms(boxes, probs[0, 0], threshold) for threshold in (0.0, 0.3, 0.7)),
+        ssd_ops.box_iou(boxes[:200], boxes, metric="ios"),
+        *ssd_ops.multiclass_nms(boxes.expand(2, -1, 4), probs.mT, metric="ios"),
+        *(
+            ssd_ops.nms_groups(boxes, probs[0, 0], threshold, metric=metric)
+            for threshold in (0.0, 0.3, 0.7) for metric in ("iou", "ios")
+        ),
     ]
     for result in results:
         digest.update(result.numpy().tobytes())

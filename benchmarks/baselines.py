@@ -405,6 +405,42 @@ def eager_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[_eager_keep(boxes[order], iou_threshold)]
 
 
+def loop_nms_groups(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, *, metric: str = "iou"
+) -> Tensor:
+    """Takes the best box with all that it overlaps, then the best of those that are left, and so on."""
+    order = scores.argsort(descending=True, stable=True)
+    groups = torch.full_like(order, -1)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    while len(order):
+        best, order = order[0], order[1:]
+        groups[best] = best
+        others = boxes[order]
+        sides = torch.minimum(others[:, 2:], boxes[best, 2:]) - torch.maximum(
+            others[:, :2], boxes[best, :2]
+        )
+        inter = sides.clamp(min=0).prod(dim=1)
+        both = area[order] + area[best]
+        base = torch.minimum(area[order], area[best]) if metric == "ios" else both - inter
+        over = inter / base > iou_threshold
+        groups[order[over]] = best
+        order = order[~over]
+    return groups
+
+
+def loop_merge_boxes(boxes: Tensor, scores: Tensor, groups: Tensor, *, how: str) -> Tensor:
+    """Group by group, each in the row of its kept box."""
+    merged = torch.zeros_like(boxes)
+    for kept in groups.unique().tolist():
+        members = groups == kept
+        rows, weights = boxes[members], scores[members, None]
+        if how == "union":
+            merged[kept] = torch.cat((rows.amin(dim=0)[:2], rows.amax(dim=0)[2:]))
+        else:
+            merged[kept] = (rows * weights).sum(dim=0) / weights.sum()
+    return merged
+
+
 def loop_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Class by class, as torchvision does with many boxes, and each class by blocks."""
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)

@@ -277,6 +277,14 @@ def padded(images: int, count: int, kind: str) -> Shape:
     return shape(ssd_ops.nms_padded, (boxes, distinct_scores(images, count), 0.5), others)
 
 
+def groups_of(boxes: Tensor, metric: str) -> Shape:
+    ours, loop = (
+        partial(f, metric=metric) for f in (ssd_ops.nms_groups, baselines.loop_nms_groups)
+    )
+    others = {"loop": Rival(loop, torch.equal)} if len(boxes) <= 10_000 else {}
+    return shape(ours, (boxes, distinct_scores(len(boxes)), 0.5), others)
+
+
 def box_iou(count: int) -> Shape:
     others = {
         "torchvision": Rival(baselines.torchvision_box_iou, baselines.close),
@@ -388,6 +396,11 @@ def all_shapes(tiny: bool = False) -> dict[str, Callable[[], Shape]]:
         "batched_nms 100,000, 80 classes, clustered",
         lambda: batched(pixel_boxes(n(100_000), "clustered"), ids(n, c, 80, 100_000)),
     )
+    for count, metric in ((10_000, "iou"), (70_000, "iou"), (70_000, "ios")):
+        add(
+            f"nms_groups {count:,} clustered, {metric}",
+            lambda k=count, metric=metric: groups_of(pixel_boxes(n(k), "clustered"), metric),
+        )
     add("box_iou 1,000 x 1,000", lambda: box_iou(n(1000)))
     add("encode_boxes B8 A8,732", encode, c(8), tiny)
     add("decode_boxes B8 A8,732", decode, c(8), tiny)

@@ -97,7 +97,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy", *, metric: str = 
             ) from None
         boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
         boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
-    return torch.ops.ssd_ops.box_iou(boxes1, boxes2, as_choice("box_iou", "metric", metric, METRIC))
+    return torch.ops.ssd_ops.box_iou(boxes1, boxes2, as_choice(op, "metric", metric, METRIC))
 
 
 @torch.library.register_fake("ssd_ops::box_iou")

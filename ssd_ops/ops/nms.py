@@ -244,7 +244,7 @@ class MergedBoxes(NamedTuple):
     boxes: Tensor  # [..., N, 4] xyxy
     scores: Tensor  # [..., N], the highest score of the group: that of the kept box
     mean_scores: Tensor  # [..., N], the mean score of the group
-    values: Tensor | None  # [..., N, D]
+    values: Tensor  # [..., N, D]; D is 0 if none were given
     counts: Tensor  # [..., N] int64, number of boxes of the group
 
 
@@ -337,7 +337,7 @@ def merge_boxes(
         merged[..., :4],
         torch.where(counts > 0, weights[..., 0], 0),
         torch.where(counts > 0, mean, 0),
-        None if values is None else merged[..., 4:],
+        merged[..., 4:],
         counts,
     )
 

@@ -75,6 +75,21 @@ def test_batched_nms(tmp_path):
         assert torch.equal(run(boxes, scores, idxs)[0], expected)
 
 
+@pytest.mark.parametrize("op", ["nms", "batched_nms", "detect"])
+def test_only_iou(op, tmp_path):
+    """ONNX has no NMS by IoS: the export fails, and its causes say why."""
+    args = (torch.rand(2, 9, 3), torch.rand(2, 9, 4), cases.boxes(9)) if op == "detect" else None
+    args = args or (cases.boxes(9), torch.rand(9), torch.zeros(9).long())[: 3 if "_" in op else 2]
+    options = {"metric": "ios"} if op == "detect" else {"metric": "ios", "iou_threshold": 0.5}
+    dynamic = tuple({} for _ in args)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        exported(getattr(ssd_ops, op), args, dynamic, tmp_path / "x.onnx", **options)
+    errors = [caught.value]
+    while errors[-1].__cause__ is not None:
+        errors.append(errors[-1].__cause__)
+    assert f"{op}: metric must be 'iou' for ONNX" in str(errors[-1])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -740,8 +740,16 @@ RAW = [
         (f(2, 6, 3), f(2, 24), BOXES, 1, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 2),
         "metric must be 0",
     ),
-    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False, 0), "topk must be 1 or more"),
-    ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False, 0), "max_detections must be"),
+    (
+        "multiclass_nms",
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False, 0),
+        "topk must be 1 or more",
+    ),
+    (
+        "multiclass_nms",
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False, 0),
+        "max_detections must be",
+    ),
     (
         "detect",
         (f(2, 6, 3), f(2, 24), BOXES, 3, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 0),

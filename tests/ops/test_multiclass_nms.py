@@ -66,7 +66,10 @@ def test_by_hand():
     torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.9, 0.7, 0, 0]]))
     assert torch.equal(found.boxes[0, :3], boxes[0, [1, 0, 2]]) and found.boxes[0, 3:].eq(0).all()
     assert found.counts.tolist() == [3]
-    inside = torch.cat((boxes, torch.tensor([[[1.0, 1, 2, 1.5]]])), dim=1), scores[:, [0, 1, 2, 0]] / 2
+    inside = (
+        torch.cat((boxes, torch.tensor([[[1.0, 1, 2, 1.5]]])), dim=1),
+        scores[:, [0, 1, 2, 0]] / 2,
+    )
     assert ssd_ops.multiclass_nms(*inside).counts.tolist() == [5]
     assert ssd_ops.multiclass_nms(*inside, metric="ios").counts.tolist() == [3]
     agnostic = ssd_ops.multiclass_nms(boxes, scores, max_detections=5, class_agnostic=True)

@@ -291,7 +291,11 @@ def test_at_least_the_threshold():
         ((torch.zeros(6, 5), torch.zeros(6), 0.5), RuntimeError, r"boxes must be \[\.\.\., N, 4\]"),
         ((torch.zeros(4), torch.zeros(()), 0.5), RuntimeError, r"boxes must be \[\.\.\., N, 4\]"),
         ((torch.zeros(6, 4), torch.zeros(5), 0.5), RuntimeError, r"scores must be .* got \[5\]"),
-        ((torch.zeros(2, 6, 4), torch.zeros(6), 0.5), RuntimeError, r"scores must be .*, got \[6\]"),
+        (
+            (torch.zeros(2, 6, 4), torch.zeros(6), 0.5),
+            RuntimeError,
+            r"scores must be .*, got \[6\]",
+        ),
         ((torch.zeros(6, 4), torch.zeros(6).long(), 0.5), RuntimeError, "scores must be float"),
         ((torch.zeros(6, 4), torch.zeros(6), 1.5), ValueError, "iou_threshold must be in"),
         ((torch.zeros(6, 4), torch.zeros(6), nan), ValueError, "iou_threshold must be in"),

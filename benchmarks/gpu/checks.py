@@ -73,11 +73,18 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
         "nms": (rows[0], scores[0], threshold),
         "batched_nms": (rows[0], scores[0], torch.randint(0, 3, (anchors,)), threshold),
         "nms_padded": (rows, scores, threshold),
+        "nms_groups": (rows, scores, threshold),
         "multiclass_nms": (rows, scores[..., None].repeat(1, 1, classes)),
         "multibox_detection": (probs, offsets, boxes, threshold),
         "detect": (logits, offsets, boxes),
     }
+    metric = {"metric": choose("iou", "ios")}
     options = {
+        "box_iou": metric,
+        "nms": metric,
+        "batched_nms": metric,
+        "nms_padded": metric,
+        "nms_groups": metric,
         "grid_anchors": {"image_size": choose(None, (0.7, 1.3)), "clip": choose(True, False)},
         "assign_anchors": {
             "force_match": choose("bipartite", "argmax", "low_quality", "none"),
@@ -91,6 +98,7 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
             "topk": choose(-1, pick(1, 300)),
             "max_detections": pick(1, 200),
             "class_agnostic": choose(True, False),
+            **metric,
         },
         "multibox_detection": {
             "semantics": choose("d2l", "mxnet"),
@@ -102,6 +110,7 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
             "activation": choose("softmax", "sigmoid", "none"),
             "topk": choose(-1, pick(1, 300)),
             "class_agnostic": choose(True, False),
+            **metric,
         },
     }
     return {

@@ -128,11 +128,16 @@ SSD_HOST_DEVICE T base_area(Metric metric, T inter, T area_a, T area_b) {
 // The overlap of two boxes, in 0..1. It is 0, never NaN, where the boxes do not overlap, a corner is
 // NaN, or the areas add up to infinity: the quotient is 0 or NaN in the last two, and NaN compares false.
 template <typename T>
-SSD_HOST_DEVICE T overlap(Metric metric, T inter, T area_a, T area_b) {
+SSD_HOST_DEVICE T overlap(T inter, T base) {
   const T zero{};
-  const T quotient = inter / base_area(metric, inter, area_a, area_b);
+  const T quotient = inter / base;
   const T if_number = quotient >= zero ? quotient : zero;
   return inter > zero ? if_number : zero;
+}
+
+template <typename T>
+SSD_HOST_DEVICE T overlap(Metric metric, T inter, T area_a, T area_b) {
+  return overlap(inter, base_area(metric, inter, area_a, area_b));
 }
 
 template <typename T>

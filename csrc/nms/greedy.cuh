@@ -40,9 +40,8 @@ template <typename T>
 __device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, OverlapLimit<T> limit) {
   const T inter = intersection(kept, box);
   if (!(inter > T(0))) return false;
-  const T kept_area = area(kept), base = base_area(limit.metric, inter, kept_area, box_area);
-  return inter >= quick_threshold(limit.threshold) * base &&
-         overlap(limit.metric, inter, kept_area, box_area) > limit.threshold;
+  const T base = base_area(limit.metric, inter, area(kept), box_area);
+  return inter >= quick_threshold(limit.threshold) * base && overlap(inter, base) > limit.threshold;
 }
 
 // Boxes of a tile, a bit each: those that are kept, and those that nothing can be said of yet.

@@ -297,8 +297,8 @@ def test_at_least_the_threshold():
             r"scores must be .*, got \[6\]",
         ),
         ((torch.zeros(6, 4), torch.zeros(6).long(), 0.5), RuntimeError, "scores must be float"),
-        ((torch.zeros(6, 4), torch.zeros(6), 1.5), ValueError, "iou_threshold must be in"),
-        ((torch.zeros(6, 4), torch.zeros(6), nan), ValueError, "iou_threshold must be in"),
+        ((torch.zeros(6, 4), torch.zeros(6), -1.5), ValueError, "iou_threshold must be 0 or more"),
+        ((torch.zeros(6, 4), torch.zeros(6), nan), ValueError, "iou_threshold must be 0 or more"),
         ((torch.zeros(6, 4), torch.zeros(6), 0.5, "min"), ValueError, "metric must be 'iou' or"),
         ((torch.zeros(6, 4), torch.zeros(6), 0.5, "iou", [0]), TypeError, "idxs must be a tensor"),
         (

@@ -152,35 +152,43 @@ class GreedyGroups {
     return limit_.metric == Metric::kIos || limit_.threshold >= static_cast<T>(kMinPruned);
   }
 
-  // IoU needs one grid. IoS needs one for each power of two of the longer side; where few boxes have it, they
-  // share that of the next longer ones, so that two neighbouring levels have more than kBoxesPerCell together.
+  // IoU needs one grid; IoS one for each size.
   void make_levels() {
-    constexpr size_t kExponents = 2048;  // of a double
-    size_t counts[kExponents] = {};
-    level_of_.clear();
-    for (const Box<T>& box : boxes_) {
-      const bool by_size = limit_.metric == Metric::kIos;
-      const uint64_t exponent = by_size ? bit_cast<uint64_t>(std::max(width(box), height(box))) >> 52 : 0;
-      level_of_.push_back(can_overlap(box, area(box)) ? static_cast<int32_t>(exponent) : -1);
-      if (level_of_.back() >= 0) ++counts[exponent];
+    level_of_.assign(boxes_.size(), 0);
+    const bool by_size = limit_.metric == Metric::kIos && boxes_.size() > kBoxesPerCell;
+    levels_.assign(by_size ? level_by_size() : 1, {});
+    for (size_t position = 0; position < boxes_.size(); ++position) {
+      const Box<T> box = boxes_[position];
+      if (can_overlap(box, area(box)))
+        levels_[static_cast<size_t>(level_of_[position])].add(box);
+      else
+        level_of_[position] = -1;
     }
-    int32_t levels[kExponents] = {};
-    levels_.clear();
+  }
+
+  // A level for each power of two of the longer side. Where few boxes have it, they share that of the next
+  // longer ones: two neighbouring levels have more than kBoxesPerCell together, so that looking at all levels
+  // costs little. Returns how many they are.
+  size_t level_by_size() {
+    constexpr uint64_t kExponents = 2048;  // of a double
+    const auto exponent = [](Box<T> box) {
+      return bit_cast<uint64_t>(std::max(width(box), height(box))) >> 52 & (kExponents - 1);
+    };
+    size_t counts[kExponents] = {};
+    for (const Box<T>& box : boxes_) ++counts[exponent(box)];
+    int32_t levels[kExponents], level = 0;
     size_t in_level = 0;
-    for (size_t exponent = 0; exponent < kExponents; ++exponent) {
-      if (levels_.empty() || in_level + counts[exponent] > kBoxesPerCell) {
-        levels_.emplace_back();
+    for (size_t e = 0; e < kExponents; ++e) {
+      if (in_level > 0 && in_level + counts[e] > kBoxesPerCell) {
+        ++level;
         in_level = 0;
       }
-      in_level += counts[exponent];
-      levels[exponent] = static_cast<int32_t>(levels_.size()) - 1;
+      in_level += counts[e];
+      levels[e] = level;
     }
-    for (size_t position = 0; position < boxes_.size(); ++position) {
-      int32_t& level = level_of_[position];
-      if (level < 0) continue;
-      level = levels[level];
-      levels_[static_cast<size_t>(level)].add(boxes_[position]);
-    }
+    for (size_t position = 0; position < boxes_.size(); ++position)
+      level_of_[position] = levels[exponent(boxes_[position])];
+    return static_cast<size_t>(level) + 1;
   }
 
   // A cell's room is the number of boxes whose center lies in it.

@@ -43,11 +43,11 @@ def calls() -> dict[str, tuple[str, tuple]]:
         "decode_boxes B8 A5444": ("decode_boxes", (heads[1], anchors, variances, False)),
         "multibox_target B32 A5444 G8": (
             "multibox_target",
-            (anchors, labels, None, 0.5, variances, -1.0, 0.5, 0, -1, 0),
+            (anchors, labels, None, 0.5, variances, -1.0, 0.5, 0, -1, 0, None, 0.5),
         ),
         "assign_anchors B32 A5444 G8": (
             "assign_anchors",
-            (anchors, labels[..., 1:].contiguous(), None, 0.5, 0.5, 1),
+            (anchors, labels[..., 1:].contiguous(), None, 0.5, 0.5, 1, None, 0.5),
         ),
         "hard_negative_mining B32 A5444": ("hard_negative_mining", (few, one, 3.0, 0)),
         "nms_padded 1,000": ("nms_padded", (boxes[:, :1000], scores[:, :1000], 0.5)),

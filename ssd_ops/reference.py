@@ -170,6 +170,8 @@ def assign_anchors(
     iou_threshold=0.5,
     background_threshold=None,
     force_match="bipartite",
+    ignore_boxes=None,
+    ignore_threshold=0.5,
 ):
     """The gt of each anchor, and the IoU of the two; see `ssd_ops.assign_anchors`."""
     if not isinstance(gt_boxes, Tensor):
@@ -184,9 +186,7 @@ def assign_anchors(
             boxes[: max(count, 0)]
             for boxes, count in zip(gt_boxes, gt_counts.tolist(), strict=True)
         ]
-    real = (
-        _real(anchors, *images) if isinstance(gt_boxes, list | tuple) else _real(anchors, gt_boxes)
-    )
+    real = _real(anchors, *_tensors(gt_boxes), *_tensors(ignore_boxes))
     anchors = anchors.reshape(-1, 4).to(real)
     high = _round(iou_threshold, real)
     low = high if background_threshold is None else _round(background_threshold, real)
@@ -198,7 +198,26 @@ def assign_anchors(
             gt, iou = _assign(anchors, boxes[rows].to(real), high, low, force_match)
             matched_idxs[image] = torch.where(gt >= 0, rows[gt.clamp(min=0)], gt)
             matched_ious[image] = iou
+        if ignore_boxes is not None:
+            ignored = _ignored(anchors, ignore_boxes[image].to(real), ignore_threshold)
+            matched_idxs[image, ignored & (matched_idxs[image] < 0)] = -2
     return matched_idxs.to(anchors.device), matched_ious.to(anchors.device)
+
+
+def _tensors(value) -> list[Tensor]:
+    """Of an optional argument that is a tensor or a list of them."""
+    return [value] if isinstance(value, Tensor) else list(value or ())
+
+
+def _ignored(anchors: Tensor, regions: Tensor, threshold: float) -> Tensor:
+    """The anchors of one image of which at least `threshold` of the area lies in some region."""
+    regions = regions[_has_extent(regions)]
+    size = torch.minimum(anchors[:, None, 2:], regions[:, 2:])
+    size = size - torch.maximum(anchors[:, None, :2], regions[:, :2])
+    overlap = torch.where((size > 0).all(2), size.prod(2), 0)
+    area = (anchors[:, 2:] - anchors[:, :2]).prod(1)
+    inside = (overlap > 0) & (overlap / area[:, None] >= _round(threshold, anchors.dtype))
+    return inside.any(1) & _has_extent(anchors)
 
 
 def _assign(anchors, gt_boxes, high: float, low: float, force_match: str) -> tuple[Tensor, Tensor]:
@@ -242,7 +261,7 @@ def softmax(logits: Tensor, dim: int) -> Tensor:
 
 def _mine(matched, best_iou, background, ratio, threshold: float, least: int) -> Tensor:
     """The negatives of one image to train on: those with the lowest probability of background."""
-    candidates = ((matched < 0) & (best_iou < threshold)).nonzero().flatten()
+    candidates = ((matched == -1) & (best_iou < threshold)).nonzero().flatten()
     positives = int((matched >= 0).sum())
     by_ratio = float(torch.tensor(float(positives)) * torch.tensor(ratio, dtype=torch.float32))
     wanted = max(math.floor(min(by_ratio, float(len(matched)))), least)
@@ -263,11 +282,13 @@ def multibox_target(
     min_negatives=0,
     ignore_label=-1,
     semantics="d2l",
+    ignore_boxes=None,
+    ignore_threshold=0.5,
 ):
     """Offsets, masks and class labels of every anchor; see `ssd_ops.multibox_target`."""
-    real = _real(anchors, labels, *(() if cls_preds is None else (cls_preds,)))
-    device = labels.device
-    anchors, labels = anchors.reshape(-1, 4).to(real).cpu(), labels.to(real).cpu()
+    real = _real(anchors, *_tensors(labels), *_tensors(cls_preds), *_tensors(ignore_boxes))
+    device = anchors.device
+    anchors, labels = anchors.reshape(-1, 4).to(real).cpu(), [x.to(real).cpu() for x in labels]
     num_images, num_anchors = len(labels), len(anchors)
     threshold = _round(iou_threshold, real)
     offsets = torch.zeros((num_images, num_anchors, 4), dtype=real)
@@ -286,6 +307,9 @@ def multibox_target(
             else:
                 force = "bipartite" if semantics == "d2l" else "argmax"
                 matched, _ = _assign(anchors, rows[:, 1:], threshold, threshold, force)
+        if ignore_boxes is not None:
+            ignored = _ignored(anchors, ignore_boxes[image].to(real).cpu(), ignore_threshold)
+            matched[ignored & (matched < 0)] = -2
         if negative_mining_ratio is not None:
             background = softmax(cls_preds[image].to(real), 0)[0].cpu()
             limit = _round(negative_mining_threshold, real)
@@ -300,6 +324,7 @@ def multibox_target(
             ] = 0
         elif semantics == "mxnet" and len(rows) == 0:
             cls_labels[image] = ignore_label
+        cls_labels[image, matched == -2] = ignore_label
         positive = matched >= 0
         gt = rows[matched[positive]]
         eps = D2L_EPS if semantics == "d2l" else 0.0

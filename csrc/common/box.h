@@ -160,6 +160,14 @@ SSD_HOST_DEVICE T iou(Box<T> a, Box<T> b) {
   return iou(a, area(a), b, area(b));
 }
 
+// Whether a box overlaps a region, and at least `share` of its own area lies there. Both have extent, so no
+// corner is NaN. False where both areas are infinite: the quotient is NaN. No rounding makes it more than 1.
+template <typename T>
+SSD_HOST_DEVICE bool lies_in(Box<T> box, T box_area, Box<T> region, T share) {
+  const T inter = intersection(box, region);
+  return (inter > T(0)) & (inter / box_area >= share);
+}
+
 // Center-size offsets of a box to an anchor (SSD, arXiv:1512.02325, eq. 2). `eps` is added inside the
 // logarithm: 1e-6 in "Dive into Deep Learning", 0 elsewhere.
 template <typename T>

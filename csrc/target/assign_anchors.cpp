@@ -42,8 +42,11 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors,            
                                               const Tensor& gt_boxes,           // [B, G, 4] or [N, 4]
                                               std::optional<Tensor> gt_counts,  // [B] or [B + 1] int64
                                               double iou_threshold, double background_threshold,
-                                              int64_t force_match) {
-  check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match);
+                                              int64_t force_match,
+                                              std::optional<Tensor> ignore_boxes,  // [B, K, 4]
+                                              double ignore_threshold) {
+  check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match,
+                       ignore_boxes, ignore_threshold);
   if (gt_counts) gt_counts = torch::stable::contiguous(*gt_counts);
   const GtLayout layout = gt_layout(gt_boxes, gt_counts);
   const int64_t num_anchors = anchors.numel() / 4;
@@ -57,6 +60,7 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors,            
                                   static_cast<Force>(force_match)};
         const AnchorBlocks<T> blocks = lay_out_anchors<T>(anchors);
         const Reader<T> reader(gt_boxes);
+        const IgnoredRegions<T> regions(ignore_boxes, ignore_threshold);
         int64_t* idx_data = data<int64_t>(idxs);
         T* iou_data = data<T>(ious);
         torch::stable::parallel_for(0, layout.num_images, 1, [&](int64_t begin, int64_t end) {
@@ -69,20 +73,22 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors,            
             const int64_t count = range.end - range.begin;
             gts.read(reader.read(4 * range.begin, 4 * count, buffer), count);
             matcher.match(gts.boxes, rules, matched);
+            matcher.ignore(regions, image, matched);
             write_matches(blocks, gts, matcher, matched, idx_data + image * num_anchors,
                           iou_data + image * num_anchors);
           }
         });
         return ious;
       },
-      anchors, gt_boxes);
+      anchors, gt_boxes, ignore_boxes);
   return {idxs, ious};
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "assign_anchors(Tensor anchors, Tensor gt_boxes, Tensor? gt_counts, float iou_threshold, "
-      "float background_threshold, int force_match) -> (Tensor, Tensor)");
+      "float background_threshold, int force_match, Tensor? ignore_boxes, float ignore_threshold) "
+      "-> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("assign_anchors", TORCH_BOX(&assign_anchors_cpu));

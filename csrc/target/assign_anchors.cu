@@ -11,8 +11,11 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
                                                const Tensor& gt_boxes,           // [B, G, 4] or [N, 4]
                                                std::optional<Tensor> gt_counts,  // [B] or [B + 1] int64
                                                double iou_threshold, double background_threshold,
-                                               int64_t force_match) {
-  check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match);
+                                               int64_t force_match,
+                                               std::optional<Tensor> ignore_boxes,  // [B, K, 4]
+                                               double ignore_threshold) {
+  check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match,
+                       ignore_boxes, ignore_threshold);
   if (gt_counts) gt_counts = torch::stable::contiguous(*gt_counts);
   const GtLayout layout = gt_layout(gt_boxes, gt_counts);
   const int64_t num_anchors = anchors.numel() / 4;
@@ -35,9 +38,10 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
         problem.matched_ious = data<T>(ious);
         launcher.with_scratch(
             [&] { launch_matching(launcher, problem, layout.num_images, layout.num_rows); });
+        launch_ignoring(launcher, problem, layout.num_images, ignore_boxes, ignore_threshold);
         return ious;
       },
-      anchors, gt_boxes);
+      anchors, gt_boxes, ignore_boxes);
   return {matched_idxs, matched_ious};
 }
 

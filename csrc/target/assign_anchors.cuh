@@ -35,6 +35,8 @@ struct AssignProblem {
     matched_idxs[at] = matched == kNoGts ? kBackground : matched;
     matched_ious[at] = iou;
   }
+  __device__ bool is_matched(int64_t at) const { return matched_idxs[at] >= 0; }
+  __device__ void ignore(int64_t at) const { matched_idxs[at] = kBetween; }
 };
 
 }  // namespace ssd_ops

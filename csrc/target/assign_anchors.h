@@ -3,13 +3,14 @@
 //   anchors [A, 4] or [1, A, 4] xyxy
 //   gt_boxes [B, G, 4] xyxy with gt_counts [B] int64, or all G of each image where there are none; or
 //   gt_boxes [N, 4] of all images with gt_counts [B + 1] int64, the row where each image begins, and N
-//   -> matched_idxs [B, A] int64 (row of the image; -1 background, -2 between the thresholds),
+//   ignore_boxes [B, K, 4] xyxy, or none (target/ignored.h)
+//   -> matched_idxs [B, A] int64 (row of the image; -1 background, -2 between the thresholds or ignored),
 //      matched_ious [B, A] of the arithmetic's dtype
 //
 // Counts and offsets are not read on the host: they are cut to 0..G, and to 0..N and at least the one before.
 // A ground truth without extent, or with an infinite or NaN corner (common/box.h, `has_extent`), matches
 // nothing. Neither does such an anchor, which is -1 with IoU 0. In an image without a ground truth that can
-// match, every anchor is -1 with IoU 0.
+// match, every anchor is -1 with IoU 0, or -2 with IoU 0 where it is ignored.
 //
 // Otherwise, in this order:
 // 1. An anchor's best ground truth has the highest IoU, the lowest row on ties. With an IoU of at least
@@ -23,6 +24,7 @@
 //                 whatever the IoU: a later one takes an anchor from an earlier one.
 //    low_quality  every anchor whose IoU with some ground truth equals the highest that ground truth has
 //                 with any anchor, and is more than 0, gets its own best ground truth of step 1.
+// 3. An anchor without a match that an ignore box covers is -2.
 //
 // matched_ious is the IoU with the ground truth matched, or with the best one for an anchor without a match.
 #pragma once
@@ -30,6 +32,7 @@
 #include <optional>
 
 #include "common/tensor.h"
+#include "target/ignored.h"
 #include "target/rules.h"
 
 namespace ssd_ops {
@@ -37,7 +40,9 @@ namespace ssd_ops {
 inline void check_assign_anchors(const Tensor& anchors,                   // [A, 4] or [1, A, 4]
                                  const Tensor& gt_boxes,                  // [B, G, 4] or [N, 4]
                                  const std::optional<Tensor>& gt_counts,  // [B] or [B + 1] int64
-                                 double iou_threshold, double background_threshold, int64_t force_match) {
+                                 double iou_threshold, double background_threshold, int64_t force_match,
+                                 const std::optional<Tensor>& ignore_boxes,  // [B, K, 4]
+                                 double ignore_threshold) {
   constexpr const char* op = "assign_anchors";
   check_anchors(op, anchors);
   const bool padded = gt_boxes.dim() == 3;
@@ -64,6 +69,8 @@ inline void check_assign_anchors(const Tensor& anchors,                   // [A,
     fail(op, "background_threshold must be in 0..iou_threshold, got ", background_threshold);
   if (!is_value_of(force_match, Force::kLowQuality))
     fail(op, "force_match must be 0 (none), 1 (bipartite), 2 (argmax) or 3 (low_quality), got ", force_match);
+  check_ignore_boxes(op, ignore_boxes, ignore_threshold, padded ? gt_boxes.size(0) : gt_counts->size(0) - 1,
+                     anchors);
 }
 
 inline GtLayout gt_layout(const Tensor& gt_boxes,                    // [B, G, 4] or [N, 4]

@@ -1,8 +1,9 @@
-// The two launches of a match: matching.cuh, then where matches are forced.
+// The two launches of a match: matching.cuh, then where matches are forced. One more where regions are ignored.
 #pragma once
 
 #include "common/launch.cu.h"
 #include "target/forced_match.cuh"
+#include "target/ignored.cuh"
 #include "target/matching.cuh"
 
 namespace ssd_ops {
@@ -34,6 +35,19 @@ void launch_matching(Launcher& launcher, const Problem& problem, int64_t num_ima
   const int64_t warps = std::max<int64_t>(ceil_div(num_rows, num_images), 1);
   launcher.run(force == Force::kArgmax ? &force_argmax<Problem> : &force_bipartite<Problem>, num_images,
                static_cast<int>(std::min<int64_t>(warps * kWarp, kForceThreads)), problem, plan);
+}
+
+// After the match.
+template <typename Problem>
+void launch_ignoring(const Launcher& launcher, const Problem& problem, int64_t num_images,
+                     const std::optional<Tensor>& ignore_boxes,  // [B, K, 4]
+                     double ignore_threshold) {
+  using T = typename Problem::T;
+  if (!ignore_boxes || ignore_boxes->numel() == 0 || problem.num_anchors == 0) return;
+  const DeviceInput boxes(*ignore_boxes);
+  const int64_t blocks = ceil_div(problem.num_anchors, kIgnoreThreads);
+  launcher.run(&ignore_anchors<Problem>, num_images * blocks, kIgnoreThreads, problem,
+               static_cast<unsigned>(blocks), boxes, ignore_boxes->size(1), static_cast<T>(ignore_threshold));
 }
 
 }  // namespace ssd_ops

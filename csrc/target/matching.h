@@ -18,6 +18,7 @@
 #include "common/box_columns.h"
 #include "common/simd.h"
 #include "common/tensor.h"
+#include "target/ignored.h"
 #include "target/rules.h"
 
 namespace ssd_ops {
@@ -100,6 +101,27 @@ SSD_SIMD(double, match_block,
           Box<double> gt, int64_t gt_index, double* best_iou, int64_t* best_gt, double* ious),
          (x1, y1, x2, y2, areas, gt, gt_index, best_iou, best_gt, ious))
 
+// -2 for those anchors without a match that `region` covers.
+template <typename T>
+SSD_HOST_DEVICE void ignore_block_lanes(const T* __restrict x1,  // [count], and so the others
+                                        const T* __restrict y1, const T* __restrict x2,
+                                        const T* __restrict y2, const T* __restrict areas, int64_t count,
+                                        Box<T> region, T share, int32_t* __restrict matched) {
+  for (int64_t i = 0; i < count; ++i) {
+    const bool covered = lies_in(Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], region, share);
+    matched[i] = covered & (matched[i] < 0) ? -2 : matched[i];
+  }
+}
+
+SSD_SIMD(void, ignore_block,
+         (const float* x1, const float* y1, const float* x2, const float* y2, const float* areas,
+          int64_t count, Box<float> region, float share, int32_t* matched),
+         (x1, y1, x2, y2, areas, count, region, share, matched))
+SSD_SIMD(void, ignore_block,
+         (const double* x1, const double* y1, const double* x2, const double* y2, const double* areas,
+          int64_t count, Box<double> region, double share, int32_t* matched),
+         (x1, y1, x2, y2, areas, count, region, share, matched))
+
 template <typename T>
 class Matcher {
  public:
@@ -135,6 +157,23 @@ class Matcher {
     if (rules.force == Force::kBipartite) force_bipartite(gts, rules.force_above, matched);
     if (rules.force == Force::kArgmax) force_argmax(gts, matched);
     if (rules.force == Force::kLowQuality) force_low_quality(gts, matched);
+  }
+
+  // After match: -2 for every anchor without a match that a region of the image covers.
+  void ignore(const IgnoredRegions<T>& regions, int64_t image, std::vector<int32_t>& matched) {
+    if (!regions.boxes) return;
+    const BoxColumns<T>& b = a_.boxes;
+    const T* rows = regions.boxes->read(4 * image * regions.num_boxes, 4 * regions.num_boxes, region_rows_);
+    for (int64_t k = 0; k < regions.num_boxes; ++k) {
+      const Box<T> region = load_box(rows + 4 * k);
+      if (!has_extent(region)) continue;
+      for (int64_t block = 0; block < a_.blocks; ++block) {
+        if (!overlaps(a_.bounds[block], region)) continue;
+        const int64_t i = block * kBlock, count = std::min(kBlock, a_.count - i);
+        ignore_block(&b.x1[i], &b.y1[i], &b.x2[i], &b.y2[i], &b.areas[i], count, region, regions.threshold,
+                     &matched[i]);
+      }
+    }
   }
 
   // After match: the highest IoU of anchor i with any ground truth, and the ground truth that has it.
@@ -290,7 +329,7 @@ class Matcher {
   std::vector<Index<T>> best_gt_;
   std::vector<uint8_t> touched_;
   std::vector<uint8_t> taken_;
-  std::vector<T> ious_, unused_iou_;
+  std::vector<T> ious_, unused_iou_, region_rows_;
   std::vector<Index<T>> unused_gt_;
   std::vector<Candidate> column_;
   std::vector<std::vector<int64_t>> best_blocks_;

@@ -80,7 +80,7 @@ class NegativeMining {
         continue;
       }
       cls_labels[i] = rules_.ignore_label;
-      if (!(matcher.best_iou(i) < static_cast<T>(rules_.threshold))) continue;
+      if (matched[i] == -2 || !(matcher.best_iou(i) < static_cast<T>(rules_.threshold))) continue;
       keys_.push_back(loss_key(-background_[i]));
       candidates_.push_back(i);
     }
@@ -117,12 +117,20 @@ void write_targets(const AnchorBlocks<T>& anchors, const GroundTruths<T>& gts,
   }
 }
 
+// No threshold leaves an anchor between two here: -2 is one that is ignored.
+inline void write_ignored(const std::vector<int32_t>& matched, int64_t ignore_label,
+                          int64_t* cls_labels) {  // [A]
+  for (size_t i = 0; i < matched.size(); ++i)
+    if (matched[i] == -2) cls_labels[i] = ignore_label;
+}
+
 // Of all images, to outputs that are not empty.
 template <typename T>
 void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4]
                   const Tensor& labels,                    // [B, G, 5]
                   const std::optional<Tensor>& cls_preds,  // [B, C+1, A]
-                  const MatchRules<T>& match, const TargetRules<T>& target, const MiningRules& mining,
+                  const IgnoredRegions<T>& regions, const MatchRules<T>& match, const TargetRules<T>& target,
+                  const MiningRules& mining,
                   T* offsets,             // [B, A, 4]
                   T* masks,               // [B, A, 4]
                   int64_t* cls_labels) {  // [B, A]
@@ -142,7 +150,9 @@ void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4
       read_gts(read_labels.read(image * num_gts * 5, num_gts * 5, label_buffer), num_gts, target.semantics,
                gts);
       matcher.match(gts.boxes, match, matched);
+      matcher.ignore(regions, image, matched);
       write_targets(blocks, gts, matched, target, offsets + 4 * first, masks + 4 * first, cls_labels + first);
+      if (regions.boxes) write_ignored(matched, mining.ignore_label, cls_labels + first);
       if (mining.is_on())
         negatives.mine(read_preds.read(image * size, size, pred_buffer), num_rows, num_anchors, matched,
                        matcher, cls_labels + first);
@@ -155,9 +165,10 @@ Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A
                             std::optional<Tensor> cls_preds,  // [B, C+1, A]
                             double iou_threshold, std::vector<double> variances, double negative_mining_ratio,
                             double negative_mining_threshold, int64_t min_negatives, int64_t ignore_label,
-                            int64_t semantics) {
+                            int64_t semantics, std::optional<Tensor> ignore_boxes,  // [B, K, 4]
+                            double ignore_threshold) {
   check_multibox_target(anchors, labels, cls_preds, iou_threshold, variances, negative_mining_ratio,
-                        negative_mining_threshold, min_negatives, semantics);
+                        negative_mining_threshold, min_negatives, semantics, ignore_boxes, ignore_threshold);
   const int64_t num_images = labels.size(0), num_anchors = anchors.numel() / 4;
   const Semantics kind = static_cast<Semantics>(semantics);
   const MiningRules mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
@@ -168,19 +179,21 @@ Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A
         Tensor masks = new_real<T>(anchors, {num_images, 4 * num_anchors});
         Tensor cls_labels = new_integers(anchors, {num_images, num_anchors});
         if (cls_labels.numel() > 0)
-          write_images(anchors, labels, cls_preds, match_rules<T>(kind, iou_threshold),
+          write_images(anchors, labels, cls_preds, IgnoredRegions<T>(ignore_boxes, ignore_threshold),
+                       match_rules<T>(kind, iou_threshold),
                        target_rules<T>(kind, to_variances<T>(variances), ignore_label), mining,
                        data<T>(offsets), data<T>(masks), data<int64_t>(cls_labels));
         return {offsets, masks, cls_labels};
       },
-      anchors, labels, cls_preds);
+      anchors, labels, cls_preds, ignore_boxes);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "multibox_target(Tensor anchors, Tensor labels, Tensor? cls_preds, float iou_threshold, "
       "float[] variances, float negative_mining_ratio, float negative_mining_threshold, int min_negatives, "
-      "int ignore_label, int semantics) -> (Tensor, Tensor, Tensor)");
+      "int ignore_label, int semantics, Tensor? ignore_boxes, float ignore_threshold) -> (Tensor, Tensor, "
+      "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("multibox_target", TORCH_BOX(&multibox_target_cpu));

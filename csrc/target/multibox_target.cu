@@ -27,9 +27,11 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
                              std::optional<Tensor> cls_preds,  // [B, C+1, A]
                              double iou_threshold, std::vector<double> variances,
                              double negative_mining_ratio, double negative_mining_threshold,
-                             int64_t min_negatives, int64_t ignore_label, int64_t semantics) {
+                             int64_t min_negatives, int64_t ignore_label, int64_t semantics,
+                             std::optional<Tensor> ignore_boxes,  // [B, K, 4]
+                             double ignore_threshold) {
   check_multibox_target(anchors, labels, cls_preds, iou_threshold, variances, negative_mining_ratio,
-                        negative_mining_threshold, min_negatives, semantics);
+                        negative_mining_threshold, min_negatives, semantics, ignore_boxes, ignore_threshold);
   const int64_t num_images = labels.size(0), num_anchors = anchors.numel() / 4;
   const Semantics kind = static_cast<Semantics>(semantics);
   const MiningRules mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
@@ -54,15 +56,17 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         problem.masks = data<T>(masks);
         problem.cls_labels = data<int64_t>(cls_labels);
         problem.mining_threshold = static_cast<T>(mining.threshold);
+        problem.ignore_label = ignore_label;
         launcher.with_scratch([&] {
           if (mining.is_on())
             problem.mining_keys = launcher.scratch<typename FloatTraits<T>::Bits>(cls_labels.numel());
           launch_matching(launcher, problem, num_images, problem.num_gts);
+          launch_ignoring(launcher, problem, num_images, ignore_boxes, ignore_threshold);
           if (mining.is_on()) launch_mining(launcher, problem, mining, *cls_preds);
         });
         return {offsets, masks, cls_labels};
       },
-      anchors, labels, cls_preds);
+      anchors, labels, cls_preds, ignore_boxes);
 }
 
 SSD_CUDA_IMPL(m) {

@@ -20,6 +20,7 @@ struct TargetProblem {
   int64_t* cls_labels;  // [B, A]
   Key* mining_keys;     // [B, A], or null: 0 where background_keys has to put the key
   T mining_threshold;
+  int64_t ignore_label;
 
   __device__ Box<T> anchor(int64_t i) const { return load_row<T>(anchors, i); }
   __device__ GtRange range(int64_t image) const { return {image * num_gts, (image + 1) * num_gts}; }
@@ -54,6 +55,11 @@ struct TargetProblem {
     cls_labels[at] = label;
     if (mining_keys)
       mining_keys[at] = matched >= 0 ? kPositiveKey<Key> : (iou < mining_threshold ? 0 : kIgnoredKey<Key>);
+  }
+  __device__ bool is_matched(int64_t at) const { return masks[4 * at] != T(0); }
+  __device__ void ignore(int64_t at) const {
+    cls_labels[at] = ignore_label;
+    if (mining_keys) mining_keys[at] = kIgnoredKey<Key>;
   }
 };
 

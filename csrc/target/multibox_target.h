@@ -1,13 +1,15 @@
 // multibox_target: what each anchor should predict, for a batch of images.
 //
 //   anchors [A, 4] or [1, A, 4] xyxy; labels [B, G, 5] rows (class, x1, y1, x2, y2);
-//   cls_preds [B, C+1, A] logits, the background first, or none: read only where negatives are mined
+//   cls_preds [B, C+1, A] logits, the background first, or none: read only where negatives are mined;
+//   ignore_boxes [B, K, 4] xyxy, or none (target/ignored.h)
 //   -> offsets [B, 4A] and masks [B, 4A] of the arithmetic's dtype, cls_labels [B, A] int64
 //
 // A row is padding, and ignored, where its class is negative or NaN, a corner is not finite, or the
 // corners are out of order (torchvision: or it has no area). A matched anchor has the encoded box, masks 1
 // and class + 1; any other offsets 0, masks 0 and class 0. An anchor without area, or not finite, matches
-// nothing. Thresholds are rounded to the arithmetic's dtype.
+// nothing. An anchor without a match that an ignore box covers has ignore_label and is never mined. Thresholds
+// are rounded to the arithmetic's dtype.
 //
 // d2l          An anchor takes its best ground truth (highest IoU, lowest row on ties) if IoU >=
 //              iou_threshold; then the forced match overwrites: of all free pairs the one with the highest
@@ -32,6 +34,7 @@
 
 #include "common/semantics.h"
 #include "common/tensor.h"
+#include "target/ignored.h"
 
 namespace ssd_ops {
 
@@ -42,7 +45,9 @@ inline void check_multibox_target(const Tensor& anchors,                   // [A
                                   const std::optional<Tensor>& cls_preds,  // [B, C+1, A]
                                   double iou_threshold, const std::vector<double>& variances,
                                   double negative_mining_ratio, double negative_mining_threshold,
-                                  int64_t min_negatives, int64_t semantics) {
+                                  int64_t min_negatives, int64_t semantics,
+                                  const std::optional<Tensor>& ignore_boxes,  // [B, K, 4]
+                                  double ignore_threshold) {
   constexpr const char* op = "multibox_target";
   check_anchors(op, anchors);
   check_shape(labels.dim() == 3 && labels.size(2) == 5, op, "labels", "[B, G, 5]", labels);
@@ -69,6 +74,7 @@ inline void check_multibox_target(const Tensor& anchors,                   // [A
     fail(op, "semantics must be 0 (d2l), 1 (mxnet) or 2 (torchvision), got ", semantics);
   if (labels.size(1) > std::numeric_limits<int32_t>::max())
     fail(op, "labels must be fewer than 2^31 per image, got ", labels.size(1));
+  check_ignore_boxes(op, ignore_boxes, ignore_threshold, labels.size(0), anchors);
 }
 
 }  // namespace ssd_ops

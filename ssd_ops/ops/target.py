@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,13 +15,15 @@ from ssd_ops.ops._arguments import (
     as_fraction,
     as_integer,
     as_min_negatives,
+    as_positives,
     as_ratio,
+    as_tuple_of,
     as_variances,
     check_tensors,
     real_dtype,
 )
 
-__all__ = ["assign_anchors", "multibox_target"]
+__all__ = ["assign_anchors", "multibox_target", "pack_targets"]
 
 
 _FORCE_MATCH = {"none": 0, "bipartite": 1, "argmax": 2, "low_quality": 3}
@@ -35,6 +37,8 @@ def assign_anchors(
     iou_threshold: float = 0.5,
     background_threshold: float | None = None,
     force_match: str = "bipartite",
+    ignore_boxes: Tensor | Sequence[Tensor] | None = None,
+    ignore_threshold: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Assigns each anchor to a ground truth (gt) or to the background, for a batch of images.
 
@@ -53,6 +57,9 @@ def assign_anchors(
       `allow_low_quality_matches`. There, a gt that overlaps no anchor takes all anchors.
     - ``"none"``: Only the thresholds count.
 
+    Last, an anchor without a match is ignored if it overlaps one of the `ignore_boxes` of its image, and at
+    least `ignore_threshold` of its own area lies in that box. An anchor with a match keeps it.
+
     Args:
         anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in any unit.
         gt_boxes: The ground truth boxes, in the same unit, in one of three forms: ``[B, G, 4]``, padded at
@@ -66,21 +73,28 @@ def assign_anchors(
         background_threshold: 0..`iou_threshold`, rounded in the same way. Default: None, which means
             `iou_threshold`: no anchor is between the two.
         force_match: ``"bipartite"``, the default, ``"argmax"``, ``"low_quality"`` or ``"none"``; see above.
+        ignore_boxes: Regions that are neither a gt nor background, such as the crowds of COCO, in the unit of
+            the anchors: ``[B, K, 4]``, or a list of B tensors ``[K_i, 4]``. A box without area, or with a NaN
+            or infinite corner, is padding and may stand anywhere. Default: None: no anchor is ignored.
+        ignore_threshold: 0..1, rounded in the same way. 0 ignores every anchor that overlaps a region.
 
     Returns:
         ``(matched_idxs [B, A] int64, matched_ious [B, A])``. `matched_idxs` holds the row of the gt among
-        the boxes of its image, -1 for background, or -2 between the two thresholds. `matched_ious` holds
-        the IoU with that gt; for an anchor without a match it is the highest IoU with any gt. A gt or an
-        anchor without area, or with a NaN or infinite corner, matches nothing; such an anchor has -1 and
-        IoU 0. In an image without ground truths all anchors have -1 and IoU 0. Memory grows linearly
-        with anchors and ground truths.
+        the boxes of its image, -1 for background, or -2 between the two thresholds and for an ignored
+        anchor. `matched_ious` holds the IoU with that gt; for an anchor without a match it is the highest
+        IoU with any gt. A gt or an anchor without area, or with a NaN or infinite corner, matches nothing;
+        such an anchor has -1 and IoU 0. In an image without ground truths all anchors have -1, or -2 where
+        they are ignored, and IoU 0. Memory grows linearly with anchors, ground truths and ignore boxes.
 
     Raises:
-        TypeError, ValueError: a threshold or `force_match` is not valid, or `gt_counts` is given for a list.
+        TypeError, ValueError: a threshold or `force_match` is not valid, `gt_counts` is given for a list, or
+            a list does not hold tensors of boxes.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         SSD (arXiv:1512.02325), section 2.2. ``"bipartite"`` is the book's `assign_anchor_to_bbox`.
+        `ignore_boxes` is the rule of mmdet's `MaxIoUAssigner` with `ignore_wrt_candidates`. There, the share
+        must be more than `ignore_iof_thr`, and an ignored anchor is not matched to a gt either.
 
     Example:
         >>> anchors = torch.tensor([[0., 0., 4., 4.], [4., 0., 8., 4.], [0., 4., 4., 8.]])
@@ -89,6 +103,9 @@ def assign_anchors(
         (tensor([[ 0,  1, -1]]), tensor([[0.7500, 0.0000, 0.0000]]))
         >>> assign_anchors(anchors, gt_boxes, torch.tensor([1]))[0]
         tensor([[ 0, -1, -1]])
+        >>> crowd = torch.tensor([[[4., 0., 8., 3.]]])
+        >>> assign_anchors(anchors, gt_boxes, torch.tensor([1]), ignore_boxes=crowd)[0]
+        tensor([[ 0, -2, -1]])
     """
     op = "assign_anchors"
     check_tensors(op, anchors=anchors)
@@ -107,8 +124,10 @@ def assign_anchors(
             f"{op}: background_threshold must be at most iou_threshold, {threshold}, got {background}"
         )
     force = as_choice(op, "force_match", force_match, _FORCE_MATCH)
+    regions = _as_regions(op, anchors, ignore_boxes)
+    share = as_fraction(op, "ignore_threshold", ignore_threshold)
     return torch.ops.ssd_ops.assign_anchors(
-        anchors, gt_boxes, gt_counts, threshold, background, force
+        anchors, gt_boxes, gt_counts, threshold, background, force, regions, share
     )
 
 
@@ -116,37 +135,77 @@ def _concatenate(
     op: str, anchors: Tensor, gt_boxes: Tensor | Sequence[Tensor], gt_counts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Turns a list of boxes into boxes [N, 4] and gt_counts [B + 1]."""
-    if isinstance(gt_boxes, str) or not isinstance(gt_boxes, Sequence):
-        raise TypeError(
-            f"{op}: gt_boxes must be a tensor or a list of tensors, got {type(gt_boxes).__name__}"
-        )
+    _check_list(op, "gt_boxes", gt_boxes, "G", 4)
     if gt_counts is not None:
         raise ValueError(f"{op}: gt_counts must be None for a list of gt_boxes")
     offsets = [0]
     for boxes in gt_boxes:
-        check_tensors(op, gt_boxes=boxes)
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"{op}: gt_boxes must be [G, 4] each, got {list(boxes.shape)}")
         offsets.append(offsets[-1] + boxes.shape[0])
     together = torch.cat(list(gt_boxes)) if gt_boxes else anchors.new_zeros((0, 4))
     return together, torch.tensor(offsets, dtype=torch.int64, device=together.device)
 
 
+def _check_list(op: str, name: str, images: object, count: str, width: int) -> None:
+    """That it is a list of tensors [G_i, width]; `count` is the letter that messages have for G."""
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        raise TypeError(
+            f"{op}: {name} must be a tensor or a list of tensors, got {type(images).__name__}"
+        )
+    for rows in images:
+        check_tensors(op, **{name: rows})
+        if rows.ndim != 2 or rows.shape[1] != width:
+            wanted = f"[{count}, {width}] each"
+            raise ValueError(f"{op}: {name} must be {wanted}, got {list(rows.shape)}")
+
+
+def _padded(images: Sequence[Tensor], fill: float, empty: Tensor) -> Tensor:
+    """[B, G, N] of a list of [G_i, N], filled up at the end; `empty` [0, 0, N] of no image.
+
+    One call puts all of it together: `pad_sequence` makes a copy for each image, and the offsets of
+    images one after another would have to be sent to the device.
+    """
+    if not images:
+        return empty
+    longest = max(rows.shape[0] for rows in images)
+    padding = images[0].new_full((longest, images[0].shape[1]), fill)
+    parts = []
+    for rows in images:
+        parts += [rows, padding[rows.shape[0] :]]
+    return torch.cat(parts).unflatten(0, (len(images), longest))
+
+
+def _as_regions(
+    op: str, anchors: Tensor, ignore_boxes: Tensor | Sequence[Tensor] | None
+) -> Tensor | None:
+    if ignore_boxes is None or isinstance(ignore_boxes, Tensor):
+        return ignore_boxes
+    _check_list(op, "ignore_boxes", ignore_boxes, "K", 4)
+    return _padded(ignore_boxes, 0.0, anchors.new_zeros((0, 0, 4)))
+
+
 @torch.library.register_fake("ssd_ops::assign_anchors")
 def _(
-    anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor, *_settings: Any
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_counts: Tensor,
+    _threshold: float,
+    _background: float,
+    _force: int,
+    ignore_boxes: Tensor | None,
+    _share: float,
 ) -> tuple[Tensor, Tensor]:
     num_images = gt_boxes.shape[0] if gt_boxes.ndim == 3 else gt_counts.shape[0] - 1
     shape = (num_images, anchors.shape[-2])
+    regions = () if ignore_boxes is None else (ignore_boxes,)
     return (
         anchors.new_empty(shape, dtype=torch.int64),
-        anchors.new_empty(shape, dtype=real_dtype(anchors, gt_boxes)),
+        anchors.new_empty(shape, dtype=real_dtype(anchors, gt_boxes, *regions)),
     )
 
 
 def multibox_target(
     anchors: Tensor,
-    labels: Tensor,
+    labels: Tensor | Sequence[Tensor],
     cls_preds: Tensor | None = None,
     *,
     iou_threshold: float = 0.5,
@@ -156,6 +215,8 @@ def multibox_target(
     min_negatives: int = 0,
     ignore_label: int = -1,
     semantics: str = "d2l",
+    ignore_boxes: Tensor | Sequence[Tensor] | None = None,
+    ignore_threshold: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Makes the training targets of each anchor: its offsets to a ground truth (gt), and its class.
 
@@ -167,9 +228,10 @@ def multibox_target(
 
     Args:
         anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in fractions of the image.
-        labels: The ground truths: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0. A row with a
-            negative class is padding and may stand anywhere. So is a row with a NaN or infinite number,
-            or with x2 < x1 or y2 < y1.
+        labels: The ground truths: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0, or a list of B
+            tensors ``[G_i, 5]``. A row with a negative class is padding and may stand anywhere. So is a row
+            with a NaN or infinite number, or with x2 < x1 or y2 < y1. `pack_targets` makes labels of
+            torchvision's targets.
         cls_preds: ``[B, C + 1, A]`` logits, background first. Needed only with `negative_mining_ratio`.
         iou_threshold: 0..1, rounded to the dtype of the arithmetic.
         variances: The four offsets are divided by these numbers. Default: those of SSD.
@@ -178,7 +240,8 @@ def multibox_target(
         negative_mining_threshold: 0..1. An anchor that has this IoU or more with a gt is never mined as a
             negative.
         min_negatives: The least number of negatives that are mined in each image, also without gts.
-        ignore_label: The class label of an anchor that is neither matched nor mined. Default: -1.
+        ignore_label: The class label of an anchor that is neither matched nor mined, and of one that
+            `ignore_boxes` ignore. Default: -1.
         semantics: The rules for matching and encoding:
 
             - ``"d2l"``: the rules of "Dive into Deep Learning", described above. The logarithm of the
@@ -187,6 +250,12 @@ def multibox_target(
               threshold. In an image without gts every anchor has `ignore_label`.
             - ``"torchvision"``: Each gt is forced on its best anchor, and a later gt replaces an earlier
               one. A gt without area is padding.
+        ignore_boxes: Regions that are neither a gt nor background, such as the crowds of COCO, in the unit of
+            the anchors: ``[B, K, 4]``, or a list of B tensors ``[K_i, 4]``. An anchor without a match is
+            ignored if it overlaps such a box of its image, and at least `ignore_threshold` of its own area
+            lies there: its class label is `ignore_label`, and it is never mined. A box without area, or with
+            a NaN or infinite corner, is padding and may stand anywhere. Default: None: no anchor is ignored.
+        ignore_threshold: 0..1, rounded like `iou_threshold`. 0 ignores every anchor that overlaps a region.
 
     Returns:
         ``(bbox_offsets [B, 4A], bbox_masks [B, 4A], cls_labels [B, A] int64)``. Offsets are encoded boxes,
@@ -197,15 +266,16 @@ def multibox_target(
         those with the lowest probability of background; if there are too few candidates, all are taken.
 
     Raises:
-        TypeError, ValueError: a threshold, variance, number or the semantics is not valid, or `cls_preds`
-            is missing.
+        TypeError, ValueError: a threshold, variance, number or the semantics is not valid, `cls_preds` is
+            missing, or a list does not hold tensors of rows.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         Drop-in for the book's `multibox_target` (14.4). There, padding rows take anchors from real gts,
         and an image without gts is an error. ``"mxnet"``: MultiBoxTarget of MXNet 1.9 on the CPU. It stops
         at the first padding row, and aborts if there are fewer candidates than negatives to mine.
-        ``"torchvision"``: its SSD. No semantics makes a matrix of anchors x gts.
+        ``"torchvision"``: its SSD. No semantics makes a matrix of anchors x gts. `ignore_boxes`: see
+        `assign_anchors`.
 
     Example:
         >>> anchors = torch.tensor([[[0., 0., 0.5, 0.5], [0.5, 0.5, 1., 1.]]])
@@ -213,9 +283,15 @@ def multibox_target(
         >>> offsets, masks, cls_labels = multibox_target(anchors, labels)
         >>> masks, cls_labels
         (tensor([[0., 0., 0., 0., 1., 1., 1., 1.]]), tensor([[0, 3]]))
+        >>> crowd = torch.tensor([[0., 0., 1., 0.3]])
+        >>> multibox_target(anchors, [labels[0, :1]], ignore_boxes=[crowd])[2]
+        tensor([[-1,  3]])
     """
     op = "multibox_target"
-    check_tensors(op, anchors=anchors, labels=labels)
+    check_tensors(op, anchors=anchors)
+    if not isinstance(labels, Tensor):
+        _check_list(op, "labels", labels, "G", 5)
+        labels = _padded(labels, -1.0, anchors.new_zeros((0, 0, 5)))
     if cls_preds is not None:
         check_tensors(op, cls_preds=cls_preds)
     ratio = -1.0
@@ -234,17 +310,142 @@ def multibox_target(
         as_min_negatives(op, min_negatives),
         as_integer(op, "ignore_label", ignore_label),
         as_choice(op, "semantics", semantics, SEMANTICS),
+        _as_regions(op, anchors, ignore_boxes),
+        as_fraction(op, "ignore_threshold", ignore_threshold),
     )
 
 
 @torch.library.register_fake("ssd_ops::multibox_target")
 def _(
-    anchors: Tensor, labels: Tensor, cls_preds: Tensor | None, *_settings: Any
+    anchors: Tensor, labels: Tensor, cls_preds: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    *_, ignore_boxes, _share = settings
     num_images, num_anchors = labels.shape[0], anchors.shape[-2]
-    real = real_dtype(anchors, labels, *(() if cls_preds is None else (cls_preds,)))
+    optional = (tensor for tensor in (cls_preds, ignore_boxes) if tensor is not None)
+    real = real_dtype(anchors, labels, *optional)
     return (
         anchors.new_empty((num_images, 4 * num_anchors), dtype=real),
         anchors.new_empty((num_images, 4 * num_anchors), dtype=real),
         anchors.new_empty((num_images, num_anchors), dtype=torch.int64),
     )
+
+
+@overload
+def pack_targets(
+    targets: Sequence[Mapping[str, Tensor]],
+    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    *,
+    padded: Literal[True] = True,
+    first_class: int = 1,
+) -> Tensor: ...
+@overload
+def pack_targets(
+    targets: Sequence[Mapping[str, Tensor]],
+    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    *,
+    padded: Literal[False],
+    first_class: int = 1,
+) -> list[Tensor]: ...
+def pack_targets(
+    targets: Sequence[Mapping[str, Tensor]],
+    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    *,
+    padded: bool = True,
+    first_class: int = 1,
+) -> Tensor | list[Tensor]:
+    """Makes the labels of `multibox_target` from targets as torchvision's detectors take them.
+
+    Nothing reads the values of the targets, so no device is waited for.
+
+    Args:
+        targets: For each of the B images a dict with ``"boxes"`` ``[G_i, 4]`` xyxy and ``"labels"``
+            ``[G_i]``, integers. ``"iscrowd"`` ``[G_i]``, as COCO's targets have it, may be there too. Other
+            keys are not read.
+        image_sizes: (height, width) of each image, in the unit of its boxes: a list, or ``[B, 2]``. The boxes
+            are divided by it, as the anchors of this library are fractions of the image. None leaves the
+            boxes as they are, for anchors in the same unit.
+        padded: True, the default: one tensor, filled up with rows of -1. False: a list.
+        first_class: The label of the first class. Default: 1, as for torchvision, where 0 is the background.
+            A row of a smaller label becomes padding. Give 0 for labels that count from 0.
+
+    Returns:
+        Rows (class, x1, y1, x2, y2), class from 0: ``[B, G, 5]`` with the largest G_i as G, or a list of
+        tensors ``[G_i, 5]``. They are float32, or float64 where the boxes are. A crowd of class c is a row
+        with the class -2 - c, which `multibox_target` takes for padding. The boxes of the crowds are
+        ``labels[..., 1:] * (labels[..., :1] < -1)``: pass them as its `ignore_boxes`.
+
+    Raises:
+        TypeError, ValueError: targets, sizes or the first class are not of the form above.
+
+    Source:
+        The targets of torchvision.models.detection and of its references for COCO.
+
+    Example:
+        >>> boxes = torch.tensor([[30., 20., 60., 80.], [0., 0., 120., 50.]])
+        >>> target = {"boxes": boxes, "labels": torch.tensor([3, 1]), "iscrowd": torch.tensor([0, 1])}
+        >>> labels = pack_targets([target], [(100, 120)])
+        >>> labels
+        tensor([[[ 2.0000,  0.2500,  0.2000,  0.5000,  0.8000],
+                 [-2.0000,  0.0000,  0.0000,  1.0000,  0.5000]]])
+        >>> labels[..., 1:] * (labels[..., :1] < -1)
+        tensor([[[0.0000, 0.0000, 0.0000, 0.0000],
+                 [0.0000, 0.0000, 1.0000, 0.5000]]])
+    """
+    op = "pack_targets"
+    first_class = as_integer(op, "first_class", first_class)
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise TypeError(f"{op}: targets must be a list of dicts, got {type(targets).__name__}")
+    for number, target in enumerate(targets):
+        _check_target(op, f"targets[{number}]", target)
+    sizes = None if image_sizes is None else _as_sizes(op, image_sizes, len(targets))
+    if not targets:
+        return torch.zeros((0, 0, 5)) if padded else []
+
+    # Of all images at once, cut into images again at the end.
+    boxes = torch.cat([target["boxes"] for target in targets])
+    boxes = boxes.to(real_dtype(boxes))
+    counts = [target["boxes"].shape[0] for target in targets]
+    if sizes is not None:
+        # A list of numbers is copied to a GPU without waiting for it.
+        sizes = sizes.to(boxes.device, boxes.dtype, non_blocking=True).flip(1).repeat(1, 2)
+        boxes = boxes / torch.cat([w.expand(n, 4) for w, n in zip(sizes, counts, strict=True)])
+    classes = torch.cat([target["labels"] for target in targets]).long()
+    classes = (classes - first_class).clamp(min=-1)
+    if any("iscrowd" in target for target in targets):
+        marks = [target.get("iscrowd", torch.zeros_like(target["labels"])) for target in targets]
+        crowd = (torch.cat(marks) != 0) & (classes >= 0)
+        classes = torch.where(crowd, -2 - classes, classes)
+    rows = torch.cat((classes[:, None].to(boxes.dtype), boxes), dim=1).split(counts)
+    return _padded(rows, -1.0, boxes) if padded else list(rows)
+
+
+def _check_target(op: str, name: str, target: object) -> None:
+    if not isinstance(target, Mapping):
+        raise TypeError(f"{op}: {name} must be a dict, got {type(target).__name__}")
+    for key in ("boxes", "labels"):
+        if key not in target:
+            raise ValueError(f"{op}: {name} must have {key!r}, got {list(target)}")
+    boxes = target["boxes"]
+    check_tensors(op, **{f"{name}['boxes']": boxes})
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{op}: {name}['boxes'] must be [G, 4], got {list(boxes.shape)}")
+    for key in ("labels", "iscrowd"):
+        column = target.get(key, target["labels"])
+        check_tensors(op, **{f"{name}['{key}']": column})
+        if column.shape != boxes.shape[:1] or column.is_floating_point():
+            wanted = f"integers [{boxes.shape[0]}], one for each box"
+            got = f"{column.dtype} {list(column.shape)}"
+            raise ValueError(f"{op}: {name}['{key}'] must be {wanted}, got {got}")
+
+
+def _as_sizes(op: str, sizes: Sequence[Sequence[float]] | Tensor, count: int) -> Tensor:
+    """The (height, width) [B, 2] of B images; of a tensor only the shape is looked at."""
+    wanted = f"{op}: image_sizes must be [{count}, 2], (height, width) of each image"
+    if isinstance(sizes, Tensor):
+        if sizes.shape != (count, 2):
+            raise ValueError(f"{wanted}, got {list(sizes.shape)}")
+        return sizes
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != count:
+        raise ValueError(f"{wanted}, got {sizes!r}")
+    pairs = [as_positives(op, "image_sizes", as_tuple_of(op, "image_sizes", s, 2)) for s in sizes]
+    return torch.tensor(pairs, dtype=torch.float64).reshape(count, 2)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import ssd_ops
 
-OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
+OPS = cases.OPS
 RAGGED = [name for name in OPS if not cases.has_fixed_shape(name)]
 
 

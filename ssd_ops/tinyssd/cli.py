@@ -284,7 +284,8 @@ def evaluate(
         plot.draw_precision_recall(precision, results.class_names, out / "precision_recall.png")
     faults = list(map(metrics.badness, results.predictions, results.gts))
     order = sorted(range(len(faults)), key=lambda i: -faults[i])[: max(worst, 1)]
-    found, gts = [results.predictions[i] for i in order], [results.gts[i][:, 1:] for i in order]
+    found = [results.predictions[i] for i in order]
+    gts = [rows[rows[:, 0] >= 0, 1:] for rows in (results.gts[i] for i in order)]
     titles = [f"{faults[i]:.2f}  {dataset.names[i]}" for i in order]
     look: Any = {"columns": 6, "tile": 256, "titles": titles, "class_names": names}
     plot.draw_grid([dataset[i][0] for i in order], found, gts, path=out / "worst.png", **look)

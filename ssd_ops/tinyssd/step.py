@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ssd_ops import ops
 from ssd_ops.tinyssd import distributed
+from ssd_ops.tinyssd.data.rows import crowd_boxes
 from ssd_ops.tinyssd.graph import Graphed
 from ssd_ops.tinyssd.loss import MultiBoxLoss, offset_errors
 from ssd_ops.tinyssd.model import TinySSD
@@ -48,12 +49,13 @@ class TrainStep:
 
         Args:
             images: uint8 or float ``[B, 3, H, W]`` at the input size, not yet scaled.
-            labels: ``[B, G, 5]`` rows in fractions of the input, class -1 padding.
+            labels: ``[B, G, 5]`` rows in fractions of the input, as of `Batch`. An anchor that lies half or
+                more in a crowd and has no match is not trained on.
             in_all: images of the batch in all processes; None, the default: these are all.
 
         Returns:
             Three float32 sums over the images, on the device: the loss, the anchors whose class is
-            right, and the absolute offset errors.
+            not wrong (of what is not trained on, no class is), and the absolute offset errors.
         """
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -76,7 +78,10 @@ class TrainStep:
         with torch.autocast(self.device.type, self.dtype, half, cache_enabled=not self.graphed):
             anchors, cls_preds, bbox_preds = self.network(X)
         bbox_labels, bbox_masks, cls_labels = ops.multibox_target(
-            anchors, labels, iou_threshold=self.settings.match_iou
+            anchors,
+            labels,
+            iou_threshold=self.settings.match_iou,
+            ignore_boxes=crowd_boxes(labels),
         )
         positives = distributed.all_sum((cls_labels > 0).sum())
         losses = self.criterion(
@@ -90,6 +95,6 @@ class TrainStep:
         self.optimizer.zero_grad()  # to None, so that a recorded backward writes them anew
         with torch.no_grad():
             self.num_anchors = cls_labels.shape[1]
-            right = (cls_preds.argmax(dim=2) == cls_labels).sum()
+            right = ((cls_preds.argmax(dim=2) == cls_labels) | (cls_labels < 0)).sum()
             errors = offset_errors(bbox_preds, bbox_labels, bbox_masks).abs().sum()
             return torch.stack((losses.sum(), right, errors))

@@ -54,7 +54,8 @@ def train(
         settings: how; see `Settings` and `PRESETS`.
         train_set: a `BananaDetection`, a `CocoDetection`, or what has ``class_names`` and either
             ``images`` uint8 ``[N, 3, H, W]`` and ``labels`` float32 ``[N, G, 5]`` rows (class, x1,
-            y1, x2, y2) in fractions of the image, class -1 padding, or their items by number.
+            y1, x2, y2) in fractions of the image, class -1 padding and below -1 crowds (see
+            `ssd_ops.tinyssd.data.rows`), or their items by number.
         val_set: the same, to measure on.
         out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, written after each epoch.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made

@@ -276,7 +276,7 @@ def test_coco_sets_train_evaluate_and_detect(photos, tmp_path, capsys):
     size = ["--epochs", 1, "--input-size", 96, "--letterbox"]
     assert call("train", photos, "--out", run, *settings, *size) == 0
     text = capsys.readouterr().out
-    assert "Boxes left out of the training set: 6 crowd, 6 degenerate" in text
+    assert "Boxes left out of the training set: 6 degenerate\n" in text
     from ssd_ops.tinyssd.checkpoint import load
 
     model, saved, meta = load(run)

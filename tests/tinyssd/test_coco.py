@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.coco import CocoDetection
 from ssd_ops.tinyssd.data.images import DataError
 from ssd_ops.tinyssd.data.sets import open_set
-from ssd_ops.tinyssd.data.transforms import apply_transforms, seeded
+from ssd_ops.tinyssd.data.transforms import apply_transforms, augment, seeded
+from ssd_ops.tinyssd.settings import Settings
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -58,10 +60,11 @@ def test_images_boxes_and_classes_are_those_of_the_file(tmp_path):
     dataset = CocoDetection(write(tmp_path))
     assert len(dataset) == 3 and dataset.names == ["wide.png", "sub/tall.jpg", "empty.png"]
     assert dataset.class_names == ["bicycle", "train", "toothbrush"]
-    assert dataset.dropped == {"crowd": 1, "degenerate": 3}
+    assert dataset.dropped == {"degenerate": 3}
     image, rows = dataset[0]
     assert image.shape == (3, 20, 40) and image.dtype == torch.uint8
-    expected = [[0, 0.75, 0.5, 1, 1], [2, 0, 0, 10.5 / 40, 1]]
+    # The third is a crowd of class 0.
+    expected = [[0, 0.75, 0.5, 1, 1], [2, 0, 0, 10.5 / 40, 1], [-2, 0, 0, 9 / 40, 9 / 20]]
     torch.testing.assert_close(rows, torch.tensor(expected))
     image, rows = dataset[1]
     assert image.shape == (3, 30, 10)
@@ -76,7 +79,7 @@ def test_a_sliver_without_width_in_single_precision_is_left_out(tmp_path):
     what["annotations"].append({"id": 8, "image_id": 9, "category_id": 2, "bbox": [20, 5, 1e-7, 5]})
     dataset = CocoDetection(write(tmp_path, what))
     assert dataset.dropped["degenerate"] == 4
-    assert (dataset[0][1][:, 1] < dataset[0][1][:, 3]).all() and len(dataset[0][1]) == 2
+    assert (dataset[0][1][:, 1] < dataset[0][1][:, 3]).all() and len(dataset[0][1]) == 3
 
 
 def test_a_validation_set_takes_the_classes_of_its_training_set(tmp_path):
@@ -84,9 +87,29 @@ def test_a_validation_set_takes_the_classes_of_its_training_set(tmp_path):
     names = ["train", "zebra", "toothbrush", "bicycle"]
     dataset = CocoDetection(path, class_names=names)
     assert dataset.class_names == names
-    assert dataset[0][1][:, 0].tolist() == [3, 2]
+    assert dataset[0][1][:, 0].tolist() == [3, 2, -5]
     with pytest.raises(DataError, match=r"categories\[0\]: name must be a class of the training"):
         CocoDetection(path, class_names=["train", "bicycle"])
+
+
+def test_areas_are_those_of_the_annotations(tmp_path):
+    """Of what has none, the part of the box within the image, in whole pixels without rounding."""
+    what = content()
+    what["annotations"][0]["area"] = 1024.25
+    what["annotations"][2]["area"] = 0
+    what["annotations"][3]["area"] = None
+    dataset = CocoDetection(write(tmp_path, what))
+    assert [areas.tolist() for areas in dataset.areas] == [[100, 0, 81], [1024.25], []]
+    assert all(areas.dtype == torch.float64 for areas in dataset.areas)
+
+
+def test_a_degenerate_crowd_is_left_out(tmp_path):
+    what = content()
+    for entry in what["annotations"]:
+        entry["iscrowd"] = 1
+    dataset = CocoDetection(write(tmp_path, what))
+    assert dataset.dropped == {"degenerate": 3}
+    assert [rows[:, 0].tolist() for rows in dataset.rows] == [[-2, -4, -2], [-3], []]
 
 
 def spoil(what, *keys, value):
@@ -122,6 +145,9 @@ def spoil(what, *keys, value):
         (["annotations", 1, "bbox", 2], float("nan"), r"annotations\[1\]: bbox must be four fini"),
         (["annotations", 1, "bbox", 2], "3", r"annotations\[1\]: bbox must be four finite"),
         (["annotations", 1, "bbox", 2], 10**400, r"annotations\[1\]: bbox must be four finite"),
+        (["annotations", 1, "area"], "9", r"annotations\[1\]: area must be a finite number from 0"),
+        (["annotations", 1, "area"], -1, r"annotations\[1\]: area must be a finite number from 0"),
+        (["annotations", 1, "area"], float("inf"), r"annotations\[1\]: area must be a finite nu"),
         (["annotations", 1], None, ""),
         (["categories", 1, "id"], 90, r"categories\[1\]: id must be a whole number of its own"),
         (["categories", 1, "name"], "train", r"categories\[2\]: name must be a text of its own"),
@@ -226,6 +252,24 @@ def test_transforms_change_images_and_boxes(tmp_path):
     assert image.shape == (3, 10, 20)
     # The first box lies there whole; of the second nothing is left.
     torch.testing.assert_close(rows, torch.tensor([[0, 0.5, 0.0, 1.0, 1.0]]))
+
+
+def test_crowds_go_through_transforms():
+    """Moved and cut like any box; padding does not."""
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = torch.tensor([[-1.0] * 5, [-4, 0.25, 0.25, 1, 0.75], [1, 0.5, 0.5, 1, 1]])
+    got = apply_transforms(crop, image, rows)[1]
+    torch.testing.assert_close(got, torch.tensor([[-4.0, 0, 0, 1, 0.5], [1, 0, 0, 1, 1]]))
+    assert torch.equal(apply_transforms(None, image, rows)[1], rows)
+
+
+def test_crowds_are_mirrored_with_their_images():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    labels = torch.tensor([[[-3.0, 0, 0.25, 0.5, 1], [0, 0, 0, 0.25, 1], [-1] * 5]])
+    flip = replace(Settings(), flip=1.0, flip_vertical=1.0, jitter=0.0)
+    got = augment(images, labels, flip, np.random.default_rng(0))[1]
+    expected = [[[-3.0, 0.5, 0, 1, 0.75], [0, 0.75, 0, 1, 1], [-1] * 5]]
+    torch.testing.assert_close(got, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(

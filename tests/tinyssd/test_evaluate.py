@@ -1,5 +1,8 @@
 """Predictions in an image's own pixels, and counts worked by hand."""
 
+import contextlib
+import io
+import json
 import sys
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -10,8 +13,9 @@ import torch
 from torch import nn
 
 from ssd_ops import ops
+from ssd_ops.tinyssd.data.coco import CocoDetection
 from ssd_ops.tinyssd.measure import metrics
-from ssd_ops.tinyssd.measure.evaluate import collect, evaluate
+from ssd_ops.tinyssd.measure.evaluate import collect, evaluate, measure
 from ssd_ops.tinyssd.measure.metrics import count_found
 from ssd_ops.tinyssd.model import TinySSD
 from ssd_ops.tinyssd.predict import (
@@ -290,6 +294,101 @@ def test_collect_keeps_the_order_and_the_pixels_of_the_images():
             [pytest.approx([3, 2, 15, 10])]
         ] * 3
         assert results.class_names == ["class 0", "class 1"]
+
+
+def test_evaluate_ignores_what_lies_in_crowds():
+    """The same as above with a crowd of class 0 over anchors 2 and 3, the false ones there."""
+    model = Fixed([[0.9], [0.2], [0.7], [0.1]])
+    crowd = [-2.0, 0.0, 0.5, 1.0, 1.0]
+    gt = [0, 0.1, 0.1, 0.5, 0.5]
+    labels = torch.tensor([[gt, crowd], [crowd, gt], [[-1.0] * 5, crowd]])
+    dataset = SimpleNamespace(images=torch.zeros(3, 3, 20, 30, dtype=torch.uint8), labels=labels)
+    results = collect(model, dataset)
+    assert [rows[:, 0].tolist() for rows in results.gts] == [[0, -2], [-2, 0], [-2]]
+    assert results.class_names == ["class 0"] and results.areas is None
+    got = evaluate(model, dataset)
+    assert (got.found, got.gts, got.false_boxes) == (2, 2, 1)
+    # Of the anchors that are left, as above: anchor 1 is wrong twice, and anchor 0 in the last image.
+    assert got.class_error == pytest.approx(3 / 12)
+    pytest.importorskip("faster_coco_eval")
+    assert got.ap50 is not None and got.per_class[0]["gts"] == 2
+
+
+def test_areas_of_a_set_are_those_of_its_rows():
+    """In its order; a set with transforms has the areas of its boxes."""
+
+    class Areas:
+        def __init__(self):
+            self.class_names, self.transforms = ["cup"], None
+            self.areas = [torch.tensor([7.0, 9999.0]), torch.tensor([])]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            rows = torch.tensor([[-2, 0, 0, 1, 1], [0, 0.1, 0.1, 0.5, 0.5]])[: 2 * (1 - index)]
+            return torch.zeros(3, 40, 40, dtype=torch.uint8), rows
+
+    model, dataset = Fixed([[0.9], [0.001], [0.001], [0.001]]), Areas()
+    assert collect(model, dataset, batch_size=1).areas is dataset.areas
+    got = evaluate(model, dataset)
+    dataset.transforms = lambda *example: example
+    other = evaluate(model, dataset)
+    pytest.importorskip("faster_coco_eval")
+    assert (got.ap_large, got.ap_small) == (pytest.approx(1), None)
+    assert (other.ap_large, other.ap_small) == (None, pytest.approx(1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_file_with_crowds_and_areas_as_pycocotools_reads_it(seed, tmp_path):
+    """From the JSON file to the numbers: the same detections given to both."""
+    pytest.importorskip("faster_coco_eval")
+    image_module = pytest.importorskip("PIL.Image")
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for number in range(6):
+        width, height = (int(side) for side in rng.integers(100, 300, 2))
+        image_module.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+        for box in ANCHORS[0].tolist():
+            if rng.random() < 0.3:
+                continue
+            x1, y1, x2, y2 = np.array(box) * ([width, height] * 2) + rng.integers(-6, 7, 4)
+            crowd = int(rng.random() < 0.4)
+            x1, y1, x2, y2 = (x1 - 30, y1 - 20, x2 + 30, y2 + 20) if crowd else (x1, y1, x2, y2)
+            x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1 + len(annotations) % 2,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1) * rng.choice([0.1, 0.6, 1.0]),
+                    "iscrowd": crowd,
+                }
+            )
+    names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "cat"}]
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    model = Fixed([[0.6, 0.3], [0.1, 0.2], [0.2, 0.7], [0.45, 0.4]])
+    results = collect(model, CocoDetection(path))
+    detections = [
+        {"image_id": image, "category_id": 1 + label, "score": score, "bbox": [x, y, u - x, v - y]}
+        for image, found in enumerate(results.predictions)
+        for label, score, (x, y, u, v) in zip(*(part.tolist() for part in found), strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco.COCO(str(path))
+        theirs = cocoeval.COCOeval(truth, truth.loadRes(detections), "bbox")
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    expected = [None if value < 0 else pytest.approx(value) for value in theirs.stats]
+    ours = vars(measure(results))
+    assert [ours[name] for name in metrics.COCO_NAMES] == expected
+    assert ours["ap50"] > 0.1 and sum(entry["iscrowd"] for entry in annotations) > 2
 
 
 def test_evaluate_a_perfect_model_has_average_precision_one():

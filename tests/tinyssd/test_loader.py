@@ -88,6 +88,17 @@ def test_memory_and_workers_give_the_same(letterbox):
             assert (expected.labels[:, count:] == -1).all()
 
 
+def test_crowds_pass_and_padding_does_not():
+    rows = torch.tensor([[-1.0] * 5, [-3, 0.0, 0.0, 1.0, 0.5], [0, 0.5, 0.5, 1, 1]])
+    rows = torch.cat((rows, torch.full((1, 5), float("nan"))))
+    dataset = SimpleNamespace(
+        images=torch.zeros(1, 3, 20, 40, dtype=torch.uint8), labels=rows[None], class_names=["a"]
+    )
+    (batch,) = Loader(dataset, Preprocess((16, 16), letterbox=True)).batches([[0]])
+    assert batch.labels[0, :, 0].tolist() == [-3, 0]
+    torch.testing.assert_close(batch.labels[0, 0, 1:], torch.tensor([0.0, 0.25, 1, 0.5]))
+
+
 def test_ops_in_forked_workers_after_ops_here_do_not_hang(threads):
     """The parent's threads are running when the workers are forked, and are not there in them."""
     threads(2)

@@ -119,15 +119,45 @@ def random_set(seed, classes=3, images=12):
     return predictions, rows
 
 
+def crowded_set(seed):
+    """Of `random_set` every third box a crowd with stray detections inside, and areas of any size."""
+    predictions, rows = random_set(seed)
+    rng = np.random.default_rng(seed)
+    areas = []
+    for image, some in enumerate(rows):
+        crowd = torch.from_numpy(rng.random(len(some)) < 1 / 3)
+        some[crowd, 0] = -2 - some[crowd, 0]
+        sides = some[:, 3:].double() - some[:, 1:3].double()
+        # Often so much less than the box that it is of another size.
+        areas.append(sides.prod(dim=1) * torch.from_numpy(rng.choice([0.05, 0.5, 1], len(some))))
+        inside = [
+            [-2 - label, rng.integers(1, 20) / 20, *(x1 + (x2 - x1) * rng.uniform(-0.1, 0.6, 2)),
+             *(x1 + (x2 - x1) * rng.uniform(0.6, 1.1, 2))]
+            for label, x1, y1, x2, y2 in some[crowd].tolist()
+        ]  # fmt: skip
+        stray = found(*inside)
+        predictions[image] = Prediction(
+            *(torch.cat(pair) for pair in zip(predictions[image], stray, strict=True))
+        )
+        rows[image] = torch.cat((some, gt_rows([-1] * 5)))  # padding last
+        areas[-1] = torch.cat((areas[-1], torch.zeros(1)))
+    return predictions, rows, areas
+
+
+@pytest.mark.parametrize("crowds", [False, True], ids=["plain", "crowds and areas"])
 @pytest.mark.parametrize("seed", range(8))
-def test_equals_pycocotools(seed):
+def test_equals_pycocotools(seed, crowds):
     pytest.importorskip("faster_coco_eval")
     coco_module = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
 
     classes = 3
-    predictions, rows = random_set(seed, classes)
-    numbers, curves = metrics.coco(predictions, rows, classes)
+    predictions, rows, *areas = crowded_set(seed) if crowds else random_set(seed, classes)
+    numbers, curves = metrics.coco(predictions, rows, classes, *areas)
+    if crowds:  # both are looked at
+        without = [some[some[:, 0] >= -1] for some in rows]
+        assert metrics.coco(predictions, without, classes)[0]["ap"] < numbers["ap"] - 0.005
+        assert metrics.coco(predictions, rows, classes)[0]["ap_small"] != numbers["ap_small"]
 
     with contextlib.redirect_stdout(io.StringIO()):
         gt = coco_module.COCO()
@@ -136,11 +166,14 @@ def test_equals_pycocotools(seed):
             "categories": [{"id": k, "name": str(k)} for k in range(classes)],
             "annotations": [
                 {
-                    "id": 1 + len(rows) * place + i, "image_id": i, "category_id": int(k),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
+                    "id": 1 + len(rows) * place + i, "image_id": i,
+                    "category_id": int(k if k >= 0 else -2 - k), "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(areas[0][i][place]) if areas else (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(k < -1),
                 }
                 for i, some in enumerate(rows)
                 for place, (k, x1, y1, x2, y2) in enumerate(some.tolist())
+                if k != -1
             ],
         }  # fmt: skip
         gt.createIndex()
@@ -218,6 +251,56 @@ def test_coco_of_no_ground_truth_and_of_no_detection():
         assert set(numbers.values()) == {None} and (curves == -1).all()
     numbers, curves = metrics.coco([found()], [gt_rows([0, *BOX])], 2)
     assert numbers["ap"] == 0.0 and curves.mean(axis=(0, 1)).tolist() == [0.0, -1.0]
+
+
+def test_a_detection_in_a_crowd_is_neither_right_nor_wrong():
+    """Of its own class alone, with half of its area or more, and several in one crowd."""
+    crowd = [-2.0, 10, 0, 30, 20]  # of class 0
+    rows = gt_rows([0, *BOX], crowd, [-1] * 5)
+    right = [0, 0.9, *BOX]
+    for box, label, counts in (
+        ([12, 2, 20, 10], 0, (1, 0)),  # inside
+        ([5, 0, 15, 10], 0, (1, 0)),  # a half
+        ([4, 0, 15, 10], 0, (1, 1)),  # less: 5 / 11
+        ([12, 2, 20, 10], 1, (1, 1)),  # of another class
+        ([0, 0, 10, 11], 0, (1, 1)),  # a second one of the ground truth, beside the crowd
+        ([12, 2, 12, 10], 0, (1, 1)),  # without area
+    ):
+        more = [label, 0.95, *box]
+        assert metrics.count_found(found(right, more, more), rows) == (1, 2 * counts[1]), box
+        fault = badness(found(right, more), rows) - badness(found(right), rows)
+        assert fault == pytest.approx(0.95**2 * counts[1]), box
+    assert metrics.count_found(found(right), gt_rows(crowd)) == (0, 1)
+    # What finds a ground truth is right, in a crowd too.
+    everywhere = gt_rows([0, *BOX], [-2, 0, 0, 99, 99])
+    assert metrics.count_found(found(right, right), everywhere) == (1, 0)
+
+
+def test_a_toy_set_with_a_crowd():
+    """A detection of high score in the crowd: as a false one, it would halve the precision."""
+    pytest.importorskip("faster_coco_eval")
+    prediction = found([0, 0.9, 12, 2, 20, 10], [0, 0.8, *BOX])
+    rows = gt_rows([0, *BOX], [-2, 10, 0, 30, 20])
+    assert metrics.coco([prediction], [rows], 1)[0]["ap"] == pytest.approx(1)
+    assert metrics.coco([prediction], [rows[:1]], 1)[0]["ap"] == pytest.approx(0.5)
+    got = measure(Results([prediction], [rows], ["cup"], 0.0, 0.0))
+    assert (got.ap, got.found, got.gts, got.false_boxes) == (pytest.approx(1), 1, 1, 0)
+    assert got.per_class[0]["gts"] == 1
+    # A class with nothing but a crowd has no precision.
+    only = metrics.coco([prediction], [rows[1:]], 1)
+    assert only[0]["ap"] is None and (only[1] == -1).all()
+
+
+def test_areas_say_what_is_small():
+    pytest.importorskip("faster_coco_eval")
+    rows = gt_rows([0, 0, 0, 40, 40])
+    for area, size in ((None, "medium"), (1024.0, "small"), (1024.5, "medium"), (9217.0, "large")):
+        areas = None if area is None else [torch.tensor([area])]
+        results = Results([found([0, 0.9, 0, 0, 40, 40])], [rows], ["cup"], 0.0, 0.0, areas)
+        got = vars(measure(results))
+        assert got[f"ap_{size}"] == pytest.approx(1), area
+        # 32 x 32 itself is both small and medium, as for pycocotools.
+        assert (got["ap_medium"] is None) == (size == "large"), area
 
 
 def test_badness_orders_images():

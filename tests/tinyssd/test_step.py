@@ -65,6 +65,33 @@ def test_clipping_scales_gradients_to_the_norm():
     assert not torch.equal(free.model.cls_0.weight, step.model.cls_0.weight)
 
 
+def test_anchors_in_a_crowd_are_not_trained_on():
+    """A crowd over all of an image leaves only what is matched: no other label, no other gradient."""
+    settings = Settings(precision="float32", device="cpu")
+    images, labels = batch(0, 1)
+    labels[0, 1] = torch.tensor([-2.0, 0, 0, 1, 1])
+    seen = []
+
+    def run(labels):
+        step = make(settings)
+        forward = step.criterion.forward
+        step.criterion.forward = lambda *args, **more: (
+            seen.append(args[1]) or forward(*args, **more)
+        )
+        return step(images, labels)
+
+    _, right, _ = run(labels)
+    with_crowd = seen[0]
+    labels[0, 1, 0] = -1
+    _, plain_right, _ = run(labels)
+    plain = seen[1]
+    assert torch.equal(with_crowd > 0, plain > 0) and (plain > 0).any() and not (plain < 0).any()
+    inside = with_crowd == -1
+    # Anchors reach over the border; what lies half inside is ignored.
+    assert 0.9 < inside.float().mean() < 1 and not (inside & (plain > 0)).any()
+    assert right > plain_right and right >= inside.sum()
+
+
 def test_the_rate_is_that_of_the_optimizer():
     step = make(replace(QUICK, optimizer="sgd", weight_decay=0.0))
     before = copy.deepcopy(step.model.state_dict())

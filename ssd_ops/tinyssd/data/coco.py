@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssd_ops.tinyssd.data.images import DataError, image_size, pillow, read_image, reason
+from ssd_ops.tinyssd.data.rows import crowd_class
 from ssd_ops.tinyssd.data.transforms import Transforms, apply_transforms
 
 
@@ -22,7 +23,8 @@ class CocoDetection(Dataset):
 
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
     y1, x2, y2), corners in fractions of the image, cut at the border; G may be 0. Classes are
-    numbered from 0 by the ids of their categories. Everything but pixels is checked at once.
+    numbered from 0 by the ids of their categories; what is marked ``iscrowd`` has the class -2 - c, see
+    `ssd_ops.tinyssd.data.rows`. Everything but pixels is checked at once.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.
@@ -34,9 +36,11 @@ class CocoDetection(Dataset):
 
     Attributes:
         names, sizes, rows: of each image, its file name, (height, width) and untransformed rows.
+        areas: of each image, float64 ``[G]``: the ``area`` of the annotation of each row, in pixels; where
+            it has none, that of its box within the image.
         class_names: the category names.
-        dropped: how many boxes were left out: ``{"crowd": ..., "degenerate": ...}``; a degenerate box
-            has no width or height within the image.
+        dropped: how many boxes were left out: ``{"degenerate": ...}``; a degenerate box has no width or
+            height within the image.
 
     Raises:
         DataError: a file is missing or malformed; the message names file and entry.
@@ -57,12 +61,12 @@ class CocoDetection(Dataset):
         self._places: list[Path] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
-        self.dropped = {"crowd": 0, "degenerate": 0}
+        self.dropped = {"degenerate": 0}
         # By the ids of the file: the class of a category, the number of an image.
         classes, self.class_names = self._read_categories(content["categories"], class_names)
         roots = _roots(self.path) if images is None else [Path(images)]
         numbers = self._read_images(content["images"], roots)
-        self.rows = self._read_boxes(content["annotations"], classes, numbers)
+        self.rows, self.areas = self._read_boxes(content["annotations"], classes, numbers)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -128,29 +132,39 @@ class CocoDetection(Dataset):
 
     def _read_boxes(
         self, annotations: list[Any], classes: dict[Any, int], numbers: dict[Any, int]
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         rows: list[list[list[float]]] = [[] for _ in self.names]
+        areas: list[list[float]] = [[] for _ in self.names]
         for place, entry in enumerate(annotations):
             where = f"annotations[{place}]"
-            image, category, box = (entry.get(key) for key in ("image_id", "category_id", "bbox"))
+            keys = ("image_id", "category_id", "bbox", "area")
+            image, category, box, area = (entry.get(key) for key in keys)
             known = isinstance(image, int | str) and image in numbers
             self._check(known, where, "image_id must be that of an image", image)
             known = type(category) is int and category in classes
             self._check(known, where, "category_id must be that of a category", category)
             four = isinstance(box, list) and len(box) == 4 and all(map(_finite, box))
             self._check(four, where, "bbox must be four finite numbers", box)
+            good = area is None or (_finite(area) and area >= 0)
+            self._check(good, where, "area must be a finite number from 0 on", area)
             height, width = self.sizes[numbers[image]]
             x, y, w, h = map(float, box)
             corners = x / width, y / height, (x + w) / width, (y + h) / height
             # In the precision they are kept in: a sliver may vanish there.
             x1, y1, x2, y2 = np.array(corners, np.float32).clip(0, 1).tolist()
-            if entry.get("iscrowd"):
-                self.dropped["crowd"] += 1
-            elif x1 < x2 and y1 < y2:
-                rows[numbers[image]].append([classes[category], x1, y1, x2, y2])
-            else:
+            if not (x1 < x2 and y1 < y2):
                 self.dropped["degenerate"] += 1
-        return [torch.tensor(some, dtype=torch.float32).reshape(-1, 5) for some in rows]
+                continue
+            label = classes[category]
+            label = crowd_class(label) if entry.get("iscrowd") else label
+            rows[numbers[image]].append([label, x1, y1, x2, y2])
+            if area is None:
+                area = (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
+            areas[numbers[image]].append(area)
+        return (
+            [torch.tensor(some, dtype=torch.float32).reshape(-1, 5) for some in rows],
+            [torch.tensor(some, dtype=torch.float64) for some in areas],
+        )
 
 
 def _roots(path: Path) -> list[Path]:

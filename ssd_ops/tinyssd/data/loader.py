@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.data.rows import is_row
 from ssd_ops.tinyssd.data.transforms import seeded
 from ssd_ops.tinyssd.preprocess import Preprocess
 
@@ -24,8 +25,9 @@ TIMEOUT = 300.0  # seconds that workers may take for a batch before the run ends
 
 class Batch(NamedTuple):
     """``images`` uint8 ``[B, 3, H, W]`` at the input size of a model, not yet scaled; ``labels``
-    float32 ``[B, G, 5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding;
-    ``sizes`` int64 ``[B, 2]``, (height, width) of the images before they were resized."""
+    float32 ``[B, G, 5]`` rows (class, x1, y1, x2, y2) in fractions of the input, class -1 padding and
+    below -1 crowds (`ssd_ops.tinyssd.data.rows`); ``sizes`` int64 ``[B, 2]``, (height, width) of the
+    images before they were resized."""
 
     images: Tensor
     labels: Tensor
@@ -150,7 +152,7 @@ class _Examples(Dataset):
         with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
             image, rows = self.items[index]
         height, width = image.shape[1:]
-        rows = rows[rows[:, 0] >= 0]
+        rows = rows[is_row(rows)]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)

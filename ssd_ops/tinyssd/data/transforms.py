@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.data.rows import is_row
 from ssd_ops.tinyssd.settings import Settings
 
 Transforms = Callable[[Tensor, Tensor, Tensor], Any]
@@ -30,7 +31,9 @@ def apply_transforms(
             returns the same three, of any size and count. torchvision's v2 transforms fit: where it
             is in use, image and boxes come as its ``tv_tensors``. None changes nothing.
         image: uint8 ``[3, H, W]``.
-        rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; class -1 is padding.
+        rows: ``[G, 5]`` (class, x1, y1, x2, y2) in fractions of the image; class -1 is padding, which
+            a transform does not get, and below -1 are crowds, which it does
+            (`ssd_ops.tinyssd.data.rows`).
         name: of the image, for errors.
 
     Raises:
@@ -38,7 +41,7 @@ def apply_transforms(
     """
     if transforms is None:
         return image, rows
-    rows = rows[rows[:, 0] >= 0]
+    rows = rows[is_row(rows)]
     height, width = image.shape[1:]
     boxes, labels = rows[:, 1:] * rows.new_tensor([width, height] * 2), rows[:, 0].long()
     tv_tensors: Any = sys.modules.get("torchvision.tv_tensors")
@@ -77,7 +80,7 @@ def augment(
 
     Args:
         images: uint8 ``[B, 3, H, W]``; not changed in place, like labels.
-        labels: ``[B, G, 5]`` rows in fractions of the image, class -1 padding.
+        labels: ``[B, G, 5]`` rows in fractions of the image, as of `Batch`.
         settings: its `flip`, `flip_vertical` and `jitter`.
         rng: where the choices come from.
         part, in_all: which images these are of a batch of how many, where processes share it; the
@@ -94,7 +97,7 @@ def augment(
         images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
         mirrored = labels.clone()
         mirrored[..., low], mirrored[..., high] = 1 - labels[..., high], 1 - labels[..., low]
-        real = chosen[:, None] & (labels[..., 0] >= 0)
+        real = chosen[:, None] & is_row(labels)
         labels = torch.where(real[..., None], mirrored, labels)
     if settings.jitter:
         shape = (2, count, 3, 1, 1)

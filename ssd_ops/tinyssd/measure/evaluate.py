@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssd_ops import ops
 from ssd_ops.tinyssd import distributed
 from ssd_ops.tinyssd.data.loader import Loader
+from ssd_ops.tinyssd.data.rows import crowd_boxes, is_row
 from ssd_ops.tinyssd.loss import bbox_eval, cls_eval
 from ssd_ops.tinyssd.measure import metrics
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction, inference, predictions
@@ -21,10 +22,11 @@ class Results(NamedTuple):
     """What a model says of each image of a set, and its ground truths."""
 
     predictions: list[Prediction]
-    gts: list[Tensor]  # float32 [G, 5] rows (class, x1, y1, x2, y2) in pixels
+    gts: list[Tensor]  # float32 [G, 5] rows (class, x1, y1, x2, y2) in pixels, crowds below -1
     class_names: list[str]  # those of the set, and numbers for other classes that occur
     class_error: float  # as in Measures
     offset_error: float  # as in Measures
+    areas: list[Tensor] | None = None  # [G] of the gts in pixels; None: those of their boxes
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class Measures:
     COCO's are None without faster-coco-eval, and where there is no ground truth.
     """
 
-    class_error: float  # share of anchors whose class is wrong
+    class_error: float  # share of anchors whose class is wrong; in crowds none is
     offset_error: float  # mean absolute error of all 4A offsets, 0 for background anchors
     found: int  # ground truths found by a detection above the score threshold
     gts: int
-    false_boxes: int  # the other detections above it
+    false_boxes: int  # the other detections above it, but for those in crowds
     ap: float | None  # mean over IoU 0.50 to 0.95
     ap50: float | None  # at IoU 0.5
     ap75: float | None
@@ -74,24 +76,30 @@ def collect(
         for numbers, batch in zip(own, loader.batches(own), strict=True):
             outputs = model(preprocess(batch.images.to(device)))
             anchors, cls_preds, bbox_preds = outputs
-            offsets, masks, classes = ops.multibox_target(anchors, batch.labels.to(device))
-            right, wrong = cls_eval(cls_preds, classes), bbox_eval(bbox_preds, offsets, masks)
+            Y = batch.labels.to(device)
+            offsets, masks, classes = ops.multibox_target(anchors, Y, ignore_boxes=crowd_boxes(Y))
+            right = cls_eval(cls_preds, classes) + int((classes < 0).sum())
+            wrong = bbox_eval(bbox_preds, offsets, masks)
             sums += sums.new_tensor([right, wrong, classes.numel(), offsets.numel()])
             sizes = batch.sizes.tolist()
             found = predictions(model, outputs, sizes, nms_threshold=nms_threshold)
-            gts = [rows[rows[:, 0] >= 0] for rows in batch.labels.cpu()]
+            gts = [rows[is_row(rows)] for rows in batch.labels.cpu()]
             for rows, size in zip(gts, sizes, strict=True):
                 rows[:, 1:] = preprocess.to_pixels(rows[:, 1:], *size)
             results += zip(numbers.tolist(), found, gts, strict=True)
     results = [result for part in distributed.gather(results) for result in part]
     results.sort(key=lambda result: result[0])
     right, wrong, anchors_seen, offsets_seen = distributed.all_sum(sums).tolist()
-    names = list(getattr(loader.examples.dataset, "class_names", ()))
+    dataset = loader.examples.dataset
+    names = list(getattr(dataset, "class_names", ()))
+    # What a transform does to an area, only the boxes tell.
+    areas = getattr(dataset, "areas", None) if loader.examples.transforms is None else None
     labels = [torch.cat((found.labels, rows[:, 0])) for _, found, rows in results]
     count = 1 + int(max((some.max() for some in labels if len(some)), default=0))
     names += [f"class {number}" for number in range(len(names), count)]
     _, all_found, all_gts = map(list, zip(*results, strict=True))
-    return Results(all_found, all_gts, names, 1 - right / anchors_seen, wrong / offsets_seen)
+    errors = 1 - right / anchors_seen, wrong / offsets_seen
+    return Results(all_found, all_gts, names, *errors, areas)
 
 
 def measure(
@@ -107,19 +115,20 @@ def measure(
     counts = [metrics.count_found(*pair, **thresholds) for pair in zip(found, gts, strict=True)]
     coco: dict[str, Any]
     try:
-        coco, precision = metrics.coco(found, gts, len(names))
+        coco, precision = metrics.coco(found, gts, len(names), results.areas)
         at_half: Any = precision[0]
     except ImportError:
         coco, precision = dict.fromkeys(metrics.COCO_NAMES), np.full((1, 1, len(names)), -1.0)
         at_half = None
-    labels = torch.cat(gts)[:, 0].long().bincount(minlength=len(names))
+    labels = torch.cat(gts)[:, 0].long()
+    numbers = labels[labels >= 0].bincount(minlength=len(names)).tolist()
     per_class = []
-    for name, number, curves in zip(names, labels.tolist(), precision.T, strict=True):
+    for name, number, curves in zip(names, numbers, precision.T, strict=True):
         ap, ap50 = (None if p < 0 else float(p) for p in (curves.mean(), curves[:, 0].mean()))
         per_class.append({"name": name, "gts": number, "ap": ap, "ap50": ap50})
     right, false = map(sum, zip(*counts, strict=True))
     errors = results.class_error, results.offset_error
-    counted = right, int(labels.sum()), false
+    counted = right, sum(numbers), false
     return Measures(*errors, *counted, **coco, per_class=per_class, precision=at_half)
 
 

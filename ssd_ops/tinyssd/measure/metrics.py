@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ssd_ops import ops
 from ssd_ops.tinyssd.checks import extra
+from ssd_ops.tinyssd.data.rows import crowd_class, is_crowd, is_row
 from ssd_ops.tinyssd.predict import SHOW_THRESHOLD, Prediction
 
 # The twelve numbers of COCO's summary, in its order.
@@ -29,12 +31,14 @@ def count_found(
     """How many ground truths of an image are found, and how many detections are false.
 
     Each detection in turn takes the free ground truth of its class that it overlaps most. So a second
-    detection of one ground truth is a false one. Scores and IoUs at the thresholds count. `gts` are
-    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels, class -1 padding.
+    detection of one ground truth is a false one. What finds none, but lies in a crowd of its class with
+    `iou_threshold` of its area or more, is neither. Scores and IoUs at the thresholds count. `gts` are
+    ``[G, 5]`` rows (class, x1, y1, x2, y2) in pixels, class -1 padding and below -1 crowds, see
+    `ssd_ops.tinyssd.data.rows`.
     """
     counted = prediction.scores >= score_threshold
-    right = _match(Prediction(*(part[counted] for part in prediction)), gts, iou_threshold)
-    return int(right.sum()), int((~right).sum())
+    right, false = _match(Prediction(*(part[counted] for part in prediction)), gts, iou_threshold)
+    return int(right.sum()), int(false.sum())
 
 
 def badness(prediction: Prediction, gts: Tensor) -> float:
@@ -43,15 +47,15 @@ def badness(prediction: Prediction, gts: Tensor) -> float:
     The sum of ``(1 - score)**2`` over the ground truths, 1 for one not found at IoU 0.5, and of
     ``score**2`` over the false detections, so that the many of low score count for little.
     """
-    right, scores = _match(prediction, gts, 0.5), prediction.scores
+    (right, false), scores = _match(prediction, gts, 0.5), prediction.scores
     missed = int((gts[:, 0] >= 0).sum()) - int(right.sum())
-    return missed + float((1 - scores[right]).square().sum() + scores[~right].square().sum())
+    return missed + float((1 - scores[right]).square().sum() + scores[false].square().sum())
 
 
-def _match(prediction: Prediction, gts: Tensor, iou_threshold: float) -> Tensor:
-    """Which detections take a ground truth of their own, bool ``[K]``."""
+def _match(prediction: Prediction, gts: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Which detections take a ground truth of their own, and which are false, bool ``[K]`` each."""
     ious = ops.box_iou(prediction.boxes, gts[:, 1:].to(prediction.boxes.dtype))
-    # No class is negative, so this leaves padding out too.
+    # No class is negative, so this leaves padding and crowds out too.
     ious[prediction.labels[:, None] != gts[:, 0].long()] = -1
     right = torch.zeros(len(ious), dtype=torch.bool)
     # Where no IoU is enough, nothing that is taken before makes it enough.
@@ -60,13 +64,32 @@ def _match(prediction: Prediction, gts: Tensor, iou_threshold: float) -> Tensor:
         if iou >= iou_threshold:
             right[row] = True
             ious[:, best] = -1
-    return right
+    ignored = torch.zeros_like(right)
+    nothing = prediction.boxes.new_zeros((1, 0, 4))
+    for label, *box in gts[is_crowd(gts)].tolist():
+        # In the words of the op: the anchors of which enough lies in the box are -2.
+        region = prediction.boxes.new_tensor([[box]])
+        inside, _ = ops.assign_anchors(
+            prediction.boxes, nothing, ignore_boxes=region, ignore_threshold=iou_threshold
+        )
+        ignored |= (inside[0] == -2) & (prediction.labels == crowd_class(label))
+    return right, ~right & ~ignored
 
 
 def coco(
-    predictions: Sequence[Prediction], gts: Sequence[Tensor], num_classes: int
+    predictions: Sequence[Prediction],
+    gts: Sequence[Tensor],
+    num_classes: int,
+    areas: Sequence[Tensor] | None = None,
 ) -> tuple[dict[str, float | None], np.ndarray]:
-    """COCO's average precisions and recalls of images, gts as for `count_found`, by faster-coco-eval.
+    """COCO's average precisions and recalls of images, by faster-coco-eval.
+
+    Args:
+        predictions: of each image.
+        gts: of each image, rows as for `count_found`.
+        num_classes: classes are 0 to ``num_classes - 1``.
+        areas: of each image the areas ``[G]`` of its rows in pixels, which say what is small, medium and
+            large. None, the default: those of the boxes.
 
     Returns:
         The numbers of `COCO_NAMES`, None where there is no ground truth. And the precision, float64
@@ -79,12 +102,11 @@ def coco(
     library = extra("faster_coco_eval")
     images = [{"id": image} for image in range(len(gts))]
     classes = [{"id": label, "name": str(label)} for label in range(num_classes)]
-    nothing = library.COCO({"images": images, "annotations": [], "categories": classes})
-    # A row of no class of `classes`, such as padding, is not looked at.
-    rows_of_gts = [_rows(image, r[:, 0], r[:, 0], r[:, 1:]) for image, r in enumerate(gts)]
-    rows_found = [_rows(image, *prediction) for image, prediction in enumerate(predictions)]
-    both = [nothing.loadRes(torch.cat(rows).numpy()) for rows in (rows_of_gts, rows_found)]
-    evaluation = library.COCOeval_faster(*both, "bbox", print_function=lambda *_: None)
+    annotations = _annotations(gts, areas)
+    truth = library.COCO({"images": images, "annotations": annotations, "categories": classes})
+    rows = [_rows(image, *prediction) for image, prediction in enumerate(predictions)]
+    found = truth.loadRes(torch.cat(rows).numpy())
+    evaluation = library.COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
     evaluation.run()
     # COCO says -1 where there is no ground truth.
     values = [None if value < 0 else float(value) for value in evaluation.stats]
@@ -93,9 +115,32 @@ def coco(
     return dict(zip(COCO_NAMES, values, strict=False)), precision
 
 
+def _annotations(gts: Sequence[Tensor], areas: Sequence[Tensor] | None) -> list[dict[str, Any]]:
+    """The ground truths of all images as faster-coco-eval reads them, without padding."""
+    found: list[dict[str, Any]] = []
+    for image, rows in enumerate(gts):
+        boxes = rows[:, 1:].double()  # which holds the others without rounding
+        sides = boxes[:, 2:] - boxes[:, :2]
+        of_image = sides.prod(dim=1) if areas is None else areas[image]
+        columns = rows[:, 0], is_crowd(rows), torch.cat((boxes[:, :2], sides), dim=1), of_image
+        kept = is_row(rows)
+        for label, in_crowd, box, area in zip(*(c[kept].tolist() for c in columns), strict=True):
+            found.append(
+                {
+                    "id": len(found) + 1,  # 0 would be no match
+                    "image_id": image,
+                    "category_id": int(crowd_class(label) if in_crowd else label),
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(in_crowd),
+                }
+            )
+    return found
+
+
 def _rows(image: int, labels: Tensor, scores: Tensor, boxes: Tensor) -> Tensor:
     """Rows (image, x, y, width, height, score, class) of an image, as faster-coco-eval reads them."""
-    boxes = boxes.double()  # which holds the others without rounding
+    boxes = boxes.double()
     sides = boxes[:, 2:] - boxes[:, :2]
     number = torch.full((len(labels), 1), image)
     return torch.cat((number, boxes[:, :2], sides, scores[:, None], labels[:, None]), dim=1)

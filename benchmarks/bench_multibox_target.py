@@ -26,6 +26,22 @@ def bench_multibox_target(timed, images, gts, anchors, impl):
     timed(case, impl, IMPLEMENTATIONS, args, baselines.same_targets)
 
 
+def padded_here(anchors, images):
+    padded = torch.nn.utils.rnn.pad_sequence(images, batch_first=True, padding_value=-1.0)
+    return ssd_ops.multibox_target(anchors, padded)
+
+
+RAGGED = {"ssd_ops": ssd_ops.multibox_target, "pad_sequence": padded_here}
+
+
+@pytest.mark.parametrize("impl", RAGGED)
+def bench_multibox_target_ragged(timed, impl):
+    """Labels as a list, against the padded tensor that a user would make."""
+    images = [cases.labels(1, count)[0] for count in torch.randint(0, 16, (32,)).tolist()]
+    args = cases.prior_anchors(5444), images
+    timed("multibox_target list B32 A5,444", impl, RAGGED, args, baselines.same_targets)
+
+
 BY_MXNETS_RULES = {
     "ssd_ops": partial(ssd_ops.multibox_target, semantics="mxnet"),
     "mxnet": mxnet_rival.rival("target"),

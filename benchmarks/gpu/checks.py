@@ -49,6 +49,7 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
     rows = cases.boxes(images, anchors, kind=choose(*cases.KINDS), dtype=choose(*cases.DTYPES))
     scores = cases.scores(images, anchors, kind=choose("uniform", "ties", "odd"))
     labels = cases.labels(images, gts, kind=choose(kind, "uniform"))
+    regions = choose(None, cases.boxes(images, choose(0, 1, 9), kind=kind))
     threshold = choose(0.0, 0.3, 0.5, 0.9)
     probs = scores.nan_to_num().clamp(0, 1)[:, None].repeat(1, classes + 1, 1).roll(1, 2)
     offsets = torch.randn(images, 4 * anchors).to(dtype)
@@ -67,8 +68,8 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
         "box_iou": (boxes.expand(images, -1, -1), labels[..., 1:]),
         "encode_boxes": (rows, boxes),
         "decode_boxes": (torch.randn(images, anchors, 4).to(dtype), boxes),
-        "assign_anchors": (boxes, labels[..., 1:]),
-        "multibox_target": (boxes, labels, logits.mT),
+        "assign_anchors": (boxes, labels[..., 1:], regions),
+        "multibox_target": (boxes, labels, logits.mT, regions),
         "hard_negative_mining": (scores, torch.randint(-1, 2, (images, anchors))),
         "nms": (rows[0], scores[0], threshold),
         "batched_nms": (rows[0], scores[0], torch.randint(0, 3, (anchors,)), threshold),
@@ -89,6 +90,7 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
         "assign_anchors": {
             "force_match": choose("bipartite", "argmax", "low_quality", "none"),
             "background_threshold": choose(None, 0.0, 0.4),
+            "ignore_threshold": choose(0.0, 0.5, 1.0),
         },
         "multibox_target": {
             "semantics": choose("d2l", "mxnet", "torchvision"),
@@ -113,10 +115,18 @@ def draw(number: int) -> dict[str, tuple[Callable, tuple]]:
             **metric,
         },
     }
+    functions = {name: getattr(ssd_ops, name) for name in calls}
+    for name in ("assign_anchors", "multibox_target"):
+        functions[name] = partial(ignoring, functions[name])
     return {
-        name: (partial(getattr(ssd_ops, name), **options.get(name, {})), args)
+        name: (partial(functions[name], **options.get(name, {})), args)
         for name, args in calls.items()
     }
+
+
+def ignoring(op: Callable, *args, **options):
+    """Calls an op whose last argument here is its option `ignore_boxes`: tensors have to be arguments."""
+    return op(*args[:-1], ignore_boxes=args[-1], **options)
 
 
 def call_of(op: str, number: int) -> tuple[Callable, tuple]:

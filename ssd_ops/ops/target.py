@@ -396,7 +396,7 @@ def pack_targets(
     if isinstance(targets, str) or not isinstance(targets, Sequence):
         raise TypeError(f"{op}: targets must be a list of dicts, got {type(targets).__name__}")
     for number, target in enumerate(targets):
-        _check_target(op, f"targets[{number}]", target)
+        _check_target(op, number, target)
     sizes = None if image_sizes is None else _as_sizes(op, image_sizes, len(targets))
     if not targets:
         return torch.zeros((0, 0, 5)) if padded else []
@@ -413,29 +413,32 @@ def pack_targets(
     classes = (classes - first_class).clamp(min=-1)
     if any("iscrowd" in target for target in targets):
         marks = [target.get("iscrowd", torch.zeros_like(target["labels"])) for target in targets]
-        crowd = (torch.cat(marks) != 0) & (classes >= 0)
-        classes = torch.where(crowd, -2 - classes, classes)
+        classes = torch.where(torch.cat(marks) != 0, -2 - classes, classes)  # padding stays -1
     rows = torch.cat((classes[:, None].to(boxes.dtype), boxes), dim=1).split(counts)
     return _padded(rows, -1.0, boxes) if padded else list(rows)
 
 
-def _check_target(op: str, name: str, target: object) -> None:
+def _check_target(op: str, number: int, target: object) -> None:
     if not isinstance(target, Mapping):
-        raise TypeError(f"{op}: {name} must be a dict, got {type(target).__name__}")
-    for key in ("boxes", "labels"):
+        kind = type(target).__name__
+        raise TypeError(f"{op}: targets[{number}] must be a dict, got {kind}")
+    for key in ("boxes", "labels", "iscrowd"):
         if key not in target:
-            raise ValueError(f"{op}: {name} must have {key!r}, got {list(target)}")
+            if key == "iscrowd":
+                continue
+            raise ValueError(f"{op}: targets[{number}] must have {key!r}, got {list(target)}")
+        if not isinstance(target[key], Tensor):
+            check_tensors(op, **{f"targets[{number}][{key!r}]": target[key]})
     boxes = target["boxes"]
-    check_tensors(op, **{f"{name}['boxes']": boxes})
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{op}: {name}['boxes'] must be [G, 4], got {list(boxes.shape)}")
+        shape = list(boxes.shape)
+        raise ValueError(f"{op}: targets[{number}]['boxes'] must be [G, 4], got {shape}")
     for key in ("labels", "iscrowd"):
         column = target.get(key, target["labels"])
-        check_tensors(op, **{f"{name}['{key}']": column})
-        if column.shape != boxes.shape[:1] or column.is_floating_point():
+        if column.ndim != 1 or column.shape[0] != boxes.shape[0] or column.is_floating_point():
             wanted = f"integers [{boxes.shape[0]}], one for each box"
             got = f"{column.dtype} {list(column.shape)}"
-            raise ValueError(f"{op}: {name}['{key}'] must be {wanted}, got {got}")
+            raise ValueError(f"{op}: targets[{number}][{key!r}] must be {wanted}, got {got}")
 
 
 def _as_sizes(op: str, sizes: Sequence[Sequence[float]] | Tensor, count: int) -> Tensor:

@@ -199,7 +199,7 @@ def assign_anchors(
             matched_idxs[image] = torch.where(gt >= 0, rows[gt.clamp(min=0)], gt)
             matched_ious[image] = iou
         if ignore_boxes is not None:
-            ignored = _ignored(anchors, ignore_boxes[image].to(real), ignore_threshold)
+            ignored = _ignored(anchors, ignore_boxes[image].to(real), ignore_threshold).cpu()
             matched_idxs[image, ignored & (matched_idxs[image] < 0)] = -2
     return matched_idxs.to(anchors.device), matched_ious.to(anchors.device)
 

@@ -19,9 +19,7 @@ import ssd_ops
 from ssd_ops import reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# The public functions that call an op of the library; the others are plain PyTorch.
-PLAIN = {"merge_boxes", "pack_targets"}
-OPS = [name for name in ssd_ops.__all__ if name[0].islower() and name not in PLAIN]
+PLAIN = {"merge_boxes", "pack_targets"}  # public functions in plain PyTorch: they call no op of the library
 KINDS = ("uniform", "small", "grid", "copies", "chain", "odd")
 
 # Feature maps, sizes and ratios of each level. The last two have the shapes of SSD300 and SSD512.

@@ -402,7 +402,7 @@ def pack_targets(
         return torch.zeros((0, 0, 5)) if padded else []
 
     # Of all images at once, cut into images again at the end.
-    boxes = torch.cat([target["boxes"] for target in targets])
+    boxes = torch.cat([target["boxes"] for target in targets]).detach()
     boxes = boxes.to(real_dtype(boxes))
     counts = [target["boxes"].shape[0] for target in targets]
     if sizes is not None:

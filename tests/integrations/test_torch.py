@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 import ssd_ops
 
-OPS = cases.OPS
+OPS = [name for name in ssd_ops.__all__ if name[0].islower()]
 RAGGED = [name for name in OPS if not cases.has_fixed_shape(name)]
 
 
 def tensors_of(value) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_of(item)]
     return []
@@ -28,6 +30,8 @@ def tensors_of(value) -> list[torch.Tensor]:
 def requiring_grad(value):
     if isinstance(value, torch.Tensor):
         return value.requires_grad_() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: requiring_grad(item) for key, item in value.items()}
     return type(value)(map(requiring_grad, value)) if isinstance(value, list | tuple) else value
 
 
@@ -100,6 +104,8 @@ def test_no_gradient_and_no_warning(name):
 def _replace(value, tensors):
     if isinstance(value, torch.Tensor):
         return next(tensors)
+    if isinstance(value, dict):
+        return {key: _replace(item, tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_replace(item, tensors) for item in value)
     return value

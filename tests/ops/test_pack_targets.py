@@ -30,6 +30,15 @@ ROWS = [
 ]
 
 
+def pack_targets_inputs(images, size, dtype):
+    """Two images, of which one has as many boxes as there should be images."""
+    targets = [
+        {"boxes": 64 * cases.boxes(count, dtype=dtype), "labels": torch.arange(count)}
+        for count in (size, images)
+    ]
+    return targets, [(48, 64)] * 2
+
+
 def rows(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 5)
 

@@ -121,27 +121,52 @@ def _centers(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
-def encode_boxes(boxes, anchors, *, variances=VARIANCES, eps=0.0):
+def _variances(variances, coding: str, like: Tensor) -> Tensor:
+    if variances is None:
+        variances = VARIANCES if coding == "center" else (1.0,) * 4
+    return torch.tensor(variances, dtype=like.dtype, device=like.device)
+
+
+def encode_boxes(boxes, anchors, *, variances=None, eps=0.0, coding="center"):
     """Offsets of `boxes` to `anchors`; see `ssd_ops.encode_boxes`."""
     real = _real(boxes, anchors)
-    box_xy, box_wh = _centers(boxes.to(real))
+    boxes = boxes.to(real)
+    box_xy, box_wh = _centers(boxes)
     anchor_xy, anchor_wh = _centers(anchors.to(real))
-    v = torch.tensor(variances, dtype=real, device=boxes.device)
+    v = _variances(variances, coding, boxes)
+    if coding == "distance":
+        low, high = (
+            (anchor_xy - boxes[..., :2]) / anchor_wh,
+            (boxes[..., 2:] - anchor_xy) / anchor_wh,
+        )
+        return torch.cat((low / v[:2], high / v[2:]), dim=-1)
     xy = (box_xy - anchor_xy) / anchor_wh / v[:2]
-    wh = torch.log(eps + box_wh / anchor_wh) / v[2:]
+    ratio = box_wh / anchor_wh
+    wh = (ratio if coding == "linear" else torch.log(eps + ratio)) / v[2:]
     return torch.cat((xy, wh), dim=-1)
 
 
-def decode_boxes(offsets, anchors, *, variances=VARIANCES, clip=False):
+def decode_boxes(
+    offsets, anchors, *, variances=None, clip=False, coding="center", max_log_size=None
+):
     """The boxes that `offsets` to `anchors` encode; see `ssd_ops.decode_boxes`."""
     real = _real(offsets, anchors)
     offsets = offsets.to(real)
     anchor_xy, anchor_wh = _centers(anchors.to(real))
-    v = torch.tensor(variances, dtype=real, device=offsets.device)
-    xy = offsets[..., :2] * v[:2] * anchor_wh + anchor_xy
-    wh = _exp(offsets[..., 2:] * v[2:]) * anchor_wh
-    boxes = torch.cat((xy - wh / 2, xy + wh / 2), dim=-1)
-    return boxes.clamp(0, 1) if clip else boxes
+    v = _variances(variances, coding, offsets)
+    first, last = offsets[..., :2] * v[:2], offsets[..., 2:] * v[2:]
+    if coding == "distance":
+        boxes = torch.cat((anchor_xy - first * anchor_wh, anchor_xy + last * anchor_wh), dim=-1)
+    else:
+        if max_log_size is not None:
+            last = last.clamp(max=max_log_size)
+        xy = first * anchor_wh + anchor_xy
+        wh = (last if coding == "linear" else _exp(last)) * anchor_wh
+        boxes = torch.cat((xy - wh / 2, xy + wh / 2), dim=-1)
+    if clip is False:
+        return boxes
+    height, width = (1, 1) if clip is True else clip
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def _has_extent(boxes: Tensor) -> Tensor:
@@ -276,12 +301,13 @@ def multibox_target(
     cls_preds=None,
     *,
     iou_threshold=0.5,
-    variances=VARIANCES,
+    variances=None,
     negative_mining_ratio=None,
     negative_mining_threshold=0.5,
     min_negatives=0,
     ignore_label=-1,
     semantics="d2l",
+    coding="center",
     ignore_boxes=None,
     ignore_threshold=0.5,
 ):
@@ -329,7 +355,7 @@ def multibox_target(
         gt = rows[matched[positive]]
         eps = D2L_EPS if semantics == "d2l" else 0.0
         offsets[image, positive] = encode_boxes(
-            gt[:, 1:], anchors[positive], variances=variances, eps=eps
+            gt[:, 1:], anchors[positive], variances=variances, eps=eps, coding=coding
         )
         masks[image, positive] = 1
         cls_labels[image, positive] = gt[:, 0].long() + 1
@@ -422,6 +448,24 @@ def batched_nms(
     return kept_idxs[scores[kept_idxs].sort(descending=True, stable=True).indices]
 
 
+def _best_class_only(scores: Tensor) -> Tensor:
+    """Scores [..., C] with NaN in all places but that of the best class."""
+    if scores.shape[-1] == 0:
+        return scores
+    best = scores.where(~scores.isnan(), -math.inf).argmax(dim=-1, keepdim=True)
+    return torch.full_like(scores, math.nan).scatter(-1, best, scores.gather(-1, best))
+
+
+def _best_of_level(scores: Tensor, threshold: float, topk: int) -> Tensor:
+    """Scores [N, C] of a level with NaN in all places but those of the first `topk` over the threshold."""
+    by_class = scores.mT.flatten()
+    order = by_class.sort(descending=True, stable=True).indices
+    chosen = order[by_class[order] > threshold][:topk]
+    kept = torch.full_like(by_class, math.nan)
+    kept[chosen] = by_class[chosen]
+    return kept.view(scores.shape[1], scores.shape[0]).mT
+
+
 def multiclass_nms(
     boxes,
     scores,
@@ -432,10 +476,22 @@ def multiclass_nms(
     max_detections=100,
     class_agnostic=False,
     metric="iou",
+    best_class_only=False,
+    level_counts=None,
+    topk_per_level=None,
 ):
     """The best boxes of each image, padded; see `ssd_ops.multiclass_nms`."""
     real = _real(boxes, scores)
     boxes, scores = boxes.to(real), scores.to(real)
+    threshold = _round(score_threshold, real)
+    if best_class_only:
+        scores = _best_class_only(scores)
+    if level_counts is not None:
+        images = [
+            [_best_of_level(of_level, threshold, topk_per_level) for of_level in of_image]
+            for of_image in (image.split(level_counts) for image in scores)
+        ]
+        scores = torch.stack([torch.cat(levels) for levels in images]) if images else scores
     num_images, device = len(boxes), boxes.device
     out_boxes = torch.zeros((num_images, max_detections, 4), dtype=real, device=device)
     out_scores = torch.zeros((num_images, max_detections), dtype=real, device=device)
@@ -449,7 +505,7 @@ def multiclass_nms(
         for category in range(scores.shape[2]):
             of_class = scores[image, :, category]
             order = of_class.sort(descending=True, stable=True).indices
-            order = order[of_class[order] > _round(score_threshold, real)]
+            order = order[of_class[order] > threshold]
             if topk != -1:
                 order = order[:topk]
             chosen += [(category, int(box)) for box in order]
@@ -480,10 +536,15 @@ def detect(
     iou_threshold=0.45,
     topk=400,
     max_detections=200,
-    variances=VARIANCES,
+    variances=None,
     clip=True,
     class_agnostic=False,
     metric="iou",
+    coding="center",
+    max_log_size=None,
+    best_class_only=False,
+    level_counts=None,
+    topk_per_level=None,
 ):
     """The best boxes of each image from the outputs of a detector, padded; see `ssd_ops.detect`."""
     real = _real(cls_scores, offset_preds, anchors)
@@ -494,7 +555,14 @@ def detect(
         scores = 1 / (1 + _exp(-logits)) if activation == "sigmoid" else logits
     offsets = offset_preds.to(real).reshape(len(logits), -1, 4)
     return multiclass_nms(
-        decode_boxes(offsets, anchors, variances=variances, clip=clip),
+        decode_boxes(
+            offsets,
+            anchors,
+            variances=variances,
+            clip=clip,
+            coding=coding,
+            max_log_size=max_log_size,
+        ),
         scores,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
@@ -502,6 +570,9 @@ def detect(
         max_detections=max_detections,
         class_agnostic=class_agnostic,
         metric=metric,
+        best_class_only=best_class_only,
+        level_counts=level_counts,
+        topk_per_level=topk_per_level,
     )
 
 

@@ -19,7 +19,10 @@ import ssd_ops
 from ssd_ops import reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PLAIN = {"merge_boxes", "pack_targets"}  # public functions in plain PyTorch: they call no op of the library
+PLAIN = {
+    "merge_boxes",
+    "pack_targets",
+}  # public functions in plain PyTorch: they call no op of the library
 KINDS = ("uniform", "small", "grid", "copies", "chain", "odd")
 
 # Feature maps, sizes and ratios of each level. The last two have the shapes of SSD300 and SSD512.

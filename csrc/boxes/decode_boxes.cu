@@ -6,13 +6,15 @@ namespace {
 
 Tensor decode_boxes_cuda(const Tensor& offsets,  // [..., A, 4]
                          const Tensor& anchors,  // [A, 4]
-                         std::vector<double> variances, bool clip) {
-  check_decode_boxes(offsets, anchors, variances);
+                         std::vector<double> variances, std::vector<double> clip, int64_t coding,
+                         double max_log_size) {
+  check_decode_boxes(offsets, anchors, variances, clip, coding, max_log_size);
   const Launcher launcher("decode_boxes", offsets);
   return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        return launch_transform<T>(launcher, offsets, anchors, Decode<T>{to_variances<T>(variances), clip});
+        const Decode<T> convert{to_decoding<T>(variances, clip, coding, max_log_size)};
+        return launch_transform<T>(launcher, offsets, anchors, convert);
       },
       offsets, anchors);
 }

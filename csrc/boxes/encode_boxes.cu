@@ -6,14 +6,14 @@ namespace {
 
 Tensor encode_boxes_cuda(const Tensor& boxes,    // [..., A, 4]
                          const Tensor& anchors,  // [A, 4]
-                         std::vector<double> variances, double eps) {
-  check_encode_boxes(boxes, anchors, variances, eps);
+                         std::vector<double> variances, double eps, int64_t coding) {
+  check_encode_boxes(boxes, anchors, variances, eps, coding);
   const Launcher launcher("encode_boxes", boxes);
   return dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
-        return launch_transform<T>(launcher, boxes, anchors,
-                                   Encode<T>{to_variances<T>(variances), static_cast<T>(eps)});
+        const Encode<T> convert{to_encoding<T>(variances, coding, eps)};
+        return launch_transform<T>(launcher, boxes, anchors, convert);
       },
       boxes, anchors);
 }

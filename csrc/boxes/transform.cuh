@@ -9,23 +9,20 @@ constexpr int kTransformThreads = 256;
 
 template <typename T>
 struct Encode {
-  Variances<T> variances;
-  T eps;
+  Encoding<T> rules;
 
   __device__ Box<T> operator()(Box<T> box, Box<T> anchor) const {
-    const Offset<T> offset = encode(box, anchor, variances, eps);
+    const Offset<T> offset = encode(box, anchor, rules);
     return {offset.x, offset.y, offset.w, offset.h};
   }
 };
 
 template <typename T>
 struct Decode {
-  Variances<T> variances;
-  bool clip;
+  Decoding<T> rules;
 
   __device__ Box<T> operator()(Box<T> offset, Box<T> anchor) const {
-    const Box<T> box = decode({offset.x1, offset.y1, offset.x2, offset.y2}, anchor, variances);
-    return clip ? clip_unit(box) : box;
+    return decode({offset.x1, offset.y1, offset.x2, offset.y2}, anchor, rules);
   }
 };
 

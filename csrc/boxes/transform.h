@@ -6,10 +6,9 @@
 namespace ssd_ops {
 
 inline void check_transform(const char* op,
-                            const char* argument,   // the name of `rows`: boxes or offsets
-                            const Tensor& rows,     // [..., A, 4]
-                            const Tensor& anchors,  // [A, 4] or [1, A, 4], or the shape of `rows`
-                            const std::vector<double>& variances) {
+                            const char* argument,     // the name of `rows`: boxes or offsets
+                            const Tensor& rows,       // [..., A, 4]
+                            const Tensor& anchors) {  // [A, 4] or [1, A, 4], or the shape of `rows`
   check_shape(rows.dim() >= 1 && rows.size(rows.dim() - 1) == 4, op, argument, "[..., 4]", rows);
   check_shape(anchors.dim() >= 1 && anchors.size(anchors.dim() - 1) == 4, op, "anchors", "[..., 4]", anchors);
   // Leading dimensions of 1 do not count, the others must be the last ones of `rows`.
@@ -24,7 +23,6 @@ inline void check_transform(const char* op,
   check_floating(op, argument, rows);
   check_floating(op, "anchors", anchors);
   check_same_device(op, "anchors", anchors, argument, rows);
-  check_variances(op, variances);
 }
 
 // out row = convert(row, anchor), a block of rows at a time; convert(rows, anchors, count, out).

@@ -4,6 +4,7 @@
 // The order of operations is part of the contract: a change of it changes answers.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 
 #include "common/host_device.h"
@@ -16,16 +17,43 @@ struct Box {
   T x1, y1, x2, y2;
 };
 
-// What encode makes and decode reads: centre distance in anchor sizes, and log of the size ratio.
+// What the four numbers of an offset mean; the numbers stand in the schemas for the names in Python. Lengths are
+// in sizes of the anchor: widths for x, heights for y.
+enum class Coding : int64_t {
+  kCenter,    // distance of the centers, and log of the size ratio (SSD, arXiv:1512.02325, eq. 2)
+  kLinear,    // distance of the centers, and the size ratio itself (BlazeFace, arXiv:1907.05047)
+  kDistance,  // from the anchor's center to the left, top, right and bottom side (FCOS, arXiv:1904.01355)
+};
+
+// What encode makes and decode reads; of kDistance, left, top, right and bottom.
 template <typename T>
 struct Offset {
   T x, y, w, h;
 };
 
-// Standard deviations that offsets are divided by: two for the centre, two for the size.
+// What each number of an offset is divided by.
 template <typename T>
 struct Variances {
   T x, y, w, h;
+};
+
+template <typename T>
+struct Encoding {
+  Coding coding;
+  Variances<T> variances;
+  T eps;  // kCenter: added inside the logarithm. 1e-6 in "Dive into Deep Learning", 0 elsewhere
+};
+
+template <typename T>
+struct Decoding {
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  Coding coding;
+  Variances<T> variances;
+  T max_log_size = kInfinity;  // kCenter: log of the size ratio is cut to it
+  bool clips = false;          // to 0..width, 0..height
+  T width = 0, height = 0;
+
+  bool has_limits() const { return clips || max_log_size < kInfinity; }
 };
 
 template <typename T>
@@ -168,36 +196,63 @@ SSD_HOST_DEVICE bool lies_in(Box<T> box, T box_area, Box<T> region, T share) {
   return (inter > T(0)) & (inter / box_area >= share);
 }
 
-// Center-size offsets of a box to an anchor (SSD, arXiv:1512.02325, eq. 2). `eps` is added inside the
-// logarithm: 1e-6 in "Dive into Deep Learning", 0 elsewhere.
+// The offset of a box to an anchor. A loop in which the coding is a constant has no branch, here and below.
 template <typename T>
-SSD_HOST_DEVICE Offset<T> encode(Box<T> box, Box<T> anchor, Variances<T> v, T eps) {
+SSD_HOST_DEVICE Offset<T> encode(Box<T> box, Box<T> anchor, const Encoding<T>& rules) {
+  const Variances<T> v = rules.variances;
   const T aw = anchor.x2 - anchor.x1, ah = anchor.y2 - anchor.y1;
-  const T bw = box.x2 - box.x1, bh = box.y2 - box.y1;
-  const T dx = (box.x1 + box.x2) / T(2) - (anchor.x1 + anchor.x2) / T(2);
-  const T dy = (box.y1 + box.y2) / T(2) - (anchor.y1 + anchor.y2) / T(2);
-  return {dx / aw / v.x, dy / ah / v.y, log(eps + bw / aw) / v.w, log(eps + bh / ah) / v.h};
+  const T ax = (anchor.x1 + anchor.x2) / T(2), ay = (anchor.y1 + anchor.y2) / T(2);
+  if (rules.coding == Coding::kDistance)
+    return {(ax - box.x1) / aw / v.x, (ay - box.y1) / ah / v.y, (box.x2 - ax) / aw / v.w,
+            (box.y2 - ay) / ah / v.h};
+  const T dx = (box.x1 + box.x2) / T(2) - ax;
+  const T dy = (box.y1 + box.y2) / T(2) - ay;
+  T w = (box.x2 - box.x1) / aw, h = (box.y2 - box.y1) / ah;
+  if (rules.coding == Coding::kCenter) {
+    w = log(rules.eps + w);
+    h = log(rules.eps + h);
+  }
+  return {dx / aw / v.x, dy / ah / v.y, w / v.w, h / v.h};
 }
 
-// The inverse of encode with eps 0. An offset too large for exp gives an infinite box, not an error.
+// The part of a coordinate that lies between two others; NaN stays NaN.
 template <typename T>
-SSD_HOST_DEVICE Box<T> decode(Offset<T> offset, Box<T> anchor, Variances<T> v) {
+SSD_HOST_DEVICE T clip_to(T x, T low, T high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
+template <typename T>
+SSD_HOST_DEVICE Box<T> clip_box(Box<T> b, T width, T height) {
+  return {clip_to(b.x1, T(0), width), clip_to(b.y1, T(0), height), clip_to(b.x2, T(0), width),
+          clip_to(b.y2, T(0), height)};
+}
+
+// The box that an offset stands for: the inverse of encode with eps 0. An offset too large for exp gives an
+// infinite box, not an error.
+template <typename T>
+SSD_HOST_DEVICE Box<T> decode(Offset<T> offset, Box<T> anchor, const Decoding<T>& rules) {
+  const Variances<T> v = rules.variances;
   const T aw = anchor.x2 - anchor.x1, ah = anchor.y2 - anchor.y1;
-  const T cx = offset.x * v.x * aw + (anchor.x1 + anchor.x2) / T(2);
-  const T cy = offset.y * v.y * ah + (anchor.y1 + anchor.y2) / T(2);
-  const T half_w = exp(offset.w * v.w) * aw / T(2), half_h = exp(offset.h * v.h) * ah / T(2);
-  return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
-}
-
-// The part of a coordinate that lies in the image; NaN stays NaN.
-template <typename T>
-SSD_HOST_DEVICE T clip_unit(T x) {
-  return x < T(0) ? T(0) : (x > T(1) ? T(1) : x);
-}
-
-template <typename T>
-SSD_HOST_DEVICE Box<T> clip_unit(Box<T> b) {
-  return {clip_unit(b.x1), clip_unit(b.y1), clip_unit(b.x2), clip_unit(b.y2)};
+  const T ax = (anchor.x1 + anchor.x2) / T(2), ay = (anchor.y1 + anchor.y2) / T(2);
+  const T dx = offset.x * v.x * aw, dy = offset.y * v.y * ah;
+  T w = offset.w * v.w, h = offset.h * v.h;
+  if (rules.coding == Coding::kCenter) {
+    const T most = rules.max_log_size;
+    if (most < rules.kInfinity) {
+      w = w > most ? most : w;
+      h = h > most ? most : h;
+    }
+    w = exp(w);
+    h = exp(h);
+  }
+  Box<T> box;
+  if (rules.coding == Coding::kDistance) {
+    box = {ax - dx, ay - dy, ax + w * aw, ay + h * ah};
+  } else {
+    const T cx = dx + ax, cy = dy + ay, half_w = w * aw / T(2), half_h = h * ah / T(2);
+    box = {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
+  }
+  return rules.clips ? clip_box(box, rules.width, rules.height) : box;
 }
 
 }  // namespace ssd_ops

@@ -108,6 +108,24 @@ inline void check_variances(const char* op, const std::vector<double>& variances
   for (const double v : variances) check_positive(op, "variances", v);
 }
 
+inline void check_coding(const char* op, int64_t coding) {
+  if (!is_value_of(coding, Coding::kDistance))
+    fail(op, "coding must be 0 (center), 1 (linear) or 2 (distance), got ", coding);
+}
+
+// The arguments that decode_boxes and detect share.
+inline void check_decoding(const char* op, const std::vector<double>& variances,
+                           const std::vector<double>& clip,  // empty, or height and width
+                           int64_t coding, double max_log_size) {
+  check_variances(op, variances);
+  if (clip.size() != 0 && clip.size() != 2) fail(op, "clip must be 0 or 2 numbers, got ", clip.size());
+  for (const double limit : clip) check_positive(op, "clip", limit);
+  check_coding(op, coding);
+  if (!(max_log_size > 0)) fail(op, "max_log_size must be positive, got ", max_log_size);
+  if (coding != static_cast<int64_t>(Coding::kCenter) && std::isfinite(max_log_size))
+    fail(op, "max_log_size must be infinite with a coding other than 0 (center), got ", max_log_size);
+}
+
 inline void check_anchors(const char* op,
                           const Tensor& anchors) {  // [A, 4] or [1, A, 4]
   check_shape((anchors.dim() == 2 || (anchors.dim() == 3 && anchors.size(0) == 1)) &&
@@ -125,6 +143,24 @@ inline void check_anchor_count(const char* op, const Tensor& anchors, int64_t co
 template <typename T>
 Variances<T> to_variances(const std::vector<double>& v) {
   return {static_cast<T>(v[0]), static_cast<T>(v[1]), static_cast<T>(v[2]), static_cast<T>(v[3])};
+}
+
+template <typename T>
+Encoding<T> to_encoding(const std::vector<double>& variances, int64_t coding, double eps) {
+  return {static_cast<Coding>(coding), to_variances<T>(variances), static_cast<T>(eps)};
+}
+
+template <typename T>
+Decoding<T> to_decoding(const std::vector<double>& variances,
+                        const std::vector<double>& clip,  // empty, or height and width
+                        int64_t coding = 0, double max_log_size = std::numeric_limits<double>::infinity()) {
+  Decoding<T> rules{static_cast<Coding>(coding), to_variances<T>(variances), static_cast<T>(max_log_size)};
+  if (!clip.empty()) {
+    rules.clips = true;
+    rules.height = static_cast<T>(clip[0]);
+    rules.width = static_cast<T>(clip[1]);
+  }
+  return rules;
 }
 
 inline bool is_double(const Tensor& t) {

@@ -7,6 +7,24 @@
 
 namespace ssd_ops {
 
+// A candidate's place in the order of detections: by score, then class, then box.
+template <typename T>
+struct alignas(2 * sizeof(T)) Candidate {
+  using Key = typename FloatTraits<T>::Bits;
+  Key key;        // descending_key of the score
+  uint32_t flat;  // class * N + box
+
+  __device__ bool operator<(const Candidate& other) const {
+    return key < other.key || (key == other.key && flat < other.flat);
+  }
+  // After all: no score has this key.
+  __device__ static Candidate end() { return {~Key(0), 0}; }
+};
+
+struct ClassRange {
+  int begin, end;
+};
+
 // Scores of [B, N, width] tensors: of every column, but of the first, the background, with softmax.
 template <typename T, Activation kActivation>
 struct ClassScores {
@@ -14,6 +32,9 @@ struct ClassScores {
   static constexpr bool kSoftmax = kActivation == Activation::kSoftmax;
   Input in;
   int64_t num_boxes, width;
+  const int32_t* best_class;  // [B, N], or null where all classes count
+  // [B, N]: before which the candidates of the level of each box come; null where there are no levels.
+  const Candidate<T>* level_end;
 
   __device__ int64_t num_classes() const { return width - kSoftmax; }
   // A row: image * num_boxes + box.
@@ -28,6 +49,15 @@ struct ClassScores {
   __device__ Softmax<T> softmax(int64_t row) const {
     if constexpr (kSoftmax) return softmax_of<T>([&](int64_t c) { return logit(row, c); }, width);
     return {};
+  }
+  // The classes that a row has candidates of, if their scores are over the threshold.
+  __device__ ClassRange classes(int64_t row) const {
+    if (best_class == nullptr) return {0, static_cast<int>(num_classes())};
+    return {best_class[row], best_class[row] + 1};
+  }
+  // Before which the candidates of a row come, and before `to`.
+  __device__ Candidate<T> end_of(int64_t row, Candidate<T> to) const {
+    return level_end != nullptr && level_end[row] < to ? level_end[row] : to;
   }
 };
 
@@ -123,6 +153,31 @@ __global__ void __launch_bounds__(kBestThreads)
   out.best[at] = best;
   if (best > threshold)
     atomicAdd(&out.bins[at / scores.num_boxes * kBins + ScoreBins<T>::of(descending_key(best))], 1);
+}
+
+// The class with the highest score of each box that has a candidate, the first on ties; NaN is never the
+// highest. One warp a box.
+template <typename T, typename Scores>
+__global__ void __launch_bounds__(kBestThreads)
+    best_class_kernel(Scores scores, BestScores<T> best, int64_t all_rows, T threshold,
+                      int32_t* best_class) {  // [B, N]
+  const int64_t row = global_index() / kWarp;
+  if (row >= all_rows) return;
+  Candidate<T> first = Candidate<T>::end();
+  if (ceiling_of(best.best[row]) > threshold) {
+    const Softmax<T> softmax = Scores::kSoftmax ? best.softmax[row] : Softmax<T>{};
+    for (int64_t c = lane_index(); c < scores.num_classes(); c += kWarp) {
+      const T score = scores.score(row, c, softmax);
+      const Candidate<T> found{descending_key(score), static_cast<uint32_t>(c)};
+      if (score == score && found < first) first = found;
+    }
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const Candidate<T> other{__shfl_xor_sync(kAllLanes, first.key, step),
+                             __shfl_xor_sync(kAllLanes, first.flat, step)};
+    first = other < first ? other : first;
+  }
+  if (lane_index() == 0) best_class[row] = static_cast<int32_t>(first.flat);
 }
 
 }  // namespace ssd_ops

@@ -10,13 +10,11 @@ template <typename T>
 struct DecodedBoxes {
   Input offset_preds, anchors;  // [B, A, 4], [A, 4]
   int64_t count;
-  Variances<T> variances;
-  bool clip;
+  Decoding<T> decoding;
 
   __device__ Box<T> operator()(int64_t image, int64_t i) const {
     const Box<T> o = load_row<T>(offset_preds, image * count + i);
-    const Box<T> box = decode({o.x1, o.y1, o.x2, o.y2}, load_row<T>(anchors, i), variances);
-    return clip ? clip_unit(box) : box;
+    return decode({o.x1, o.y1, o.x2, o.y2}, load_row<T>(anchors, i), decoding);
   }
 };
 

@@ -6,7 +6,7 @@
 //      anchor) and counts [B] int64, with K = max_detections
 //
 // multiclass_nms (detection/multiclass_nms.h) of the activated scores (common/activation.h) and the decoded
-// boxes (common/box.h, `decode`; with clip cut to 0..1), in the arithmetic's dtype. Only candidates are
+// boxes (decode_boxes: its variances, clip, coding and max_log_size), in the arithmetic's dtype. Only candidates are
 // decoded. With softmax, class 0 of the result is the second of cls_scores, and an anchor with a NaN
 // logit is left out.
 #pragma once
@@ -20,7 +20,9 @@ inline void check_detect(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C
                          const Tensor& offset_preds,  // [B, A, 4] or [B, 4A]
                          const Tensor& anchors,       // [A, 4] or [1, A, 4]
                          int64_t activation, double score_threshold, double iou_threshold, int64_t topk,
-                         int64_t max_detections, const std::vector<double>& variances, int64_t metric) {
+                         int64_t max_detections, const std::vector<double>& variances,
+                         const std::vector<double>& clip, int64_t metric, int64_t coding, double max_log_size,
+                         const std::vector<int64_t>& level_counts, int64_t topk_per_level) {
   constexpr const char* op = "detect";
   if (!is_value_of(activation, Activation::kSigmoid))
     fail(op, "activation must be 0 (none), 1 (softmax) or 2 (sigmoid), got ", activation);
@@ -42,8 +44,9 @@ inline void check_detect(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C
   check_floating(op, "offset_preds", offset_preds);
   check_same_device(op, "offset_preds", offset_preds, "cls_scores", cls_scores);
   check_same_device(op, "anchors", anchors, "cls_scores", cls_scores);
-  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric);
-  check_variances(op, variances);
+  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric, num_anchors, level_counts,
+                  topk_per_level);
+  check_decoding(op, variances, clip, coding, max_log_size);
 }
 
 }  // namespace ssd_ops

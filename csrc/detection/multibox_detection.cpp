@@ -36,8 +36,8 @@ SSD_SIMD(void, best_class,
 template <typename T>
 struct DetectionRules {
   T nms_threshold, pos_threshold;
-  Variances<T> variances;
-  bool clip, class_agnostic;
+  Decoding<T> decoding;
+  bool class_agnostic;
   int64_t topk;
   Semantics semantics;
 };
@@ -61,9 +61,7 @@ class ImageDetection {
            T* rows) {         // [A, 6]
     const bool d2l = rules_.semantics == Semantics::kD2l;
     best_class(probs, num_classes_, num_anchors_, d2l ? T(0) : T(-1), scores_.data(), classes_.data());
-    decode_block(offsets, anchors_, num_anchors_, rules_.variances, boxes_.data());
-    if (rules_.clip)
-      for (T& coordinate : boxes_) coordinate = clip_unit(coordinate);
+    decode_block(offsets, anchors_, num_anchors_, rules_.decoding, boxes_.data());
     if (d2l)
       write_d2l(rows);
     else
@@ -165,8 +163,7 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs,     // [B, C+1, A]
         const T* anchor_rows = read_anchors.read(0, 4 * num_anchors, anchor_buffer);
         const DetectionRules<T> rules{static_cast<T>(nms_threshold),
                                       static_cast<T>(pos_threshold),
-                                      to_variances<T>(variances),
-                                      clip,
+                                      to_decoding<T>(variances, to_limits(clip)),
                                       class_agnostic,
                                       topk,
                                       static_cast<Semantics>(semantics)};

@@ -40,8 +40,8 @@ Tensor multibox_detection_cuda(const Tensor& cls_probs,     // [B, C+1, A]
           best.boxes = launcher.scratch<T>(4 * total);
           best.classes = launcher.scratch<int32_t>(total);
           launcher.run(&best_class_kernel<T>, ceil_div(total, kDetectionThreads), kDetectionThreads, probs,
-                       offsets, anchor_input, num_images, cls_probs.size(1) - 1, to_variances<T>(variances),
-                       clip, mxnet, positive, best);
+                       offsets, anchor_input, num_images, cls_probs.size(1) - 1,
+                       to_decoding<T>(variances, to_limits(clip)), mxnet, positive, best);
           NmsPlan<T> plan{num_images, num_anchors, max_ranked, num_anchors, {threshold, Metric::kIou}};
           T* rows = data<T>(out);
           if (!mxnet) {

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kDetectionThreads)
     best_class_kernel(Input cls_probs,     // [B, C+1, A]
                       Input offset_preds,  // [B, A, 4]
                       Input anchors,       // [A, 4]
-                      int64_t num_images, int64_t num_classes, Variances<T> variances, bool clip, bool mxnet,
+                      int64_t num_images, int64_t num_classes, Decoding<T> decoding, bool mxnet,
                       T pos_threshold, BestClasses<T> out) {
   const int64_t at = global_index(), num_anchors = out.num_anchors;
   if (at >= num_images * num_anchors) return;
@@ -63,10 +63,10 @@ __global__ void __launch_bounds__(kDetectionThreads)
   }
   const bool left_out = mxnet && !(best > T(-1) && !(best < pos_threshold));
   const Box<T> o = load_row<T>(offset_preds, at);
-  const Box<T> box = decode({o.x1, o.y1, o.x2, o.y2}, load_row<T>(anchors, i), variances);
+  const Box<T> box = decode({o.x1, o.y1, o.x2, o.y2}, load_row<T>(anchors, i), decoding);
   out.scores[at] = left_out ? std::numeric_limits<T>::quiet_NaN() : best;
   out.classes[at] = best_class;
-  store_row(out.boxes, at, clip ? clip_unit(box) : box);
+  store_row(out.boxes, at, box);
 }
 
 // Rows (class, score, box): the kept ones by score, then the others by anchor with class -1.

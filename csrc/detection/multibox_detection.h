@@ -25,6 +25,12 @@
 
 namespace ssd_ops {
 
+// What the other ops call clip: height and width, or nothing.
+inline std::vector<double> to_limits(bool clip) {
+  if (clip) return {1, 1};
+  return {};
+}
+
 inline void check_multibox_detection(const Tensor& cls_probs,     // [B, C+1, A]
                                      const Tensor& offset_preds,  // [B, 4A]
                                      const Tensor& anchors,       // [A, 4] or [1, A, 4]

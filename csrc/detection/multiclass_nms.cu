@@ -8,8 +8,11 @@ namespace {
 Detections multiclass_nms_cuda(const Tensor& boxes,   // [B, N, 4]
                                const Tensor& scores,  // [B, N, C]
                                double score_threshold, double iou_threshold, int64_t topk,
-                               int64_t max_detections, bool class_agnostic, int64_t metric) {
-  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections, metric);
+                               int64_t max_detections, bool class_agnostic, int64_t metric,
+                               bool best_class_only, std::vector<int64_t> level_counts,
+                               int64_t topk_per_level) {
+  check_multiclass_nms(boxes, scores, score_threshold, iou_threshold, topk, max_detections, metric,
+                       level_counts, topk_per_level);
   const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1);
   Launcher launcher("multiclass_nms", boxes);
   return dispatch_real(
@@ -17,8 +20,9 @@ Detections multiclass_nms_cuda(const Tensor& boxes,   // [B, N, 4]
         using T = decltype(zero);
         const DeviceInput box_input(boxes), score_input(scores);
         const SelectionRules<T> rules(score_threshold, iou_threshold, topk, max_detections, class_agnostic,
-                                      metric);
-        const ClassScores<T, Activation::kNone> by_class{score_input, num_boxes, scores.size(2)};
+                                      metric, {best_class_only, level_counts, topk_per_level});
+        const ClassScores<T, Activation::kNone> by_class{score_input, num_boxes, scores.size(2), nullptr,
+                                                         nullptr};
         return launch_selection(launcher, boxes, by_class, BoxRows<T>{box_input, num_boxes}, num_images,
                                 rules);
       },

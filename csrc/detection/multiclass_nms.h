@@ -7,11 +7,15 @@
 // In each image:
 // 1. A pair (box, class) is a candidate where its score > score_threshold, which is rounded to the
 //    arithmetic's dtype. A NaN score is not.
-// 2. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
-// 3. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
+//    best_class_only: only with the class of its highest score, the lowest class on ties; NaN scores do
+//    not count.
+// 2. Where level_counts is not empty, it divides the boxes, in their order, into levels: of each level,
+//    only the topk_per_level candidates that come first stay (score descending, then class, then box).
+// 3. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
+// 4. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
 //    where its overlap with a kept one of its class (class_agnostic: of any class) is more than
 //    iou_threshold, by the metric and compared as in nms.
-// 4. The first max_detections kept, in that order, are the result: box, score, class (0-based), row of
+// 5. The first max_detections kept, in that order, are the result: box, score, class (0-based), row of
 //    `boxes`. What follows them is 0, 0, -1, -1; counts tells how many they are.
 #pragma once
 
@@ -24,18 +28,33 @@ namespace ssd_ops {
 
 // The arguments that multiclass_nms and detect share.
 inline void check_selection(const char* op, double score_threshold, double iou_threshold, int64_t topk,
-                            int64_t max_detections, int64_t metric) {
+                            int64_t max_detections, int64_t metric, int64_t num_boxes,
+                            const std::vector<int64_t>& level_counts, int64_t topk_per_level) {
   check_fraction(op, "score_threshold", score_threshold);
   check_fraction(op, "iou_threshold", iou_threshold);
   check_topk(op, topk);
   if (max_detections < 1) fail(op, "max_detections must be 1 or more, got ", max_detections);
   check_metric(op, metric);
+  if (topk_per_level < 1 && topk_per_level != -1)
+    fail(op, "topk_per_level must be 1 or more, or -1 for all, got ", topk_per_level);
+  if (level_counts.empty() != (topk_per_level == -1))
+    fail(op, "level_counts must be given with topk_per_level, and only with it");
+  int64_t left = num_boxes;
+  for (const int64_t count : level_counts) {
+    check_not_negative(op, "level_counts", count);
+    if (count > left) left = -1;  // the sum is too large, and could overflow
+    if (left < 0) break;
+    left -= count;
+  }
+  if (!level_counts.empty() && left != 0)
+    fail(op, "level_counts must add up to the number of boxes, ", num_boxes);
 }
 
 inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]
                                  const Tensor& scores,  // [B, N, C]
                                  double score_threshold, double iou_threshold, int64_t topk,
-                                 int64_t max_detections, int64_t metric) {
+                                 int64_t max_detections, int64_t metric,
+                                 const std::vector<int64_t>& level_counts, int64_t topk_per_level) {
   constexpr const char* op = "multiclass_nms";
   check_shape(boxes.dim() == 3 && boxes.size(2) == 4, op, "boxes", "[B, N, 4]", boxes);
   check_shape(scores.dim() == 3 && scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1), op,
@@ -43,7 +62,8 @@ inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]
   check_floating(op, "boxes", boxes);
   check_floating(op, "scores", scores);
   check_same_device(op, "scores", scores, "boxes", boxes);
-  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric);
+  check_selection(op, score_threshold, iou_threshold, topk, max_detections, metric, boxes.size(1),
+                  level_counts, topk_per_level);
 }
 
 // boxes, scores, labels, indices, counts

@@ -1,6 +1,8 @@
 // The detections of an image from its best candidates on, a portion at a time, until max_detections are kept:
 // later candidates change nothing, so most are never written, sorted, decoded or compared. The steps:
 //   best_scores_kernel (class_scores.cuh)   the best score of each box, and how many there are in each bin
+//   best_class_kernel (class_scores.cuh)    the class of that score, where only the best class counts
+//   level_topk_kernel (level_topk.cuh)      where the candidates of a level end, where there are levels
 //   list_kernel                             the candidates that come first: a list for each image
 //   portions_kernel                         one block for each image: sort and NMS, portion by portion
 // Where the list ends too early, or is too long for its room, portions_kernel looks through all scores again.
@@ -13,18 +15,6 @@
 #include "nms/greedy_tiles.cuh"
 
 namespace ssd_ops {
-
-// A candidate's place in the order of detections: by score, then class, then box.
-template <typename T>
-struct alignas(2 * sizeof(T)) Candidate {
-  using Key = typename FloatTraits<T>::Bits;
-  Key key;        // descending_key of the score
-  uint32_t flat;  // class * N + box
-
-  __device__ bool operator<(const Candidate& other) const {
-    return key < other.key || (key == other.key && flat < other.flat);
-  }
-};
 
 // Where the candidates of an image are found.
 template <typename T>
@@ -87,23 +77,24 @@ __global__ void __launch_bounds__(kListThreads)
     if (most > threshold && descending_key(most) < end) rows[atomicAdd(&num_rows, 1)] = own;
   }
   __syncthreads();
-  const int64_t classes = scores.num_classes();
   for (int r = warp_index(); r < num_rows; r += kListThreads / kWarp) {
     const int64_t row = image * scores.num_boxes + rows[r];
     const Softmax<T> softmax = Scores::kSoftmax ? shortlist.best.softmax[row] : Softmax<T>{};
-    for (int64_t base = 0; base < classes; base += kWarp) {
-      const int64_t category = base + lane_index();
+    const ClassRange classes = scores.classes(row);
+    const Candidate<T> end_of_row = scores.end_of(row, {end, 0});
+    for (int base = classes.begin; base < classes.end; base += kWarp) {
+      const int category = base + lane_index();
       const T score =
-          category < classes ? scores.score(row, category, softmax) : std::numeric_limits<T>::quiet_NaN();
-      const auto key = descending_key(score);
-      const unsigned lanes = __ballot_sync(kAllLanes, score > threshold && key < end);
+          category < classes.end ? scores.score(row, category, softmax) : std::numeric_limits<T>::quiet_NaN();
+      const Candidate<T> found{descending_key(score),
+                               static_cast<uint32_t>(category * scores.num_boxes + rows[r])};
+      const bool listed = score > threshold && found < end_of_row;
+      const unsigned lanes = __ballot_sync(kAllLanes, listed);
       if (lanes == 0) continue;
       int at = 0;
       if (lane_index() == 0) at = atomicAdd(&shortlist.counts[image], __popc(lanes));
       at = __shfl_sync(kAllLanes, at, 0) + __popc(lanes & lanes_below(lane_index()));
-      if ((lanes >> lane_index() & 1) != 0 && at < shortlist.room)
-        shortlist.list[image * shortlist.room + at] = {
-            key, static_cast<uint32_t>(category * scores.num_boxes + rows[r])};
+      if (listed && at < shortlist.room) shortlist.list[image * shortlist.room + at] = found;
     }
   }
 }
@@ -166,8 +157,6 @@ struct Candidates {
   int num_listed;
   bool from_list;  // or from the scores
 
-  // After all: no score has this key.
-  __device__ static Candidate<T> end() { return {~Key(0), 0}; }
   __device__ uint32_t class_of(uint32_t flat) const { return flat / static_cast<uint32_t>(scores.num_boxes); }
   // A class that has had its topk is left out from then on.
   __device__ bool is_open(uint32_t flat) const { return seen == nullptr || seen[class_of(flat)] < plan.topk; }
@@ -175,22 +164,24 @@ struct Candidates {
   // body(candidate) for each one from `from` to before `to`.
   template <typename Body>
   __device__ void visit(Candidate<T> from, Candidate<T> to, const Body& body) const {
-    const auto meet = [&](Candidate<T> c) {
-      if (!(c < from) && c < to && is_open(c.flat)) body(c);
+    const auto meet = [&](Candidate<T> c, Candidate<T> end) {
+      if (!(c < from) && c < end && is_open(c.flat)) body(c);
     };
     const int thread = static_cast<int>(threadIdx.x);
     if (from_list) {
-      for (int i = thread; i < num_listed; i += kNmsThreads) meet(list[i]);
+      for (int i = thread; i < num_listed; i += kNmsThreads) meet(list[i], to);
       return;
     }
     for (int64_t box = thread; box < scores.num_boxes; box += kNmsThreads) {
       const T most = ceiling_of(best[box]);
       if (!(most > plan.score_threshold) || descending_key(most) > to.key) continue;
       const Softmax<T> of_row = Scores::kSoftmax ? softmax[box] : Softmax<T>{};
-      for (int64_t c = 0; c < scores.num_classes(); ++c) {
+      const ClassRange classes = scores.classes(first_row + box);
+      const Candidate<T> end = scores.end_of(first_row + box, to);
+      for (int c = classes.begin; c < classes.end; ++c) {
         const T score = scores.score(first_row + box, c, of_row);
         if (score > plan.score_threshold)
-          meet({descending_key(score), static_cast<uint32_t>(c * scores.num_boxes + box)});
+          meet({descending_key(score), static_cast<uint32_t>(c * scores.num_boxes + box)}, end);
       }
     }
   }
@@ -314,8 +305,8 @@ __global__ void __launch_bounds__(kNmsThreads)
                                    listed,
                                    listed <= shortlist.room};
   Candidate<T> from{0, 0};
-  while (from < candidates.end() && state.tile.num_kept < plan.max_detections) {
-    Candidate<T> to = candidates.end();
+  while (from < Candidate<T>::end() && state.tile.num_kept < plan.max_detections) {
+    Candidate<T> to = Candidate<T>::end();
     if (candidates.from_list) {
       // As many bins as have the boxes of a portion, or up to the first that has any.
       const int first_bin = ScoreBins<T>::of(from.key);

@@ -1,6 +1,7 @@
 // The launches that multiclass_nms and detect share.
 #pragma once
 
+#include "detection/level_topk.cuh"
 #include "detection/multiclass_nms.h"
 #include "detection/portions.cuh"
 #include "detection/selection.cuh"
@@ -17,10 +18,55 @@ constexpr int kListWanted = 64, kPortion = 32, kMostRoom = 64;  // so that the t
 constexpr int kListWanted = 2048, kPortion = 512, kMostRoom = 2048;
 #endif
 
+// Of the best scores of all boxes, makes scores.level_end, and takes out the boxes that have no candidate any more.
+template <typename T, typename Scores>
+void launch_level_topk(Launcher& launcher, Scores& scores, const BestScores<T>& best, int64_t num_images,
+                       const SelectionRules<T>& rules) {
+  const int64_t rows = num_images * scores.num_boxes;
+  const LevelTopk<T> out{launcher.scratch<int32_t>(rows), launcher.scratch<Candidate<T>>(rows)};
+  LevelBegins levels = {};
+  const auto launch = [&] {
+    launcher.run(&level_topk_kernel<T, Scores>, num_images * levels.count, kSelectThreads, scores, levels,
+                 rules.candidates.topk_per_level, rules.score_threshold, best, out);
+    levels.begin[0] = levels.begin[levels.count];
+    levels.count = 0;
+  };
+  for (const int64_t count : rules.candidates.level_counts) {
+    if (levels.count == kLevelsOfLaunch) launch();
+    levels.begin[levels.count + 1] = levels.begin[levels.count] + count;
+    ++levels.count;
+  }
+  launch();
+  scores.level_end = out.ends;
+}
+
+// Leaves to `scores` the candidates that the rules want before the topk of each class.
+template <typename T, typename Scores>
+void launch_candidate_rules(Launcher& launcher, Scores& scores, const BestScores<T>& best, int64_t num_images,
+                            const SelectionRules<T>& rules) {
+  if (rules.candidates.best_class_only) {
+    const int64_t rows = num_images * scores.num_boxes;
+    int32_t* best_class = launcher.scratch<int32_t>(rows);
+    launcher.run(&best_class_kernel<T, Scores>, ceil_div(rows, kBestThreads / kWarp), kBestThreads, scores,
+                 best, rows, rules.score_threshold, best_class);
+    scores.best_class = best_class;
+  }
+  if (rules.candidates.topk_per_level != -1) launch_level_topk(launcher, scores, best, num_images, rules);
+}
+
 template <typename T, typename Scores, typename Boxes>
-void launch_all(Launcher& launcher, const Scores& scores, const Boxes& boxes, int64_t num_images,
+void launch_all(Launcher& launcher, Scores scores, const Boxes& boxes, int64_t num_images,
                 int64_t num_classes, const SelectionRules<T>& rules, const DetectionRows<T>& out) {
   const int64_t num_boxes = scores.num_boxes, rows = num_images * num_classes, total = rows * num_boxes;
+  if (total > 0 && (rules.candidates.best_class_only || rules.candidates.topk_per_level != -1)) {
+    const int64_t all_boxes = num_images * num_boxes;
+    BestScores<T> best = {};
+    best.best = launcher.scratch<T>(all_boxes);
+    if (Scores::kSoftmax) best.softmax = launcher.scratch<Softmax<T>>(all_boxes);
+    launcher.run(&best_of_rows_kernel<T, Scores>, ceil_div(all_boxes, kScoreThreads), kScoreThreads, scores,
+                 all_boxes, best);
+    launch_candidate_rules(launcher, scores, best, num_images, rules);
+  }
   T* by_class = launcher.scratch<T>(total);
   if (total > 0)
     launcher.run(&scores_by_class_kernel<T, Scores>, ceil_div(num_images * num_boxes, kScoreThreads),
@@ -50,7 +96,7 @@ void launch_all(Launcher& launcher, const Scores& scores, const Boxes& boxes, in
 }
 
 template <typename T, typename Scores, typename Boxes>
-void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& boxes, int64_t num_images,
+void launch_by_portions(Launcher& launcher, Scores scores, const Boxes& boxes, int64_t num_images,
                         int64_t num_classes, const SelectionRules<T>& rules, int room,
                         const DetectionRows<T>& out) {
   if (num_images == 0) return;
@@ -75,6 +121,7 @@ void launch_by_portions(Launcher& launcher, const Scores& scores, const Boxes& b
     launcher.run_with_shared(&best_scores_kernel<T, Scores>, ceil_div(rows, of_block), kBestThreads,
                              of_block * row_bytes, scores, rows, of_block, rules.score_threshold,
                              shortlist.best);
+    launch_candidate_rules(launcher, scores, shortlist.best, num_images, rules);
     const int64_t blocks = ceil_div(num_boxes, kListRows);
     launcher.run(&list_kernel<T, Scores>, num_images * blocks, kListThreads, scores, shortlist,
                  rules.score_threshold, blocks);

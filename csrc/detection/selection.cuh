@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/block_select.cuh"
+#include "detection/class_scores.cuh"
 #include "detection/detections.h"
 #include "nms/greedy.cuh"
 
@@ -11,7 +12,20 @@ namespace ssd_ops {
 
 constexpr int kScoreThreads = 256;
 
-// The scores by class, NaN where they are not over the threshold.
+// The best score of each box, one thread a box: best_scores_kernel without bins, for rows of any length.
+template <typename T, typename Scores>
+__global__ void __launch_bounds__(kScoreThreads)
+    best_of_rows_kernel(Scores scores, int64_t all_rows, BestScores<T> out) {
+  const int64_t row = global_index();
+  if (row >= all_rows) return;
+  const Softmax<T> softmax = scores.softmax(row);
+  T best = -std::numeric_limits<T>::infinity();
+  for (int64_t c = 0; c < scores.num_classes(); ++c) best = max_of(scores.score(row, c, softmax), best);
+  out.best[row] = best;
+  if constexpr (Scores::kSoftmax) out.softmax[row] = softmax;
+}
+
+// The scores by class, NaN where they are not candidates.
 template <typename T, typename Scores>
 __global__ void __launch_bounds__(kScoreThreads) scores_by_class_kernel(Scores scores,  // [B, N, C]
                                                                         int64_t images, T threshold,
@@ -20,10 +34,13 @@ __global__ void __launch_bounds__(kScoreThreads) scores_by_class_kernel(Scores s
   if (at >= images * count) return;
   const int64_t image = at / count, box = at % count;
   const auto softmax = scores.softmax(at);
+  const ClassRange range = scores.classes(at);
+  const Candidate<T> end = scores.end_of(at, Candidate<T>::end());
   for (int64_t c = 0; c < classes; ++c) {
     const T score = scores.score(at, c, softmax);
-    by_class[(image * classes + c) * count + box] =
-        score > threshold ? score : std::numeric_limits<T>::quiet_NaN();
+    const Candidate<T> found{descending_key(score), static_cast<uint32_t>(c * count + box)};
+    const bool is_one = score > threshold && range.begin <= c && c < range.end && found < end;
+    by_class[(image * classes + c) * count + box] = is_one ? score : std::numeric_limits<T>::quiet_NaN();
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <vector>
@@ -48,6 +49,29 @@ SSD_SIMD(int64_t, append_over,
 SSD_SIMD(int64_t, append_over,
          (const double* scores, double threshold, int64_t first, double* found, int64_t* at),
          (scores, threshold, first, found, at))
+
+// The best score of each of kTile boxes, and its class, the first on ties. A NaN is never the best.
+template <typename T>
+SSD_HOST_DEVICE void best_of_tile_lanes(const T* __restrict tile,  // [num_classes, kTile]
+                                        int64_t num_classes,
+                                        T* __restrict best,                                     // [kTile]
+                                        typename FloatTraits<T>::Signed* __restrict classes) {  // [kTile]
+  for (int64_t i = 0; i < kTile; ++i) {
+    best[i] = -std::numeric_limits<T>::infinity();
+    classes[i] = 0;
+  }
+  for (int64_t c = 0; c < num_classes; ++c)
+    for (int64_t i = 0; i < kTile; ++i) {
+      const bool better = tile[c * kTile + i] > best[i];
+      best[i] = better ? tile[c * kTile + i] : best[i];
+      classes[i] = better ? static_cast<typename FloatTraits<T>::Signed>(c) : classes[i];
+    }
+}
+
+SSD_SIMD(void, best_of_tile, (const float* tile, int64_t num_classes, float* best, int32_t* classes),
+         (tile, num_classes, best, classes))
+SSD_SIMD(void, best_of_tile, (const double* tile, int64_t num_classes, double* best, int64_t* classes),
+         (tile, num_classes, best, classes))
 
 // Boxes with their class, of which the last lanes may be empty.
 template <typename T>
@@ -96,19 +120,27 @@ SSD_SIMD(bool, any_of_class_over,
 template <typename T>
 class Selection {
  public:
-  Selection(SelectionRules<T> rules, int64_t num_boxes, int64_t num_classes)
-      : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {}
+  Selection(const SelectionRules<T>& rules, int64_t num_boxes, int64_t num_classes)
+      : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {
+    if (rules_.candidates.level_counts.empty()) rules_.candidates.level_counts = {num_boxes};
+  }
 
-  // The scores of one class for the kTile boxes from `first` on; past the last box they are NaN.
-  void add(int64_t category, int64_t first,
-           const T* scores) {  // [kTile]
-    if (found_.size() < size_ + static_cast<size_t>(kTile)) {
-      const size_t room = 2 * found_.size() + static_cast<size_t>(kTile);
-      found_.resize(room);
-      flat_.resize(room);
+  // The scores of all boxes of an image. read(first, count) gives those of the boxes from `first` on as
+  // [C, kTile]; past `count`, at most kTile, they are NaN.
+  template <typename Read>
+  void add_all(const Read& read) {
+    int64_t first = 0;
+    for (const int64_t level_count : rules_.candidates.level_counts) {
+      least_ = rules_.score_threshold;
+      level_begin_ = size_;
+      for (const int64_t end = first + level_count; first < end;) {
+        const int64_t count = std::min(kTile, end - first);
+        add(first, read(first, count));
+        first += count;
+        if (size_ - level_begin_ > kLevelRoom && (size_ - level_begin_) / 2 > most_of_level()) cut_level();
+      }
+      cut_level();
     }
-    size_ += static_cast<size_t>(append_over(scores, rules_.score_threshold, category * num_boxes_ + first,
-                                             &found_[size_], &flat_[size_]));
   }
 
   // The detections among what was added, and the selection is empty again.
@@ -131,6 +163,7 @@ class Selection {
   }
 
  private:
+  static constexpr size_t kLevelRoom = 4096;        // candidates that are not worth a cut
   using ClassId = typename FloatTraits<T>::Signed;  // as wide as T, for the lanes
   static constexpr int64_t kMaxSearched = 1024;
   static constexpr size_t kPortion = 512;
@@ -144,6 +177,53 @@ class Selection {
     return a.score > b.score || (a.score == b.score && a.flat < b.flat);
   }
   static bool goes_last(const Candidate& a, const Candidate& b) { return goes_first(b, a); }
+
+  void add(int64_t first,
+           const T* tile) {  // [C, kTile]
+    if (rules_.candidates.best_class_only) {
+      ClassId classes[kTile];
+      T best[kTile];
+      best_of_tile(tile, num_classes_, best, classes);
+      const size_t begin = size_;
+      append(first, best);
+      for (size_t i = begin; i < size_; ++i) flat_[i] += classes[flat_[i] - first] * num_boxes_;
+    } else {
+      for (int64_t c = 0; c < num_classes_; ++c) append(c * num_boxes_ + first, tile + c * kTile);
+    }
+  }
+
+  // The candidates among the scores numbered from `flat` on.
+  void append(int64_t flat,
+              const T* scores) {  // [kTile]
+    if (found_.size() < size_ + static_cast<size_t>(kTile)) {
+      const size_t room = 2 * found_.size() + static_cast<size_t>(kTile);
+      found_.resize(room);
+      flat_.resize(room);
+    }
+    size_ += static_cast<size_t>(append_over(scores, least_, flat, &found_[size_], &flat_[size_]));
+  }
+
+  size_t most_of_level() const {
+    const int64_t most = rules_.candidates.topk_per_level;
+    return most == -1 ? std::numeric_limits<size_t>::max() : static_cast<size_t>(most);
+  }
+
+  // Leaves the best of the level so far, and looks only for those that may be better: a later candidate with
+  // the same score as the last one may have a lower class.
+  void cut_level() {
+    const size_t most = most_of_level();
+    if (size_ - level_begin_ <= most) return;
+    heap_.clear();
+    for (size_t i = level_begin_; i < size_; ++i) heap_.push_back({found_[i], flat_[i]});
+    const auto last = heap_.begin() + static_cast<int64_t>(most - 1);
+    std::nth_element(heap_.begin(), last, heap_.end(), goes_first);
+    least_ = std::nextafter(last->score, -std::numeric_limits<T>::infinity());
+    size_ = level_begin_;
+    for (auto c = heap_.begin(); c <= last; ++c) {
+      found_[size_] = c->score;
+      flat_[size_++] = c->flat;
+    }
+  }
 
   // Counts a candidate of its class; false where the class has had its topk.
   bool enters(const Candidate& c) {
@@ -238,6 +318,8 @@ class Selection {
   SelectionRules<T> rules_;
   int64_t num_boxes_, num_classes_;
   size_t size_ = 0;  // of the candidates
+  size_t level_begin_ = 0;
+  T least_ = 0;  // candidates are over this
   std::vector<T> found_, sample_;
   std::vector<int64_t> flat_, seen_;
   std::vector<Candidate> heap_;

@@ -15,7 +15,7 @@ SSD_HOST_DEVICE T prior_center(int64_t cell, T offset, T step) {
 template <typename T>
 SSD_HOST_DEVICE Box<T> prior_box(T cy, T cx, T half_w, T half_h, bool clip) {
   const Box<T> box{cx - half_w, cy - half_h, cx + half_w, cy + half_h};
-  return clip ? clip_unit(box) : box;
+  return clip ? clip_box(box, T(1), T(1)) : box;
 }
 
 }  // namespace ssd_ops

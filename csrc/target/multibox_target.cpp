@@ -110,7 +110,7 @@ void write_targets(const AnchorBlocks<T>& anchors, const GroundTruths<T>& gts,
   for (size_t i = 0; i < count; ++i) {
     if (matched[i] < 0) continue;
     const Offset<T> offset =
-        encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), rules.variances, rules.eps);
+        encode(gts.boxes[matched[i]], anchors.box(static_cast<int64_t>(i)), rules.encoding);
     store_box<T>({offset.x, offset.y, offset.w, offset.h}, offsets + 4 * i);
     store_box<T>({1, 1, 1, 1}, masks + 4 * i);
     cls_labels[i] = gts.classes[matched[i]] + 1;
@@ -165,10 +165,12 @@ Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A
                             std::optional<Tensor> cls_preds,  // [B, C+1, A]
                             double iou_threshold, std::vector<double> variances, double negative_mining_ratio,
                             double negative_mining_threshold, int64_t min_negatives, int64_t ignore_label,
-                            int64_t semantics, std::optional<Tensor> ignore_boxes,  // [B, K, 4]
+                            int64_t semantics, int64_t coding,
+                            std::optional<Tensor> ignore_boxes,  // [B, K, 4]
                             double ignore_threshold) {
   check_multibox_target(anchors, labels, cls_preds, iou_threshold, variances, negative_mining_ratio,
-                        negative_mining_threshold, min_negatives, semantics, ignore_boxes, ignore_threshold);
+                        negative_mining_threshold, min_negatives, semantics, coding, ignore_boxes,
+                        ignore_threshold);
   const int64_t num_images = labels.size(0), num_anchors = anchors.numel() / 4;
   const Semantics kind = static_cast<Semantics>(semantics);
   const MiningRules mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
@@ -181,7 +183,7 @@ Targets multibox_target_cpu(const Tensor& anchors,            // [A, 4] or [1, A
         if (cls_labels.numel() > 0)
           write_images(anchors, labels, cls_preds, IgnoredRegions<T>(ignore_boxes, ignore_threshold),
                        match_rules<T>(kind, iou_threshold),
-                       target_rules<T>(kind, to_variances<T>(variances), ignore_label), mining,
+                       target_rules<T>(kind, to_variances<T>(variances), coding, ignore_label), mining,
                        data<T>(offsets), data<T>(masks), data<int64_t>(cls_labels));
         return {offsets, masks, cls_labels};
       },
@@ -192,7 +194,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "multibox_target(Tensor anchors, Tensor labels, Tensor? cls_preds, float iou_threshold, "
       "float[] variances, float negative_mining_ratio, float negative_mining_threshold, int min_negatives, "
-      "int ignore_label, int semantics, Tensor? ignore_boxes, float ignore_threshold) -> (Tensor, Tensor, "
+      "int ignore_label, int semantics, int coding, Tensor? ignore_boxes, float ignore_threshold) -> "
+      "(Tensor, Tensor, "
       "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {

@@ -27,11 +27,12 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
                              std::optional<Tensor> cls_preds,  // [B, C+1, A]
                              double iou_threshold, std::vector<double> variances,
                              double negative_mining_ratio, double negative_mining_threshold,
-                             int64_t min_negatives, int64_t ignore_label, int64_t semantics,
+                             int64_t min_negatives, int64_t ignore_label, int64_t semantics, int64_t coding,
                              std::optional<Tensor> ignore_boxes,  // [B, K, 4]
                              double ignore_threshold) {
   check_multibox_target(anchors, labels, cls_preds, iou_threshold, variances, negative_mining_ratio,
-                        negative_mining_threshold, min_negatives, semantics, ignore_boxes, ignore_threshold);
+                        negative_mining_threshold, min_negatives, semantics, coding, ignore_boxes,
+                        ignore_threshold);
   const int64_t num_images = labels.size(0), num_anchors = anchors.numel() / 4;
   const Semantics kind = static_cast<Semantics>(semantics);
   const MiningRules mining{negative_mining_ratio, negative_mining_threshold, min_negatives, ignore_label};
@@ -51,7 +52,7 @@ Targets multibox_target_cuda(const Tensor& anchors,            // [A, 4] or [1, 
         problem.num_gts = labels.size(1);
         problem.num_rows = num_images * labels.size(1);
         problem.rules = match_rules<T>(kind, iou_threshold);
-        problem.target = target_rules<T>(kind, to_variances<T>(variances), ignore_label);
+        problem.target = target_rules<T>(kind, to_variances<T>(variances), coding, ignore_label);
         problem.offsets = data<T>(offsets);
         problem.masks = data<T>(masks);
         problem.cls_labels = data<int64_t>(cls_labels);

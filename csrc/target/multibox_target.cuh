@@ -45,7 +45,7 @@ struct TargetProblem {
       T cls;
       Box<T> box;
       read(range.begin + matched, cls, box);
-      const Offset<T> o = encode(box, anchor_box, target.variances, target.eps);
+      const Offset<T> o = encode(box, anchor_box, target.encoding);
       offset = {o.x, o.y, o.w, o.h};
       mask = {1, 1, 1, 1};
       label = static_cast<int64_t>(cls) + 1;

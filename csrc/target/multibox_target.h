@@ -14,7 +14,7 @@
 // d2l          An anchor takes its best ground truth (highest IoU, lowest row on ties) if IoU >=
 //              iou_threshold; then the forced match overwrites: of all free pairs the one with the highest
 //              IoU (then lowest anchor, then lowest row), whatever it is, until one side is used up.
-//              1e-6 is added inside the logarithm of the offsets.
+//              1e-6 is added inside the logarithm of the offsets, which only coding center has.
 // mxnet        The forced match first, only while the IoU is more than 1e-6; then each anchor it has not
 //              taken gets its best ground truth of all if IoU > iou_threshold, and iou_threshold > 0.
 //              In an image without ground truths every class is ignore_label.
@@ -45,7 +45,7 @@ inline void check_multibox_target(const Tensor& anchors,                   // [A
                                   const std::optional<Tensor>& cls_preds,  // [B, C+1, A]
                                   double iou_threshold, const std::vector<double>& variances,
                                   double negative_mining_ratio, double negative_mining_threshold,
-                                  int64_t min_negatives, int64_t semantics,
+                                  int64_t min_negatives, int64_t semantics, int64_t coding,
                                   const std::optional<Tensor>& ignore_boxes,  // [B, K, 4]
                                   double ignore_threshold) {
   constexpr const char* op = "multibox_target";
@@ -72,6 +72,7 @@ inline void check_multibox_target(const Tensor& anchors,                   // [A
   check_not_negative(op, "min_negatives", min_negatives);
   if (!is_value_of(semantics, Semantics::kTorchvision))
     fail(op, "semantics must be 0 (d2l), 1 (mxnet) or 2 (torchvision), got ", semantics);
+  check_coding(op, coding);
   if (labels.size(1) > std::numeric_limits<int32_t>::max())
     fail(op, "labels must be fewer than 2^31 per image, got ", labels.size(1));
   check_ignore_boxes(op, ignore_boxes, ignore_threshold, labels.size(0), anchors);

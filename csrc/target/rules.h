@@ -62,14 +62,17 @@ SSD_HOST_DEVICE bool is_ground_truth(T cls, Box<T> box, Semantics semantics) {
 template <typename T>
 struct TargetRules {
   Semantics semantics;
-  Variances<T> variances;
-  T eps;                      // inside the logarithm of the offsets
+  Encoding<T> encoding;
   int64_t label_without_gts;  // the class of every anchor in an image without ground truths
 };
 
 template <typename T>
-TargetRules<T> target_rules(Semantics semantics, Variances<T> variances, int64_t ignore_label) {
-  return {semantics, variances, semantics == Semantics::kD2l ? static_cast<T>(1e-6) : T(0),
+TargetRules<T> target_rules(Semantics semantics, Variances<T> variances, int64_t coding,
+                            int64_t ignore_label) {
+  // The book adds this inside the logarithm.
+  const T eps = semantics == Semantics::kD2l ? static_cast<T>(1e-6) : T(0);
+  return {semantics,
+          {static_cast<Coding>(coding), variances, eps},
           semantics == Semantics::kMxnet ? ignore_label : 0};
 }
 

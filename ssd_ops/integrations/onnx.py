@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ssd_ops.ops._arguments import METRIC
+from ssd_ops.ops._arguments import CODING, METRIC
 from ssd_ops.ops.detection import ACTIVATION
 
 _ALL = torch.iinfo(torch.int64).max  # larger than any number of boxes
 _LOWEST = torch.finfo(torch.float32).min
+_CENTER, _DISTANCE = CODING["center"], CODING["distance"]
 _SOFTMAX, _SIGMOID = ACTIVATION["softmax"], ACTIVATION["sigmoid"]
 
 
@@ -24,7 +25,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     Returns:
         A dict with one function for each of `nms`, `batched_nms` and `detect`. The function writes the op
         in ONNX, for any number of boxes and images. Scores and boxes are float32 there. exp, softmax and
-        IoU of a runtime may differ from ours in the last bit.
+        IoU of a runtime may differ from ours in the last bit. ONNX swaps corners that are out of order,
+        where our ops let such a box overlap nothing.
 
     Raises:
         ImportError: onnxscript is not installed.
@@ -101,22 +103,58 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         kept = select(boxes, op.Unsqueeze(by_class, ints(0)), iou_threshold, _LOWEST)
         return best_first(op.Gather(kept, op.Constant(value_int=2), axis=1), scores)
 
-    def decode(offsets: Any, anchors: Any, variances: list[float], clip: bool) -> Any:
+    def decode(
+        offsets: Any,
+        anchors: Any,
+        variances: list[float],
+        clip: list[float],
+        coding: int,
+        max_log_size: float,
+    ) -> Any:
         x1, y1, x2, y2 = op.Split(anchors, num_outputs=4, axis=-1)
-        dx, dy, dw, dh = op.Split(offsets, num_outputs=4, axis=-1)
+        numbers = op.Split(offsets, num_outputs=4, axis=-1)
         lows, highs = [], []
-        for low, high, move, size, v_move, v_size in (
-            (x1, x2, dx, dw, variances[0], variances[2]),
-            (y1, y2, dy, dh, variances[1], variances[3]),
-        ):
+        for axis, (low, high) in enumerate(((x1, x2), (y1, y2))):
             side = op.Sub(high, low)
             middle = op.Div(op.Add(low, high), number(2))
-            center = op.Add(op.Mul(op.Mul(move, number(v_move)), side), middle)
-            half = op.Div(op.Mul(op.Exp(op.Mul(size, number(v_size))), side), number(2))
-            lows.append(op.Sub(center, half))
-            highs.append(op.Add(center, half))
-        boxes = op.Concat(*lows, *highs, axis=-1)
-        return op.Clip(boxes, number(0), number(1)) if clip else boxes
+            first = op.Mul(numbers[axis], number(variances[axis]))
+            last = op.Mul(numbers[axis + 2], number(variances[axis + 2]))
+            if coding == _DISTANCE:
+                begin = op.Sub(middle, op.Mul(first, side))
+                end = op.Add(middle, op.Mul(last, side))
+            else:
+                if coding == _CENTER:
+                    last = op.Exp(op.Min(last, number(max_log_size)))
+                center = op.Add(op.Mul(first, side), middle)
+                half = op.Div(op.Mul(last, side), number(2))
+                begin, end = op.Sub(center, half), op.Add(center, half)
+            if clip:
+                limits = number(0), number(clip[1 - axis])
+                begin, end = op.Clip(begin, *limits), op.Clip(end, *limits)
+            lows.append(begin)
+            highs.append(end)
+        return op.Concat(*lows, *highs, axis=-1)
+
+    def best_class(scores: Any) -> Any:
+        """Scores [B, C, A] with -1 in all places but that of the best class, the first on ties."""
+        count = op.Squeeze(op.Shape(scores, start=1, end=2))
+        classes = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
+        best = op.ArgMax(scores, axis=1, keepdims=1)
+        return op.Where(op.Equal(best, op.Unsqueeze(classes, ints(0, 2))), scores, number(-1))
+
+    def best_of_levels(scores: Any, level_counts: list[int], wanted: int) -> Any:
+        """Scores [B, C, A] with -1 in all places but those of the best of each level."""
+        levels, first = [], 0
+        for count in filter(None, level_counts):
+            level = op.Slice(scores, ints(first), ints(first + count), ints(2))
+            pairs = op.Flatten(level, axis=1)
+            most = op.Min(op.Shape(pairs, start=1, end=2), ints(wanted))
+            values, places = op.TopK(pairs, most, axis=1)
+            nothing = op.Expand(number(-1), op.Shape(pairs))
+            kept = op.ScatterElements(nothing, places, values, axis=1)
+            levels.append(op.Reshape(kept, op.Shape(level)))
+            first += count
+        return op.Concat(*levels, axis=2) if levels else scores
 
     def detect(
         cls_scores: Any,
@@ -128,9 +166,14 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         topk: int,
         max_detections: int,
         variances: list[float],
-        clip: bool,
+        clip: list[float],
         class_agnostic: bool,
         metric: int,
+        coding: int,
+        max_log_size: float,
+        best_class_only: bool,
+        level_counts: list[int],
+        topk_per_level: int,
     ) -> Any:
         only_iou("detect", metric)
         logits, anchors = floats(cls_scores), op.Reshape(floats(anchors), ints(-1, 4))
@@ -140,12 +183,17 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         else:
             scores = op.Sigmoid(logits) if activation == _SIGMOID else logits
         scores = op.Transpose(scores, perm=[0, 2, 1])  # [B, C, A]
+        if best_class_only:
+            scores = best_class(scores)
+        if level_counts:
+            scores = best_of_levels(scores, level_counts, topk_per_level)
         if topk != -1:  # the others get -1, which is below every threshold
             values, rows = op.TopK(scores, op.Min(num_anchors, ints(topk)), axis=2)
             nothing = op.Expand(number(-1), op.Shape(scores))
             scores = op.ScatterElements(nothing, rows, values, axis=2)
         rows_of_four = op.Concat(images, ints(-1, 4), axis=0)
-        boxes = decode(op.Reshape(floats(offset_preds), rows_of_four), anchors, variances, clip)
+        offsets = op.Reshape(floats(offset_preds), rows_of_four)
+        boxes = decode(offsets, anchors, variances, clip, coding, max_log_size)
 
         classes = op.Shape(scores, start=1, end=2)
         pairs = op.Mul(classes, num_anchors)

@@ -70,12 +70,6 @@ def _variances(coder: Any) -> list[float]:
     return [1 / weight for weight in coder.weights]
 
 
-def _clamped(coder: Any, offsets: Tensor) -> Tensor:
-    """Limits the size offsets as torchvision's box coder does."""
-    most = [float("inf")] * 2 + [coder.bbox_xform_clip * weight for weight in coder.weights[2:]]
-    return offsets.clamp(max=offsets.new_tensor(most))
-
-
 def _match(model: Any, anchors: Tensor, boxes: list[Tensor], force_match: str) -> Tensor:
     matched, _ = assign_anchors(
         anchors,
@@ -140,13 +134,14 @@ class AcceleratedSSD(SSD):
         size = image_anchors[0].new_tensor([width, height, width, height])
         found = detect(
             head_outputs["cls_logits"],
-            _clamped(self.box_coder, head_outputs["bbox_regression"]),
+            head_outputs["bbox_regression"],
             image_anchors[0] / size,
             score_threshold=self.score_thresh,
             iou_threshold=self.nms_thresh,
             topk=self.topk_candidates,
             max_detections=self.detections_per_img,
             variances=_variances(self.box_coder),
+            max_log_size=self.box_coder.bbox_xform_clip,
         )
         return [
             {
@@ -184,10 +179,14 @@ class AcceleratedRetinaNet(RetinaNet):
             pairs = logits.flatten(1).sigmoid()
             score, pair = pairs.topk(min(self.topk_candidates, pairs.shape[1]), dim=1)
             anchor = pair // num_classes
-            chosen = _clamped(self.box_coder, offsets).gather(
-                1, anchor[..., None].expand(-1, -1, 4)
+            chosen = offsets.gather(1, anchor[..., None].expand(-1, -1, 4))
+            box = decode_boxes(
+                chosen,
+                level[anchor],
+                variances=_variances(self.box_coder),
+                max_log_size=self.box_coder.bbox_xform_clip,
             )
-            boxes.append(decode_boxes(chosen, level[anchor], variances=_variances(self.box_coder)))
+            boxes.append(box)
             # A NaN score keeps a pair out of NMS.
             scores.append(score.where(score > self.score_thresh, float("nan")))
             labels.append(pair % num_classes)

@@ -18,6 +18,7 @@ VARIANCES = (0.1, 0.1, 0.2, 0.2)
 # The schemas take an int: a string argument leaks memory in torch 2.13 and older.
 SEMANTICS = {"d2l": 0, "mxnet": 1, "torchvision": 2}
 METRIC = {"iou": 0, "ios": 1}
+CODING = {"center": 0, "linear": 1, "distance": 2}
 _LISTS = (
     list,
     tuple,
@@ -80,8 +81,56 @@ def as_tuple_of(op: str, name: str, values: object, count: int) -> list[float]:
     return as_numbers(op, name, values)
 
 
-def as_variances(op: str, values: object) -> list[float]:
+def as_variances(op: str, values: object, coding: int = 0) -> list[float]:
+    """Four positive numbers; None is those of SSD, or 1 for a coding other than center."""
+    if values is None:
+        return list(VARIANCES) if coding == 0 else [1.0] * 4
     return as_positives(op, "variances", as_tuple_of(op, "variances", values, 4))
+
+
+def as_clip(op: str, clip: object) -> list[float]:
+    """Height and width that boxes are clipped to: those given, 1 and 1 for True, none for False."""
+    if clip is True or clip is False:
+        return [1.0, 1.0] if clip else []
+    if not isinstance(clip, _LISTS):
+        raise TypeError(f"{op}: clip must be True, False or (height, width), got {clip!r}")
+    return as_positives(op, "clip", as_tuple_of(op, "clip", clip, 2))
+
+
+def as_max_log_size(op: str, value: object, coding: int) -> float:
+    if value is None:
+        return math.inf
+    number = as_number(op, "max_log_size", value)
+    if not number > 0:
+        raise ValueError(f"{op}: max_log_size must be None or positive, got {number}")
+    if coding != CODING["center"] and number < math.inf:
+        raise ValueError(
+            f"{op}: max_log_size must be None with a coding other than 'center', got {number}"
+        )
+    return number
+
+
+def as_levels(op: str, level_counts: object, topk_per_level: object) -> tuple[list[int], int]:
+    """The boxes of each level and the candidates that each keeps; an empty list and -1 for None."""
+    if level_counts is None and topk_per_level is None:
+        return [], -1
+    if level_counts is None or topk_per_level is None:
+        missing = "level_counts" if level_counts is None else "topk_per_level"
+        given = "topk_per_level" if level_counts is None else "level_counts"
+        raise ValueError(f"{op}: {missing} must be given with {given}, got None")
+    if not isinstance(level_counts, list | tuple):
+        raise TypeError(
+            f"{op}: level_counts must be a list of ints, got {type(level_counts).__name__}"
+        )
+    if not level_counts:
+        raise ValueError(f"{op}: level_counts must be at least one int, got none")
+    counts = [as_integer(op, "level_counts", count) for count in level_counts]
+    topk = as_integer(op, "topk_per_level", topk_per_level)
+    if min(counts) < 0:
+        raise ValueError(f"{op}: level_counts must be 0 or more, got {min(counts)}")
+    if topk < 1:
+        raise ValueError(f"{op}: topk_per_level must be 1 or more, got {topk}")
+    return counts, topk
 
 
 def as_choice(op: str, name: str, value: object, choices: Mapping[str, Choice]) -> Choice:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ssd_ops.ops import _vmap
 from ssd_ops.ops._arguments import (
+    CODING,
     METRIC,
-    VARIANCES,
     as_choice,
+    as_clip,
+    as_max_log_size,
     as_number,
     as_variances,
     check_tensors,
@@ -108,80 +110,129 @@ def _(boxes1: Tensor, boxes2: Tensor, metric: int) -> Tensor:
 
 
 def encode_boxes(
-    boxes: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, eps: float = 0.0
+    boxes: Tensor,
+    anchors: Tensor,
+    *,
+    variances: Sequence[float] | None = None,
+    eps: float = 0.0,
+    coding: str = "center",
 ) -> Tensor:
-    """Encodes boxes as offsets to anchors: the shift of the center and the logarithm of the size ratio.
+    """Encodes boxes as offsets to anchors.
 
     Args:
         boxes: ``[..., A, 4]`` xyxy.
         anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `boxes`; xyxy in the same unit.
-        variances: The four offsets are divided by these numbers, all greater than 0. Default: those of SSD.
-        eps: Added inside the logarithm. Default: 0. "Dive into Deep Learning" uses 1e-6.
+        variances: v0 to v3, all greater than 0; the four offsets are divided by them. Default: None, which
+            means those of SSD, (0.1, 0.1, 0.2, 0.2), with ``"center"``, and 1 with the other codings.
+        eps: Added inside the logarithm. Default: 0. "Dive into Deep Learning" uses 1e-6. Only ``"center"``
+            has a logarithm, so it must be 0 with the other codings.
+        coding: What the four offsets are. In it dx, dy is the distance of the centers, bw, bh the size of
+            the box and w, h the size of the anchor:
+
+            - ``"center"``, the default, as SSD, RetinaNet and Faster R-CNN:
+              ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``.
+            - ``"linear"``, without the logarithm, as BlazeFace and MediaPipe:
+              ``(dx / w / v0, dy / h / v1, bw / w / v2, bh / h / v3)``.
+            - ``"distance"``, from the center of the anchor to the sides of the box, as FCOS:
+              ``(left / w / v0, top / h / v1, right / w / v2, bottom / h / v3)``. For distances in strides
+              (FCOS, YOLOX, YOLOv8), give anchors whose sides are the stride; for distances in pixels,
+              anchors with sides of one pixel.
 
     Returns:
-        Offsets in the shape of `boxes`,
-        ``(dx / w / v0, dy / h / v1, log(eps + bw / w) / v2, log(eps + bh / h) / v3)``, where dx, dy is the
-        distance of the centers, bw, bh the size of the box and w, h the size of the anchor. A box or an
-        anchor without area gives infinite or NaN offsets.
+        Offsets in the shape of `boxes`. A box or an anchor without area gives infinite or NaN offsets.
 
     Raises:
-        ValueError: a variance is not positive, or `eps` is negative.
+        TypeError, ValueError: a variance is not positive, `eps` is negative or not for this coding, or the
+            coding is not known.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
-        SSD (arXiv:1512.02325), equation 2. The book's `offset_boxes` takes the anchors first.
+        SSD (arXiv:1512.02325), equation 2. The book's `offset_boxes` takes the anchors first. BlazeFace
+        (arXiv:1907.05047); FCOS (arXiv:1904.01355), as `BoxLinearCoder` of torchvision.
 
     Example:
-        >>> encode_boxes(torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]]))
+        >>> box, anchor = torch.tensor([[0., 0., 2., 2.]]), torch.tensor([[1., 1., 3., 3.]])
+        >>> encode_boxes(box, anchor)
         tensor([[-5., -5.,  0.,  0.]])
+        >>> encode_boxes(box, anchor, coding="distance")
+        tensor([[1., 1., 0., 0.]])
     """
     op = "encode_boxes"
     check_tensors(op, boxes=boxes, anchors=anchors)
     eps = as_number(op, "eps", eps)
     if not 0 <= eps < math.inf:
         raise ValueError(f"{op}: eps must be 0 or more and finite, got {eps}")
-    return torch.ops.ssd_ops.encode_boxes(boxes, anchors, as_variances(op, variances), eps)
+    number = as_choice(op, "coding", coding, CODING)
+    if eps != 0 and coding != "center":
+        raise ValueError(f"{op}: eps must be 0 with a coding other than 'center', got {eps}")
+    return torch.ops.ssd_ops.encode_boxes(
+        boxes, anchors, as_variances(op, variances, number), eps, number
+    )
 
 
 @torch.library.register_fake("ssd_ops::encode_boxes")
-def _(boxes: Tensor, anchors: Tensor, variances: list[float], eps: float) -> Tensor:
+def _(boxes: Tensor, anchors: Tensor, *_settings: Any) -> Tensor:
     return boxes.new_empty(boxes.shape, dtype=real_dtype(boxes, anchors))
 
 
 def decode_boxes(
-    offsets: Tensor, anchors: Tensor, *, variances: Sequence[float] = VARIANCES, clip: bool = False
+    offsets: Tensor,
+    anchors: Tensor,
+    *,
+    variances: Sequence[float] | None = None,
+    clip: bool | Sequence[float] = False,
+    coding: str = "center",
+    max_log_size: float | None = None,
 ) -> Tensor:
     """Decodes offsets to anchors into boxes: the inverse of `encode_boxes` with `eps=0`.
 
     Args:
         offsets: ``[..., A, 4]``.
         anchors: ``[A, 4]``, ``[1, A, 4]`` or the shape of `offsets`; xyxy.
-        variances: The numbers that the offsets were divided by, all greater than 0.
-        clip: Clip the boxes to 0..1. Default: False.
+        variances: The numbers that the offsets were divided by, all greater than 0. Default: None, which
+            means those of SSD, (0.1, 0.1, 0.2, 0.2), with ``"center"``, and 1 with the other codings.
+        clip: True: clip the boxes to 0..1. (H, W): to 0..W and 0..H, for anchors in pixels of an image of
+            this size. Default: False, boxes are not clipped.
+        coding: ``"center"``, the default, ``"linear"`` or ``"distance"``: what the offsets are, see
+            `encode_boxes`.
+        max_log_size: The most that the logarithm of the size ratio (an offset times its variance) can be:
+            what is more is cut to it before exp. torchvision has ``math.log(1000 / 16)``. Default: None, no
+            bound. Only for ``"center"``.
 
     Returns:
         Boxes xyxy, in the shape of `offsets` and the unit of `anchors`. If exp of an offset overflows, the
-        box is infinite.
+        box is infinite. NaN stays NaN.
 
     Raises:
-        ValueError: a variance is not positive.
+        TypeError, ValueError: a variance or a limit is not positive, or the coding is not known.
         RuntimeError: a tensor has a wrong shape, dtype or device.
 
     Source:
         The book's `offset_inverse`, which takes the anchors first. exp gives the same bits on every device,
-        within 1 ulp of the C library's.
+        within 1 ulp of the C library's. `BoxCoder` and `BoxLinearCoder` of torchvision.
 
     Example:
-        >>> decode_boxes(torch.tensor([[-5., -5., 0., 0.]]), torch.tensor([[1., 1., 3., 3.]]))
+        >>> anchor = torch.tensor([[1., 1., 3., 3.]])
+        >>> decode_boxes(torch.tensor([[-5., -5., 0., 0.]]), anchor)
         tensor([[0., 0., 2., 2.]])
+        >>> decode_boxes(torch.tensor([[1., 3., 0.5, 9.]]), anchor, coding="distance", clip=(8, 6))
+        tensor([[0., 0., 3., 8.]])
     """
     op = "decode_boxes"
     check_tensors(op, offsets=offsets, anchors=anchors)
-    return torch.ops.ssd_ops.decode_boxes(offsets, anchors, as_variances(op, variances), bool(clip))
+    number = as_choice(op, "coding", coding, CODING)
+    return torch.ops.ssd_ops.decode_boxes(
+        offsets,
+        anchors,
+        as_variances(op, variances, number),
+        as_clip(op, clip),
+        number,
+        as_max_log_size(op, max_log_size, number),
+    )
 
 
 @torch.library.register_fake("ssd_ops::decode_boxes")
-def _(offsets: Tensor, anchors: Tensor, variances: list[float], clip: bool) -> Tensor:
+def _(offsets: Tensor, anchors: Tensor, *_settings: Any) -> Tensor:
     return offsets.new_empty(offsets.shape, dtype=real_dtype(offsets, anchors))
 
 

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from ssd_ops.ops import _vmap
 from ssd_ops.ops._arguments import (
+    CODING,
     METRIC,
     SEMANTICS,
     VARIANCES,
     as_choice,
+    as_clip,
     as_fraction,
     as_iou_threshold,
+    as_levels,
     as_max_detections,
+    as_max_log_size,
     as_topk,
     as_variances,
     check_tensors,
@@ -53,6 +57,9 @@ def multiclass_nms(
     max_detections: int = 100,
     class_agnostic: bool = False,
     metric: str = "iou",
+    best_class_only: bool = False,
+    level_counts: Sequence[int] | None = None,
+    topk_per_level: int | None = None,
 ) -> Detections:
     """NMS within each class, for a batch: the best detections of each image, padded to a fixed size.
 
@@ -68,6 +75,14 @@ def multiclass_nms(
         class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
             of the same class.
         metric: How NMS measures overlap: ``"iou"``, the default, or ``"ios"``, as in `nms`.
+        best_class_only: True: each box is a candidate with the class of its highest score alone (the
+            first class on ties; NaN scores do not count), as in YOLO. False, the default: with every class
+            of a score above the threshold.
+        level_counts: The number of boxes of each pyramid level, a list of ints that add up to N; the
+            boxes of a level follow each other. Needed with `topk_per_level`. Default: None, no levels.
+        topk_per_level: Of each level, only so many candidates, of all classes together, stay before `topk`
+            and NMS: those that come first by score, then class, then box. This is RetinaNet's limit.
+            torchvision leaves the order of equal scores to its sort. Default: None, all.
 
     Returns:
         `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
@@ -100,6 +115,8 @@ def multiclass_nms(
             as_max_detections(op, max_detections),
             bool(class_agnostic),
             as_choice(op, "metric", metric, METRIC),
+            bool(best_class_only),
+            *as_levels(op, level_counts, topk_per_level),
         )
     )
 
@@ -224,10 +241,15 @@ def detect(
     iou_threshold: float = 0.45,
     topk: int = 400,
     max_detections: int = 200,
-    variances: Sequence[float] = VARIANCES,
-    clip: bool = True,
+    variances: Sequence[float] | None = None,
+    clip: bool | Sequence[float] = True,
     class_agnostic: bool = False,
     metric: str = "iou",
+    coding: str = "center",
+    max_log_size: float | None = None,
+    best_class_only: bool = False,
+    level_counts: Sequence[int] | None = None,
+    topk_per_level: int | None = None,
 ) -> Detections:
     """Post-processing of a detector in one call for a batch: activation, decoding and NMS.
 
@@ -239,7 +261,8 @@ def detect(
         cls_scores: ``[B, A, C + 1]`` logits, background first, for ``activation="softmax"``; otherwise
             ``[B, A, C]`` without background.
         offset_preds: ``[B, A, 4]`` or ``[B, 4A]``, encoded as by `encode_boxes`.
-        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy. With `clip` in fractions of the image.
+        anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in the unit of `clip`: with True in fractions of the image,
+            with (H, W) in pixels.
         activation: ``"softmax"`` over the classes, ``"sigmoid"`` of each class, or ``"none"``, if
             `cls_scores` are scores already.
         score_threshold: 0..1, rounded to the dtype of the arithmetic. A candidate has a score above it.
@@ -247,11 +270,26 @@ def detect(
             score is above it: from 1 on, none.
         topk: The number of candidates of each class that enter NMS, highest scores first. -1: all.
         max_detections: K, the number of rows that are returned for each image.
-        variances: The numbers that the offsets were divided by.
-        clip: Clip the boxes to 0..1 before NMS. Default: True.
+        variances: The numbers that the offsets were divided by. Default: None, which means those of SSD,
+            (0.1, 0.1, 0.2, 0.2), with ``coding="center"``, and 1 with the other codings.
+        clip: Clip the boxes before NMS. True, the default: to 0..1. (H, W): to 0..W and 0..H, for anchors
+            in pixels of an image of this size. False: not. The host reads no values, so anchors in pixels
+            with True are no error: all boxes become the corner of the unit square.
         class_agnostic: True: NMS compares candidates of all classes. False, the default: only candidates
             of the same class.
         metric: How NMS measures overlap: ``"iou"``, the default, or ``"ios"``, as in `nms`.
+        coding: What the offsets are: ``"center"``, the default, ``"linear"`` or ``"distance"``, see
+            `encode_boxes`.
+        max_log_size: The bound of log of the size ratio, only for ``"center"``, see `decode_boxes`.
+            Default: None, no bound.
+        best_class_only: True: each anchor is a candidate with the class of its highest score alone (the
+            first class on ties; NaN scores do not count), as in YOLO. False, the default: with every class
+            of a score above the threshold.
+        level_counts: The number of anchors of each pyramid level, a list of ints that add up to A; the
+            anchors of a level follow each other. Needed with `topk_per_level`. Default: None, no levels.
+        topk_per_level: Of each level, only so many candidates, of all classes together, stay before `topk`
+            and NMS: those that come first by score, then class, then anchor. This is RetinaNet's limit.
+            torchvision leaves the order of equal scores to its sort. Default: None, all.
 
     Returns:
         `Detections` with K rows for each image, highest score first. Equal scores are ordered by class,
@@ -273,6 +311,7 @@ def detect(
     """
     op = "detect"
     check_tensors(op, cls_scores=cls_scores, offset_preds=offset_preds, anchors=anchors)
+    number = as_choice(op, "coding", coding, CODING)
     return Detections(
         *torch.ops.ssd_ops.detect(
             cls_scores,
@@ -283,10 +322,14 @@ def detect(
             as_iou_threshold(op, iou_threshold),
             as_topk(op, topk),
             as_max_detections(op, max_detections),
-            as_variances(op, variances),
-            bool(clip),
+            as_variances(op, variances, number),
+            as_clip(op, clip),
             bool(class_agnostic),
             as_choice(op, "metric", metric, METRIC),
+            number,
+            as_max_log_size(op, max_log_size, number),
+            bool(best_class_only),
+            *as_levels(op, level_counts, topk_per_level),
         )
     )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ssd_ops.ops._arguments import (
+    CODING,
     SEMANTICS,
-    VARIANCES,
     as_choice,
     as_fraction,
     as_integer,
@@ -209,12 +209,13 @@ def multibox_target(
     cls_preds: Tensor | None = None,
     *,
     iou_threshold: float = 0.5,
-    variances: Sequence[float] = VARIANCES,
+    variances: Sequence[float] | None = None,
     negative_mining_ratio: float | None = None,
     negative_mining_threshold: float = 0.5,
     min_negatives: int = 0,
     ignore_label: int = -1,
     semantics: str = "d2l",
+    coding: str = "center",
     ignore_boxes: Tensor | Sequence[Tensor] | None = None,
     ignore_threshold: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +235,8 @@ def multibox_target(
             torchvision's targets.
         cls_preds: ``[B, C + 1, A]`` logits, background first. Needed only with `negative_mining_ratio`.
         iou_threshold: 0..1, rounded to the dtype of the arithmetic.
-        variances: The four offsets are divided by these numbers. Default: those of SSD.
+        variances: The four offsets are divided by these numbers. Default: None, which means those of SSD,
+            (0.1, 0.1, 0.2, 0.2), with ``coding="center"``, and 1 with the other codings.
         negative_mining_ratio: Negatives for each positive, 0 or more. Default: None: every anchor without
             a match is a negative.
         negative_mining_threshold: 0..1. An anchor that has this IoU or more with a gt is never mined as a
@@ -250,6 +252,8 @@ def multibox_target(
               threshold. In an image without gts every anchor has `ignore_label`.
             - ``"torchvision"``: Each gt is forced on its best anchor, and a later gt replaces an earlier
               one. A gt without area is padding.
+        coding: What the offsets are: ``"center"``, the default, ``"linear"`` or ``"distance"``, see
+            `encode_boxes`. The 1e-6 of ``"d2l"`` is only in ``"center"``.
         ignore_boxes: Regions that are neither a gt nor background, such as the crowds of COCO, in the unit of
             the anchors: ``[B, K, 4]``, or a list of B tensors ``[K_i, 4]``. An anchor without a match is
             ignored if it overlaps such a box of its image, and at least `ignore_threshold` of its own area
@@ -299,17 +303,19 @@ def multibox_target(
         ratio = as_ratio(op, "negative_mining_ratio", negative_mining_ratio)
         if cls_preds is None:
             raise ValueError(f"{op}: cls_preds must be given for negative_mining_ratio, got None")
+    number = as_choice(op, "coding", coding, CODING)
     return torch.ops.ssd_ops.multibox_target(
         anchors,
         labels,
         cls_preds,
         as_fraction(op, "iou_threshold", iou_threshold),
-        as_variances(op, variances),
+        as_variances(op, variances, number),
         ratio,
         as_fraction(op, "negative_mining_threshold", negative_mining_threshold),
         as_min_negatives(op, min_negatives),
         as_integer(op, "ignore_label", ignore_label),
         as_choice(op, "semantics", semantics, SEMANTICS),
+        number,
         _as_regions(op, anchors, ignore_boxes),
         as_fraction(op, "ignore_threshold", ignore_threshold),
     )

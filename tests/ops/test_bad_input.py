@@ -24,6 +24,7 @@ MAP, LABELS = f(1, 3, 4, 4), f(2, 3, 5)
 BOXES, SCORES = f(6, 4), f(6)
 PROBS, OFFSETS = f(2, 3, 6), f(2, 24)
 SIX = f(2, 6), i(2, 6)  # losses and class labels
+HEADS = f(2, 6, 3), OFFSETS, BOXES
 
 # op, arguments, options, error, pattern of the message after "op: "
 WRONG = [
@@ -239,7 +240,90 @@ WRONG = [
         ValueError,
         "variances must be pos",
     ),
+    *(
+        (
+            op,
+            (BOXES, BOXES),
+            {"coding": coding},
+            ValueError,
+            "coding must be 'center', 'linear' or 'dis",
+        )
+        for op in ("encode_boxes", "decode_boxes")
+        for coding in ("Center", None, 1)
+    ),
+    *(
+        (
+            "encode_boxes",
+            (BOXES, BOXES),
+            {"coding": coding, "eps": 1e-6},
+            ValueError,
+            "eps must be 0 with",
+        )
+        for coding in ("linear", "distance")
+    ),
+    ("decode_boxes", (BOXES, BOXES), {"clip": (4, 5, 6)}, ValueError, "clip must be 2 numbers"),
+    ("decode_boxes", (BOXES, BOXES), {"clip": (0, 5)}, ValueError, "clip must be positive.*got 0"),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"clip": (5, inf)},
+        ValueError,
+        "clip must be.*finite, got inf",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"clip": (nan, 5)},
+        ValueError,
+        "clip must be positive.*got nan",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"clip": 640},
+        TypeError,
+        "clip must be True, False or .*got 640",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"clip": "no"},
+        ValueError,
+        "clip must be 2 numbers, got 'no'",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"max_log_size": 0},
+        ValueError,
+        "max_log_size must be.*got 0",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"max_log_size": nan},
+        ValueError,
+        "max_log_size must be.*got nan",
+    ),
+    (
+        "decode_boxes",
+        (BOXES, BOXES),
+        {"max_log_size": "four"},
+        TypeError,
+        "max_log_size must be a nu",
+    ),
+    *(
+        (
+            "decode_boxes",
+            (BOXES, BOXES),
+            {"max_log_size": 4, "coding": coding},
+            ValueError,
+            "max_log_size must be None with a coding other than 'center', got 4",
+        )
+        for coding in ("linear", "distance")
+    ),
     # multibox_target
+    ("multibox_target", (BOXES, LABELS), {"coding": "log"}, ValueError, "coding must be"),
     (
         "multibox_target",
         (BOXES.numpy(), LABELS),
@@ -690,6 +774,66 @@ WRONG = [
     ("detect", (f(2, 6, 3), f(2, 6, 5), BOXES), {}, RuntimeError, "offset_preds must be"),
     ("detect", (f(2, 6, 3), f(2, 24), f(5, 4)), {}, RuntimeError, r"anchors must be \[6, 4\]"),
     ("detect", (f(2, 6, 3), i(2, 24), BOXES), {}, RuntimeError, "offset_preds must be float"),
+    (
+        "detect",
+        (f(2, 6, 3), OFFSETS, BOXES),
+        {"coding": "log"},
+        ValueError,
+        "coding must be 'center'",
+    ),
+    ("detect", (f(2, 6, 3), OFFSETS, BOXES), {"clip": (5,)}, ValueError, "clip must be 2 numbers"),
+    (
+        "detect",
+        (f(2, 6, 3), OFFSETS, BOXES),
+        {"max_log_size": 4, "coding": "linear"},
+        ValueError,
+        "max_log_size must be None",
+    ),
+    *(
+        (op, args, levels, error, message)
+        for op, args in (
+            ("multiclass_nms", (f(2, 6, 4), f(2, 6, 3))),
+            ("detect", (f(2, 6, 3), OFFSETS, BOXES)),
+        )
+        for levels, error, message in (
+            ({"topk_per_level": 3}, ValueError, "level_counts must be given with topk_per_level"),
+            ({"level_counts": [6]}, ValueError, "topk_per_level must be given with level_counts"),
+            (
+                {"level_counts": [], "topk_per_level": 3},
+                ValueError,
+                "level_counts must be at least",
+            ),
+            ({"level_counts": 6, "topk_per_level": 3}, TypeError, "level_counts must be a list"),
+            (
+                {"level_counts": [6.0], "topk_per_level": 3},
+                TypeError,
+                "level_counts must be an int",
+            ),
+            (
+                {"level_counts": [7, -1], "topk_per_level": 3},
+                ValueError,
+                "level_counts must be 0 or",
+            ),
+            ({"level_counts": [6], "topk_per_level": 0}, ValueError, "topk_per_level must be 1 or"),
+            (
+                {"level_counts": [6], "topk_per_level": -1},
+                ValueError,
+                "topk_per_level must be 1 or",
+            ),
+            ({"level_counts": [6], "topk_per_level": 1.5}, TypeError, "topk_per_level must be an"),
+            (
+                {"level_counts": [3, 2], "topk_per_level": 3},
+                RuntimeError,
+                "level_counts must add up .* 6",
+            ),
+            ({"level_counts": [7], "topk_per_level": 3}, RuntimeError, "level_counts must add up"),
+            (
+                {"level_counts": [2**62] * 4 + [6], "topk_per_level": 3},
+                RuntimeError,
+                "level_counts must add up",
+            ),
+        )
+    ),
 ]
 
 
@@ -709,28 +853,32 @@ def test_wrong_call(op, args, options, error, message):
 RAW = [
     ("nms", (BOXES, SCORES, 1.5, 0), r"iou_threshold must be in 0\.\.1, got 1.5"),
     ("nms", (BOXES, SCORES, nan, 0), r"iou_threshold must be in 0\.\.1, got -?nan"),
-    ("encode_boxes", (BOXES, BOXES, [1.0, 1.0], 0.0), "variances must be 4 numbers, got 2"),
-    ("encode_boxes", (BOXES, BOXES, [1.0, 1.0, 1.0, -1.0], 0.0), "variances must be positive"),
-    ("encode_boxes", (BOXES, BOXES, [1.0] * 4, -1.0), "eps must be 0 or more"),
-    ("decode_boxes", (BOXES, BOXES, [1.0, 1.0, 1.0, nan], False), "variances must be positive"),
+    ("encode_boxes", (BOXES, BOXES, [1.0, 1.0], 0.0, 0), "variances must be 4 numbers, got 2"),
+    ("encode_boxes", (BOXES, BOXES, [1.0, 1.0, 1.0, -1.0], 0.0, 0), "variances must be positive"),
+    ("encode_boxes", (BOXES, BOXES, [1.0] * 4, -1.0, 0), "eps must be 0 or more"),
+    (
+        "decode_boxes",
+        (BOXES, BOXES, [1.0, 1.0, 1.0, nan], [], 0, inf),
+        "variances must be positive",
+    ),
     (
         "multibox_target",
-        (BOXES, LABELS, None, 2.0, [1.0] * 4, -1.0, 0.5, 0, -1, 0, None, 0.5),
+        (BOXES, LABELS, None, 2.0, [1.0] * 4, -1.0, 0.5, 0, -1, 0, 0, None, 0.5),
         "iou_threshold must be in",
     ),
     (
         "multibox_target",
-        (BOXES, LABELS, None, 0.5, [1.0] * 4, -1.0, 0.5, 0, -1, 99, None, 0.5),
+        (BOXES, LABELS, None, 0.5, [1.0] * 4, -1.0, 0.5, 0, -1, 99, 0, None, 0.5),
         "semantics must be",
     ),
     (
         "multibox_target",
-        (BOXES, LABELS, None, 0.5, [1.0] * 4, 3.0, 0.5, 0, -1, 0, None, 0.5),
+        (BOXES, LABELS, None, 0.5, [1.0] * 4, 3.0, 0.5, 0, -1, 0, 0, None, 0.5),
         "cls_preds must be given",
     ),
     (
         "multibox_target",
-        (BOXES, LABELS, None, 0.5, [1.0] * 4, -1.0, 0.5, 0, -1, 0, None, nan),
+        (BOXES, LABELS, None, 0.5, [1.0] * 4, -1.0, 0.5, 0, -1, 0, 0, None, nan),
         "ignore_threshold must be in",
     ),
     (
@@ -752,28 +900,68 @@ RAW = [
     ("box_iou", (BOXES, BOXES, 2), "metric must be 0"),
     (
         "multiclass_nms",
-        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 5, False, 2),
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 5, False, 2, False, [], -1),
         "metric must be 0",
     ),
     (
         "detect",
-        (f(2, 6, 3), f(2, 24), BOXES, 1, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 2),
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 2, 0, inf, False, [], -1),
         "metric must be 0",
     ),
     (
         "multiclass_nms",
-        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False, 0),
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 0, 5, False, 0, False, [], -1),
         "topk must be 1 or more",
     ),
     (
         "multiclass_nms",
-        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False, 0),
+        (f(2, 6, 4), f(2, 6, 3), 0.1, 0.5, 1, 0, False, 0, False, [], -1),
         "max_detections must be",
     ),
     (
         "detect",
-        (f(2, 6, 3), f(2, 24), BOXES, 3, 0.1, 0.5, 1, 5, [1.0] * 4, True, False, 0),
+        (*HEADS, 3, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 0, inf, False, [], -1),
         "activation must be 0",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 3, inf, False, [], -1),
+        "coding must be 0",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [5.0], False, 0, 0, inf, False, [], -1),
+        "clip must be 0 or 2 numbers, got 1",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 1, 4.0, False, [], -1),
+        "max_log_size must be infinite",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 0, inf, False, [6], -1),
+        "level_counts must be given with topk_per_level",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 0, inf, False, [6], 0),
+        "topk_per_level must be 1 or more",
+    ),
+    (
+        "detect",
+        (*HEADS, 1, 0.1, 0.5, 1, 5, [1.0] * 4, [], False, 0, 0, inf, False, [-1, 7], 2),
+        "level_counts must be 0 or more",
+    ),
+    ("decode_boxes", (BOXES, BOXES, [1.0] * 4, [], 3, inf), "coding must be 0"),
+    ("decode_boxes", (BOXES, BOXES, [1.0] * 4, [1.0, 0.0], 0, inf), "clip must be positive"),
+    ("decode_boxes", (BOXES, BOXES, [1.0] * 4, [], 0, nan), "max_log_size must be positive"),
+    ("encode_boxes", (BOXES, BOXES, [1.0] * 4, 0.1, 1), "eps must be 0"),
+    ("encode_boxes", (BOXES, BOXES, [1.0] * 4, 0.0, -1), "coding must be 0"),
+    (
+        "multibox_target",
+        (BOXES, LABELS, None, 0.5, [1.0] * 4, -1.0, 0.5, 0, -1, 0, 3, None, 0.5),
+        "coding must",
     ),
     (
         "multibox_detection",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import cases
 import pytest
@@ -77,11 +78,97 @@ def test_equals_reference(same_exp, dtype, activation):
             {"score_threshold": 0.999999, "topk": -1},
             {"score_threshold": 1.0},
             {"metric": "ios", "iou_threshold": 0.6, "score_threshold": 0.0},
+            {"coding": "linear", "clip": (0.6, 0.9), "best_class_only": True},
+            {"coding": "distance", "clip": False, "best_class_only": True, "topk": 3},
+            {"max_log_size": 0.05, "clip": (1.5, 1.2), "score_threshold": 0.0},
         )
     )
     for kind, anchors in itertools.product(cases.KINDS, (1, 17, 63, 64, 65)):
         args = inputs(2, 4, anchors, kind, dtype)
         compare(args, activation=activation, **next(options))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_levels_equal_reference(same_exp, activation):
+    options = itertools.cycle(
+        (
+            {"topk_per_level": 20, "topk": -1},
+            {"topk_per_level": 3, "best_class_only": True, "coding": "linear"},
+            {"topk_per_level": 9, "class_agnostic": True, "score_threshold": 0.0},
+            {"topk_per_level": 40, "max_detections": 1050, "score_threshold": 0.2},
+        )
+    )
+    for kind, dtype in itertools.product(cases.KINDS, (torch.float32, torch.float64)):
+        for level_counts in ([130], [90, 0, 39, 1]):
+            args = inputs(2, 4, 130, kind, dtype)
+            compare(args, activation=activation, level_counts=level_counts, **next(options))
+
+
+def test_retinanet_of_torchvision():
+    """Its `postprocess_detections` as a plain loop, with its settings; in pixels of 200 x 320."""
+    image_size, most, classes = (200, 320), math.log(1000 / 16), 7
+    level_counts = [3200, 800, 200, 50]
+    anchors = 320 * cases.boxes(sum(level_counts), kind="small")
+    anchors[:, 1::2] *= 200 / 320
+    logits = 3 * torch.randn(2, len(anchors), classes) - 3
+    offsets = torch.randn(2, len(anchors), 4) * torch.tensor([0.3, 0.3, 2, 2])
+    topk, score_threshold, iou_threshold, count = 300, 0.05, 0.5, 100
+    found = ssd_ops.detect(
+        logits, offsets, anchors, activation="sigmoid", variances=(1, 1, 1, 1), topk=-1,
+        score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=count,
+        clip=image_size, max_log_size=most, level_counts=level_counts, topk_per_level=topk,
+    )  # fmt: skip
+    for image in range(2):
+        boxes, scores, labels, indices = [], [], [], []
+        first = 0
+        for size in level_counts:
+            score = logits[image, first : first + size].sigmoid().flatten()
+            over = (score > score_threshold).nonzero().flatten()
+            score, order = score[over].topk(min(topk, len(over)))
+            anchor = first + over[order] // classes
+            box, (dx, dy, dw, dh) = anchors[anchor], offsets[image, anchor].unbind(1)
+            w, h = (box[:, 2:] - box[:, :2]).unbind(1)
+            x, y = box[:, 0] + 0.5 * w + dx * w, box[:, 1] + 0.5 * h + dy * h
+            w, h = dw.clamp(max=most).exp() * w, dh.clamp(max=most).exp() * h
+            x, y = torch.stack((x - 0.5 * w, x + 0.5 * w)), torch.stack((y - 0.5 * h, y + 0.5 * h))
+            x, y = x.clamp(0, image_size[1]), y.clamp(0, image_size[0])
+            boxes.append(torch.stack((x[0], y[0], x[1], y[1]), dim=1))
+            scores.append(score)
+            labels.append(over[order] % classes)
+            indices.append(anchor)
+            first += size
+        box, label = torch.cat(boxes), torch.cat(labels)
+        assert len(box) < (torch.sigmoid(logits[image]) > score_threshold).sum()  # levels were cut
+        kept = reference.batched_nms(box, torch.cat(scores), label, iou_threshold)[:count]
+        assert len(kept) == found.counts[image] == count
+        assert torch.equal(found.labels[image], label[kept])
+        assert torch.equal(found.indices[image], torch.cat(indices)[kept])
+        torch.testing.assert_close(found.scores[image], torch.cat(scores)[kept])
+        torch.testing.assert_close(found.boxes[image], box[kept], rtol=1e-5, atol=1e-3)
+
+
+def test_blazeface():
+    """Of raw outputs to boxes, before its weighted NMS: raw scores cut to +-100, sigmoid, 0.75 and more."""
+    anchors = torch.rand(896, 2).repeat(1, 2) + torch.tensor([-0.5, -0.5, 0.5, 0.5])
+    raw_boxes, raw_scores = 30 * torch.randn(2, 896, 4), 100 * torch.randn(2, 896, 1)
+    raw_scores[0, 0], raw_scores[1, 1] = -3e38, 3e38
+    found = ssd_ops.detect(
+        raw_scores.clamp(-100, 100), raw_boxes, anchors, activation="sigmoid", coding="linear",
+        variances=(1 / 128,) * 4, clip=False, score_threshold=0.75, iou_threshold=1.0, topk=-1,
+        max_detections=896,
+    )  # fmt: skip
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
+    xy, wh = raw_boxes[..., :2] / 128 + center, raw_boxes[..., 2:] / 128
+    boxes = torch.cat((xy - wh / 2, xy + wh / 2), dim=2)
+    scores = raw_scores.clamp(-100, 100).sigmoid()[..., 0]
+    for image in range(2):
+        count = int(found.counts[image])
+        assert count == int((scores[image] >= 0.75).sum()) > 100
+        rows = found.indices[image, :count]
+        torch.testing.assert_close(
+            found.boxes[image, :count], boxes[image, rows], rtol=0, atol=1e-6
+        )
+        torch.testing.assert_close(found.scores[image, :count], scores[image, rows])
 
 
 def test_equals_reference_on_ssd300(same_exp):
@@ -114,8 +201,8 @@ def test_large_logits(same_exp):
         [[[1e4, -1e4, 90.0], [-1e4, 1e4, 1e4], [inf, 0, 0], [0, nan, 0], [0, -inf, 1]]]
     )
     args = logits, torch.zeros(1, 5, 4), cases.boxes(5)
-    for activation in ("softmax", "sigmoid"):
-        compare(args, activation=activation, score_threshold=0.0)
+    for activation, best_class_only in itertools.product(("softmax", "sigmoid"), (False, True)):
+        compare(args, activation=activation, score_threshold=0.0, best_class_only=best_class_only)
 
 
 def test_it_is_multiclass_nms_of_decoded_boxes():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import cases
 import golden
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 nan, inf = float("nan"), float("inf")
 VARIANCES = [(0.1, 0.1, 0.2, 0.2), (1, 1, 1, 1), (0.3, 0.05, 2, 0.7)]
+CODINGS = ("center", "linear", "distance")
 
 
 def encode_boxes_inputs(images, size, dtype):
@@ -59,6 +61,156 @@ def test_matches_reference(dtype):
                     ssd_ops.decode_boxes(offsets, anchors, **options),
                     reference.decode_boxes(offsets, anchors, **options),
                 )
+
+
+def same(actual, expected):
+    """The same bits, and NaN in the same places."""
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual.nan_to_num(7e7, 8e8, -8e8), expected.nan_to_num(7e7, 8e8, -8e8))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("coding", CODINGS)
+def test_codings_equal_reference(monkeypatch, coding, dtype):
+    monkeypatch.setattr(reference, "_exp", cases.library_exp)
+    decodings = [
+        {"clip": (0.7, 0.4)},
+        {"clip": (1e6, 3.0), "variances": (0.3, 0.05, 2, 0.7)},
+        {"clip": True, "variances": None},
+    ]
+    if coding == "center":
+        decodings += [{"max_log_size": 0.1}, {"max_log_size": 0.3, "clip": (0.9, 0.8)}]
+        decodings.append({"max_log_size": math.log(1000 / 16), "variances": (1, 1, 1, 1)})
+    for kind, count in itertools.product(("uniform", "grid", "odd"), (1, 15, 17, 1025)):
+        anchors = cases.boxes(count, kind="uniform", dtype=dtype)
+        boxes, offsets = cases.boxes(2, count, kind=kind, dtype=dtype), torch.randn(2, count, 4)
+        offsets[0, ::3] *= 8
+        offsets[1, ::5] = torch.tensor([nan, inf, -inf, 0.0])
+        offsets[1, 1::5] = torch.tensor([0.0, -inf, inf, 2000])
+        for variances in (None, *VARIANCES):
+            options = {"variances": variances, "coding": coding}
+            got = ssd_ops.encode_boxes(boxes, anchors, **options)
+            expected = reference.encode_boxes(boxes, anchors, **options)
+            close(got, expected) if coding == "center" else same(got, expected)
+            got = ssd_ops.decode_boxes(offsets.to(dtype), anchors, **options)
+            same(got, reference.decode_boxes(offsets.to(dtype), anchors, **options))
+        for options in decodings:
+            options = {**options, "coding": coding}
+            got = ssd_ops.decode_boxes(offsets.to(dtype), anchors, **options)
+            same(got, reference.decode_boxes(offsets.to(dtype), anchors, **options))
+
+
+def test_codings_by_hand():
+    """A box 4 to the left and 2 below the center of an anchor of 4 x 8, and 6 x 3 in size."""
+    anchor, box = torch.tensor([[8.0, 0, 12, 8]]), torch.tensor([[3.0, 4.5, 9, 7.5]])
+    wanted = {
+        "center": [-4 / 4 / 0.5, 2 / 8 / 0.25, math.log(6 / 4) / 2, math.log(3 / 8) / 4],
+        "linear": [-4 / 4 / 0.5, 2 / 8 / 0.25, 6 / 4 / 2, 3 / 8 / 4],
+        "distance": [7 / 4 / 0.5, -0.5 / 8 / 0.25, -1 / 4 / 2, 3.5 / 8 / 4],
+    }
+    for coding, offset in wanted.items():
+        options = {"coding": coding, "variances": (0.5, 0.25, 2, 4)}
+        got = ssd_ops.encode_boxes(box, anchor, **options)
+        torch.testing.assert_close(got, torch.tensor([offset]))
+        torch.testing.assert_close(ssd_ops.decode_boxes(got, anchor, **options), box)
+    default = ssd_ops.encode_boxes(box, anchor, coding="distance")
+    torch.testing.assert_close(default, torch.tensor([[7 / 4, -0.5 / 8, -1 / 4, 3.5 / 8]]))
+
+
+def test_clip_to_an_image():
+    anchor, offset = torch.tensor([[-10.0, 5, 50, 60]]), torch.zeros(1, 4)
+    clipped = {
+        False: [-10.0, 5, 50, 60],
+        True: [0.0, 1, 1, 1],
+        (40, 30): [0.0, 5, 30, 40],
+        (7.5, 80): [0.0, 5, 50, 7.5],
+    }
+    for clip, expected in clipped.items():
+        got = ssd_ops.decode_boxes(offset, anchor, clip=clip)
+        torch.testing.assert_close(got, torch.tensor([expected]))
+    with_nan = ssd_ops.decode_boxes(torch.tensor([[nan, inf, 0, 0]]), anchor, clip=(40, 30))
+    assert with_nan[0, [0, 2]].isnan().all() and with_nan[0, [1, 3]].tolist() == [40, 40]
+
+
+def test_max_log_size():
+    """What is more than the bound is cut to it, after the variances; NaN stays NaN."""
+    anchor = torch.tensor([[-1.0, -1, 1, 1]])
+    offsets = torch.tensor([[0, 0, 10, -10], [0, 0, 5, inf], [0, 0, -inf, nan], [0, 0, 1, 2.0]])
+    got = ssd_ops.decode_boxes(offsets, anchor, variances=(1, 1, 0.5, 2), max_log_size=3.0)
+    half = torch.tensor([[3, -20], [2.5, 3], [-inf, nan], [0.5, 3]]).exp()
+    torch.testing.assert_close(got[:, 2:], half, equal_nan=True)
+    free = ssd_ops.decode_boxes(offsets, anchor, variances=(1, 1, 0.5, 2), max_log_size=inf)
+    same(free, ssd_ops.decode_boxes(offsets, anchor, variances=(1, 1, 0.5, 2)))
+
+
+# The formulas of detectors, as their own code has them.
+
+
+def test_torchvision_box_coder():
+    weights, most = (10.0, 10.0, 5.0, 5.0), math.log(1000 / 16)
+    anchors, codes = 300 * cases.boxes(500), 5 * torch.randn(500, 4)
+    wide, high = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    x, y = anchors[:, 0] + 0.5 * wide, anchors[:, 1] + 0.5 * high
+    dx, dy, dw, dh = (codes / torch.tensor(weights)).unbind(1)
+    w, h = dw.clamp(max=most).exp() * wide, dh.clamp(max=most).exp() * high
+    x, y = dx * wide + x, dy * high + y
+    expected = torch.stack((x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h), dim=1)
+    expected[:, 0::2].clamp_(0, 320)
+    expected[:, 1::2].clamp_(0, 240)
+    options = {"variances": [1 / weight for weight in weights], "max_log_size": most}
+    got = ssd_ops.decode_boxes(codes, anchors, clip=(240, 320), **options)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-3)
+
+
+def test_fcos_of_torchvision():
+    """`BoxLinearCoder` with `normalize_by_size`, over anchors with sides of one stride."""
+    stride = torch.tensor([8.0, 16, 32])[torch.randint(0, 3, (600,))]
+    center = (torch.randint(0, 40, (600, 2)) + 0.5) * stride[:, None]
+    anchors = torch.cat((center - stride[:, None] / 2, center + stride[:, None] / 2), dim=1)
+    boxes = 300 * cases.boxes(600)
+    wide, high = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    x, y = 0.5 * (anchors[:, 0] + anchors[:, 2]), 0.5 * (anchors[:, 1] + anchors[:, 3])
+    sides = (x - boxes[:, 0], y - boxes[:, 1], boxes[:, 2] - x, boxes[:, 3] - y)
+    encoded = torch.stack(sides, dim=1) / torch.stack((wide, high, wide, high), dim=1)
+    torch.testing.assert_close(ssd_ops.encode_boxes(boxes, anchors, coding="distance"), encoded)
+
+    codes = torch.randn(600, 4).relu()
+    left, top, right, bottom = (codes * torch.stack((wide, high, wide, high), dim=1)).unbind(1)
+    decoded = torch.stack((x - left, y - top, x + right, y + bottom), dim=1)
+    torch.testing.assert_close(ssd_ops.decode_boxes(codes, anchors, coding="distance"), decoded)
+
+
+def test_distances_in_strides_and_in_pixels():
+    """YOLOv8's `dist2bbox` times the stride; mmdet's `DistancePointBBoxCoder` with `max_shape`."""
+    stride, points = 16.0, 400 * torch.rand(300, 2)
+    codes = 5 * torch.rand(300, 4)
+    in_strides = points / stride
+    corners = torch.cat((in_strides - codes[:, :2], in_strides + codes[:, 2:]), dim=1) * stride
+    anchors = torch.cat((points - stride / 2, points + stride / 2), dim=1)
+    got = ssd_ops.decode_boxes(codes, anchors, coding="distance")
+    torch.testing.assert_close(got, corners, rtol=1e-5, atol=1e-3)
+
+    corners = torch.cat((points - 30 * codes[:, :2], points + 30 * codes[:, 2:]), dim=1)
+    corners[:, 0::2] = corners[:, 0::2].clamp(0, 400)
+    corners[:, 1::2] = corners[:, 1::2].clamp(0, 300)
+    pixels = torch.cat((points - 0.5, points + 0.5), dim=1)
+    got = ssd_ops.decode_boxes(30 * codes, pixels, coding="distance", clip=(300, 400))
+    torch.testing.assert_close(got, corners, rtol=1e-5, atol=2e-3)
+
+
+def test_blazeface():
+    """Anchors of 1 x 1 around 896 centers, and raw boxes in 128ths of the image."""
+    centers = torch.cat([torch.cartesian_prod(*[(torch.arange(n) + 0.5) / n] * 2) for n in (16, 8)])
+    centers = torch.cat(
+        (centers[:256].repeat_interleave(2, 0), centers[256:].repeat_interleave(6, 0))
+    )
+    raw = 128 * torch.randn(2, 896, 4)
+    x, y = raw[..., 0] / 128 * 1 + centers[:, 0], raw[..., 1] / 128 * 1 + centers[:, 1]
+    w, h = raw[..., 2] / 128 * 1, raw[..., 3] / 128 * 1
+    expected = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=2)
+    anchors = torch.cat((centers - 0.5, centers + 0.5), dim=1)
+    got = ssd_ops.decode_boxes(raw, anchors, coding="linear", variances=(1 / 128,) * 4)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 def test_odd_boxes_match_reference():
@@ -125,9 +277,10 @@ def test_exp_and_log_at_their_ends():
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-14)])
 def test_decode_inverts_encode(dtype, tolerance):
     boxes, anchors = (cases.boxes(5000, dtype=dtype) for _ in "ab")
-    for variances in VARIANCES:
-        offsets = ssd_ops.encode_boxes(boxes, anchors, variances=variances)
-        back = ssd_ops.decode_boxes(offsets, anchors, variances=variances)
+    for variances, coding in itertools.product(VARIANCES, CODINGS):
+        options = {"variances": variances, "coding": coding}
+        offsets = ssd_ops.encode_boxes(boxes, anchors, **options)
+        back = ssd_ops.decode_boxes(offsets, anchors, **options)
         torch.testing.assert_close(back, boxes, rtol=0, atol=tolerance)
 
 

@@ -52,6 +52,28 @@ def test_mxnet():
     assert torch.equal(classes, golden.MXNET_CLASSES)
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("coding", ["linear", "distance"])
+def test_codings(coding, dtype):
+    """The offsets of matched anchors are those of encode_boxes; nothing else depends on the coding."""
+    anchors, labels = cases.boxes(60, dtype=dtype), cases.labels(3, 5, dtype=dtype)
+    for semantics, variances in itertools.product(
+        ("d2l", "mxnet", "torchvision"), (None, (0.3, 0.05, 2, 0.7))
+    ):
+        options = {"semantics": semantics, "variances": variances, "coding": coding}
+        got = ssd_ops.multibox_target(anchors, labels, **options)
+        expected = reference.multibox_target(anchors, labels, **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        center = ssd_ops.multibox_target(anchors, labels, semantics=semantics)
+        assert torch.equal(got[1], center[1]) and torch.equal(got[2], center[2])
+        matched = got[1].reshape(3, 60, 4)[..., 0] > 0
+        boxes = ssd_ops.decode_boxes(
+            got[0].reshape(3, 60, 4), anchors, coding=coding, variances=variances
+        )
+        at_center = ssd_ops.decode_boxes(center[0].reshape(3, 60, 4), anchors)
+        torch.testing.assert_close(boxes[matched], at_center[matched], rtol=0, atol=1e-5)
+
+
 def test_padding_changes_nothing():
     expected = ssd_ops.multibox_target(golden.BOOK_ANCHORS, golden.BOOK_LABELS)
     pad = torch.tensor(

@@ -52,6 +52,9 @@ OPTIONS = (
     {"metric": "ios"},
     {"metric": "ios", "class_agnostic": True, "iou_threshold": 0.2, "score_threshold": 0.0},
     {"metric": "ios", "topk": 30, "max_detections": 1500, "score_threshold": 0.0},
+    {"best_class_only": True},
+    {"best_class_only": True, "class_agnostic": True, "topk": 5, "score_threshold": 0.0},
+    {"best_class_only": True, "topk": -1, "max_detections": 1500, "score_threshold": 0.3},
 )
 
 
@@ -83,6 +86,120 @@ def test_equals_reference(options):
     for kind, dtype in itertools.product(cases.KINDS, (torch.float32, torch.float64, torch.half)):
         for count, classes in ((1, 1), (17, 3), (70, 2)):
             compare(*inputs(2, count, classes, kind, dtype), **options)
+
+
+LEVEL_OPTIONS = (
+    {"topk": -1},
+    {"best_class_only": True, "score_threshold": 0.3},
+    {"topk": 2, "max_detections": 9, "score_threshold": 0.0},
+    {"class_agnostic": True, "iou_threshold": 0.3, "score_threshold": 0.0},
+    {"topk": 7, "max_detections": 1100, "iou_threshold": 0.9, "score_threshold": 0.0},
+)
+
+
+@pytest.mark.parametrize("options", LEVEL_OPTIONS, ids=str)
+def test_levels_equal_reference(options):
+    splits = itertools.cycle(([70], [40, 30], [0, 1, 64, 5]))
+    wanted = itertools.cycle((1, 3, 20, 64, 2**62, 7, 40))
+    for kind, dtype in itertools.product(cases.KINDS, (torch.float32, torch.float64, torch.half)):
+        for classes in (3, 1):
+            levels = {"level_counts": next(splits), "topk_per_level": next(wanted)}
+            compare(*inputs(2, 70, classes, kind, dtype), **levels, **options)
+
+
+def test_more_levels_than_one_launch_takes():
+    boxes, scores = inputs(1, 70, 2, "uniform")
+    for topk_per_level in (1, 2):
+        compare(boxes, scores, level_counts=[1] * 70, topk_per_level=topk_per_level)
+
+
+def test_best_class_only_by_hand():
+    """Equal scores: the first class. A NaN does not count, and a box without a number is out."""
+    boxes = cases.boxes(1, 6)
+    scores = torch.tensor(
+        [
+            [
+                [0.2, 0.9, 0.9],
+                [0.3, nan, 0.2],
+                [nan, nan, nan],
+                [0.1, 0.1, 0.1],
+                [inf, 1, inf],
+                [-inf, 0.6, nan],
+            ]
+        ]
+    )
+    found = ssd_ops.multiclass_nms(
+        boxes,
+        scores,
+        best_class_only=True,
+        iou_threshold=1.0,
+        score_threshold=0.1,
+        max_detections=6,
+    )
+    assert found.indices.tolist() == [[4, 0, 5, 1, -1, -1]]
+    assert found.labels.tolist() == [[0, 1, 1, 0, -1, -1]]
+    all_classes = ssd_ops.multiclass_nms(
+        boxes, scores, iou_threshold=1.0, score_threshold=0.1, max_detections=12
+    )
+    assert all_classes.counts.tolist() == [9]
+
+
+def test_best_class_only_is_the_default_of_yolo():
+    """Ultralytics' steps with `multi_label=False`: maximum, threshold, order, boxes moved by class, NMS."""
+    boxes = 640 * cases.boxes(2, 900)
+    scores = (torch.randperm(2 * 900 * 8) / (2 * 900 * 8)).view(2, 900, 8)  # no two are equal
+    for agnostic in (False, True):
+        found = ssd_ops.multiclass_nms(
+            boxes, scores, best_class_only=True, class_agnostic=agnostic,
+            score_threshold=0.75, iou_threshold=0.7, topk=-1, max_detections=300,
+        )  # fmt: skip
+        for image in range(2):
+            conf, label = scores[image].max(dim=1)
+            chosen = (conf > 0.75).nonzero().flatten()
+            chosen = chosen[conf[chosen].argsort(descending=True)]
+            moved = boxes[image, chosen].double() + (0 if agnostic else label[chosen, None] * 7680)
+            kept = []
+            for i in range(len(chosen)):
+                if not kept or reference.box_iou(moved[i, None], moved[kept]).max() <= 0.7:
+                    kept.append(i)
+            expected = chosen[kept[:300]]
+            count = int(found.counts[image])
+            assert found.indices[image, :count].tolist() == expected.tolist()
+            assert found.labels[image, :count].tolist() == label[expected].tolist()
+
+
+def test_levels_by_hand():
+    boxes = torch.tensor([[[i, 0, i + 1, 1] for i in range(5)]]).float()
+    scores = torch.tensor([[[0.9, 0.8], [0.7, 0.9], [0.95, 0.1], [0.3, 0.4], [0.3, 0.3]]])
+    options = {"level_counts": [3, 2], "max_detections": 10}
+    # Equal scores of a level by class, then by box: the third is 0.9 of class 1.
+    found = ssd_ops.multiclass_nms(boxes, scores, topk_per_level=2, **options)
+    assert list(zip(*(t[0, :5].tolist() for t in (found.indices, found.labels)), strict=True)) == [
+        (2, 0), (0, 0), (3, 1), (3, 0), (-1, -1),
+    ]  # fmt: skip
+    one = ssd_ops.multiclass_nms(boxes, scores, topk_per_level=2, topk=1, **options)
+    assert one.indices[0, :3].tolist() == [2, 3, -1]  # the topk of a class is after the levels
+    best = ssd_ops.multiclass_nms(boxes, scores, topk_per_level=4, best_class_only=True, **options)
+    assert best.indices[0, :6].tolist() == [2, 0, 1, 3, 4, -1]
+    assert best.labels[0, :6].tolist() == [0, 0, 1, 1, 0, -1]
+
+
+def test_levels_of_many_candidates():
+    """Scores that are all equal, close together, or spread over all exponents; more than a portion each."""
+    boxes, level_counts = cases.boxes(2, 3000, kind="small"), [2100, 1, 0, 800, 99]
+    for scores in (
+        torch.rand(2, 3000, 3),
+        torch.full((2, 3000, 3), 0.5),
+        0.5 + torch.randint(0, 3, (2, 3000, 3)) * 1e-7,
+        torch.rand(2, 3000, 3) ** 30 * 3e38,
+    ):
+        for options in (
+            {"topk_per_level": 1000, "topk": -1},
+            {"topk_per_level": 37, "best_class_only": True},
+            {"topk_per_level": 150, "max_detections": 1030},
+        ):
+            options = {"score_threshold": 0.0, "iou_threshold": 0.2, **options}
+            compare(boxes, scores, level_counts=level_counts, **options)
 
 
 def test_topk_leaves_the_first_of_equal_scores():

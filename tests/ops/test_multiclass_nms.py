@@ -202,6 +202,16 @@ def test_levels_of_many_candidates():
             compare(boxes, scores, level_counts=level_counts, **options)
 
 
+def test_a_level_leaves_the_lowest_class_of_equal_scores():
+    """Also where a box that comes later has it: more candidates than the CPU collects before it cuts."""
+    boxes, scores = cases.boxes(1, 1200), torch.full((1, 1200, 8), 0.5)
+    options = {"iou_threshold": 1.0, "topk": -1, "max_detections": 1010}
+    got = multiclass_nms(boxes, scores, level_counts=[1200], topk_per_level=1000, **options)
+    assert got[2][0, :1000].eq(0).all()
+    assert got[3][0, :1000].tolist() == list(range(1000))
+    assert got[4].tolist() == [1000]
+
+
 def test_topk_leaves_the_first_of_equal_scores():
     boxes, scores = cases.boxes(1, 200), torch.full((1, 200, 2), 0.5)
     got = multiclass_nms(boxes, scores, topk=5, iou_threshold=1.0)

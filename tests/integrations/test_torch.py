@@ -262,3 +262,21 @@ def test_forked_workers_do_not_hang(threads):
 
 def _two_threads(_worker: int) -> None:
     torch.set_num_threads(2)
+
+
+def scripted(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        torch.ops.ssd_ops.nms(boxes, scores, 0.5, 0),
+        torch.ops.ssd_ops.batched_nms(boxes, scores, idxs, 0.5, 0),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_ops_can_be_called_in_torchscript():
+    """As docs/detectors.md says. The functions cannot: they have keyword-only arguments."""
+    boxes, scores, idxs = cases.boxes(40), torch.rand(40), torch.randint(3, (40,))
+    kept = torch.jit.script(scripted)(boxes, scores, idxs)
+    assert torch.equal(kept[0], ssd_ops.nms(boxes, scores, 0.5))
+    assert torch.equal(kept[1], ssd_ops.batched_nms(boxes, scores, idxs, 0.5))
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only"):
+        torch.jit.script(ssd_ops.nms)

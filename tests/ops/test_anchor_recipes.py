@@ -336,3 +336,24 @@ def test_multiscale_anchors_of_mediapipe():
     assert_equal(got[:, -9:], corners(expected), atol=6e-6)
     expected = [(0.15, 0.05, w / 2, h / 2) for w, h in last]  # the second cell of the first level
     assert_equal(got[:, 9:18], corners(expected), atol=6e-6)
+
+
+@pytest.mark.parametrize(("offset", "first"), [(0.5, 4.0), (0.0, 0.0)], ids=["YOLO", "FCOS"])
+def test_cells_of_anchor_free_detectors(recipe, offset, first):
+    """`make_anchors` of Ultralytics, and the cells of torchvision's FCOS, which begin at 0."""
+    sizes, strides = ((4, 6), (2, 3), (1, 2)), (8, 16, 32)
+    rows = [
+        (stride * (column + offset), stride * (row + offset), stride, stride)
+        for (height, width), stride in zip(sizes, strides, strict=True)
+        for row in range(height)
+        for column in range(width)
+    ]
+    assert rows[0][0] == first
+    got = recipe["cell_anchors"](zeros(*sizes), strides, offsets=(offset, offset))
+    assert_equal(got, corners(rows))
+    distances = 4 * torch.rand(len(rows), 4)
+    boxes = ssd_ops.decode_boxes(distances, got[0], coding="distance")
+    x, y, stride, _ = torch.tensor(rows).unbind(1)
+    left, top, right, bottom = (distances * stride[:, None]).unbind(1)
+    expected = torch.stack((x - left, y - top, x + right, y + bottom), dim=1)
+    torch.testing.assert_close(boxes, expected, rtol=1e-6, atol=1e-4)

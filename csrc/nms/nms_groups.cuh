@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kGroupThreads)
   const int lane = lane_index();
   const int64_t segment = at / leaders.count, index = at % leaders.count, first = segment * leaders.count;
   bool is_open = false;
-  if (lane == 0) {
+  if (lane == 0) {  // which also writes: what is read and written is one thread's own
     const auto score = leaders.source.score(segment, index);
     is_open = score == score && leaders.groups[at] < 0;
   }
@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(kGroupThreads)
   if constexpr (Source::kGrouped) own_class = leaders.source.group(segment, index);
   const int num_kept = leaders.counts[segment];
   for (int begin = 0; begin < num_kept; begin += kWarp) {
-    const int64_t k = first + begin + lane;
+    const int64_t row = first + begin;
     bool hit = begin + lane < num_kept;
-    if constexpr (Source::kGrouped) hit = hit && leaders.classes[k] == own_class;
-    hit = hit && suppresses(load_row(leaders.boxes, k), box, box_area, limit);
+    if constexpr (Source::kGrouped) hit = hit && leaders.classes[row + lane] == own_class;
+    hit = hit && suppresses(load_row(leaders.boxes, row + lane), box, box_area, limit);
     const unsigned hits = __ballot_sync(kAllLanes, hit);
     if (hits == 0) continue;
-    if (lane == __ffs(static_cast<int>(hits)) - 1) leaders.groups[at] = leaders.indices[k];
+    if (lane == 0) leaders.groups[at] = leaders.indices[row + __ffs(static_cast<int>(hits)) - 1];
     return;
   }
 }

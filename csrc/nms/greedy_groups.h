@@ -148,10 +148,6 @@ class GreedyGroups {
   static constexpr size_t kBoxesPerCell = 64;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
 
-  bool is_pruned() const {
-    return limit_.metric == Metric::kIos || limit_.threshold >= static_cast<T>(kMinPruned);
-  }
-
   // IoU needs one grid; IoS one for each size.
   void make_levels() {
     level_of_.assign(boxes_.size(), 0);
@@ -193,10 +189,11 @@ class GreedyGroups {
 
   // A cell's room is the number of boxes whose center lies in it.
   void file_boxes() {
+    const bool is_pruned = limit_.metric == Metric::kIos || limit_.threshold >= static_cast<T>(kMinPruned);
     int64_t cells = 0;
     for (GridLevel& level : levels_) {
       int64_t side = 1;
-      if (is_pruned())
+      if (is_pruned)
         while (side < kMaxSide && static_cast<size_t>((side + 1) * (side + 1)) * kBoxesPerCell <= level.count)
           ++side;
       level.grid = {grid_axis(level.left, level.right, side), grid_axis(level.top, level.bottom, side)};
@@ -228,7 +225,7 @@ class GreedyGroups {
   // is 1.
   void take_rivals(size_t position, std::vector<int64_t>& taken_by) {
     const Box<T> box = boxes_[position];
-    const double reach = is_pruned() ? nms_reach(static_cast<double>(limit_.threshold)) : 0;
+    const double reach = nms_reach(static_cast<double>(limit_.threshold));
     for (const GridLevel& level : levels_) {
       const CellRange cells = limit_.metric == Metric::kIos
                                   ? level.grid.touching(box, level.widest, level.highest)

@@ -20,20 +20,21 @@ SSD_HOST_DEVICE void overlap_row(Box<T> a,
 }
 
 template <typename T>
-SSD_HOST_DEVICE void iou_row_lanes(Metric metric, Box<T> a,
-                                   const T* boxes,  // [count, 4]
-                                   int64_t count,
-                                   T* out) {  // [count]
-  if (metric == Metric::kIos)
-    overlap_row<Metric::kIos>(a, boxes, count, out);
-  else
-    overlap_row<Metric::kIou>(a, boxes, count, out);
+SSD_HOST_DEVICE void iou_row_lanes(Box<T> a, const T* boxes, int64_t count, T* out) {
+  overlap_row<Metric::kIou>(a, boxes, count, out);
 }
 
-SSD_SIMD(void, iou_row, (Metric metric, Box<float> a, const float* boxes, int64_t count, float* out),
-         (metric, a, boxes, count, out))
-SSD_SIMD(void, iou_row, (Metric metric, Box<double> a, const double* boxes, int64_t count, double* out),
-         (metric, a, boxes, count, out))
+template <typename T>
+SSD_HOST_DEVICE void ios_row_lanes(Box<T> a, const T* boxes, int64_t count, T* out) {
+  overlap_row<Metric::kIos>(a, boxes, count, out);
+}
+
+SSD_SIMD(void, iou_row, (Box<float> a, const float* boxes, int64_t count, float* out), (a, boxes, count, out))
+SSD_SIMD(void, iou_row, (Box<double> a, const double* boxes, int64_t count, double* out),
+         (a, boxes, count, out))
+SSD_SIMD(void, ios_row, (Box<float> a, const float* boxes, int64_t count, float* out), (a, boxes, count, out))
+SSD_SIMD(void, ios_row, (Box<double> a, const double* boxes, int64_t count, double* out),
+         (a, boxes, count, out))
 
 Tensor box_iou_cpu(const Tensor& boxes1,  // [..., N, 4]
                    const Tensor& boxes2,  // [..., M, 4]
@@ -56,8 +57,11 @@ Tensor box_iou_cpu(const Tensor& boxes1,  // [..., N, 4]
               group = i / n;
               rows2 = read2.read(4 * group * m, 4 * m, buffer2);
             }
-            iou_row(static_cast<Metric>(metric), load_box(read1.read(4 * i, 4, buffer1)), rows2, m,
-                    ious + i * m);
+            const Box<T> box = load_box(read1.read(4 * i, 4, buffer1));
+            if (static_cast<Metric>(metric) == Metric::kIos)
+              ios_row(box, rows2, m, ious + i * m);
+            else
+              iou_row(box, rows2, m, ious + i * m);
           }
         });
         return out;

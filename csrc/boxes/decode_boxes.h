@@ -1,10 +1,11 @@
 // decode_boxes: the boxes that offsets to anchors stand for (common/box.h, `decode`).
 //
 //   offsets [..., A, 4], anchors [A, 4] (or [1, A, 4], or the shape of offsets) xyxy -> boxes xyxy, the
-//   shape of offsets; clipped to 0..width and 0..height with clip = [height, width], not with an empty one.
+//   shape of offsets; clipped to 0..width and 0..height with clip = [height, width], not with zeros.
 //
 // coding: the numbers of `Coding`. max_log_size bounds log of the size ratio before exp, as torchvision's
-// bbox_xform_clip; infinity where not, and with every coding but center. NaN stays NaN.
+// bbox_xform_clip; -1: no bound, as with every coding but center NaN stays NaN.
+// torch's AOTInductor takes neither an empty list nor infinity for an argument.
 #pragma once
 
 #include "boxes/transform.h"

@@ -115,15 +115,17 @@ inline void check_coding(const char* op, int64_t coding) {
 
 // The arguments that decode_boxes and detect share.
 inline void check_decoding(const char* op, const std::vector<double>& variances,
-                           const std::vector<double>& clip,  // empty, or height and width
+                           const std::vector<double>& clip,  // height and width, or zeros
                            int64_t coding, double max_log_size) {
   check_variances(op, variances);
-  if (clip.size() != 0 && clip.size() != 2) fail(op, "clip must be 0 or 2 numbers, got ", clip.size());
-  for (const double limit : clip) check_positive(op, "clip", limit);
+  if (clip.size() != 2) fail(op, "clip must be 2 numbers, got ", clip.size());
+  if (clip[0] != 0 || clip[1] != 0)
+    for (const double limit : clip) check_positive(op, "clip", limit);
   check_coding(op, coding);
-  if (!(max_log_size > 0)) fail(op, "max_log_size must be positive, got ", max_log_size);
-  if (coding != static_cast<int64_t>(Coding::kCenter) && std::isfinite(max_log_size))
-    fail(op, "max_log_size must be infinite with a coding other than 0 (center), got ", max_log_size);
+  if (max_log_size == -1) return;
+  if (!(max_log_size > 0)) fail(op, "max_log_size must be positive, or -1 for no bound, got ", max_log_size);
+  if (coding != static_cast<int64_t>(Coding::kCenter))
+    fail(op, "max_log_size must be -1 with a coding other than 0 (center), got ", max_log_size);
 }
 
 inline void check_anchors(const char* op,
@@ -152,14 +154,13 @@ Encoding<T> to_encoding(const std::vector<double>& variances, int64_t coding, do
 
 template <typename T>
 Decoding<T> to_decoding(const std::vector<double>& variances,
-                        const std::vector<double>& clip,  // empty, or height and width
-                        int64_t coding = 0, double max_log_size = std::numeric_limits<double>::infinity()) {
-  Decoding<T> rules{static_cast<Coding>(coding), to_variances<T>(variances), static_cast<T>(max_log_size)};
-  if (!clip.empty()) {
-    rules.clips = true;
-    rules.height = static_cast<T>(clip[0]);
-    rules.width = static_cast<T>(clip[1]);
-  }
+                        const std::vector<double>& clip,  // height and width, or zeros
+                        int64_t coding = 0, double max_log_size = -1) {
+  Decoding<T> rules{static_cast<Coding>(coding), to_variances<T>(variances)};
+  if (max_log_size != -1) rules.max_log_size = static_cast<T>(max_log_size);
+  rules.height = static_cast<T>(clip[0]);
+  rules.width = static_cast<T>(clip[1]);
+  rules.clips = clip[0] > 0;
   return rules;
 }
 

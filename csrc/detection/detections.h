@@ -12,7 +12,7 @@ namespace ssd_ops {
 // Which pairs of a box and a class stay candidates, before the topk of each class.
 struct CandidateRules {
   bool best_class_only;
-  std::vector<int64_t> level_counts;  // boxes of each level, or empty
+  std::vector<int64_t> level_counts;  // boxes of each level; means nothing with a topk_per_level of -1
   int64_t topk_per_level;             // -1: all
 };
 

@@ -25,10 +25,10 @@
 
 namespace ssd_ops {
 
-// What the other ops call clip: height and width, or nothing.
+// What the other ops call clip: height and width, or zeros.
 inline std::vector<double> to_limits(bool clip) {
-  if (clip) return {1, 1};
-  return {};
+  const double limit = clip ? 1 : 0;
+  return {limit, limit};
 }
 
 inline void check_multibox_detection(const Tensor& cls_probs,     // [B, C+1, A]

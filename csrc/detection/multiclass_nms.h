@@ -9,8 +9,8 @@
 //    arithmetic's dtype. A NaN score is not.
 //    best_class_only: only with the class of its highest score, the lowest class on ties; NaN scores do
 //    not count.
-// 2. Where level_counts is not empty, it divides the boxes, in their order, into levels: of each level,
-//    only the topk_per_level candidates that come first stay (score descending, then class, then box).
+// 2. Where topk_per_level is not -1, level_counts divides the boxes, in their order, into levels: of each
+//    level, only the topk_per_level candidates that come first stay (score descending, then class, then box).
 // 3. Of each class, only the topk with the highest score stay, equal scores by box; -1: all.
 // 4. Greedy NMS in the order score descending, then class, then box ascending: a candidate is dropped
 //    where its overlap with a kept one of its class (class_agnostic: of any class) is more than
@@ -37,8 +37,7 @@ inline void check_selection(const char* op, double score_threshold, double iou_t
   check_metric(op, metric);
   if (topk_per_level < 1 && topk_per_level != -1)
     fail(op, "topk_per_level must be 1 or more, or -1 for all, got ", topk_per_level);
-  if (level_counts.empty() != (topk_per_level == -1))
-    fail(op, "level_counts must be given with topk_per_level, and only with it");
+  if (topk_per_level == -1) return;
   int64_t left = num_boxes;
   for (const int64_t count : level_counts) {
     check_not_negative(op, "level_counts", count);
@@ -46,8 +45,7 @@ inline void check_selection(const char* op, double score_threshold, double iou_t
     if (left < 0) break;
     left -= count;
   }
-  if (!level_counts.empty() && left != 0)
-    fail(op, "level_counts must add up to the number of boxes, ", num_boxes);
+  if (left != 0) fail(op, "level_counts must add up to the number of boxes, ", num_boxes);
 }
 
 inline void check_multiclass_nms(const Tensor& boxes,   // [B, N, 4]

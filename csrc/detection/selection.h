@@ -122,7 +122,7 @@ class Selection {
  public:
   Selection(const SelectionRules<T>& rules, int64_t num_boxes, int64_t num_classes)
       : rules_(rules), num_boxes_(num_boxes), num_classes_(num_classes) {
-    if (rules_.candidates.level_counts.empty()) rules_.candidates.level_counts = {num_boxes};
+    if (rules_.candidates.topk_per_level == -1) rules_.candidates.level_counts = {num_boxes};
   }
 
   // The scores of all boxes of an image. read(first, count) gives those of the boxes from `first` on as

@@ -123,12 +123,14 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
                 begin = op.Sub(middle, op.Mul(first, side))
                 end = op.Add(middle, op.Mul(last, side))
             else:
+                if max_log_size > 0:
+                    last = op.Min(last, number(max_log_size))
                 if coding == _CENTER:
-                    last = op.Exp(op.Min(last, number(max_log_size)))
+                    last = op.Exp(last)
                 center = op.Add(op.Mul(first, side), middle)
                 half = op.Div(op.Mul(last, side), number(2))
                 begin, end = op.Sub(center, half), op.Add(center, half)
-            if clip:
+            if clip[0] > 0:
                 limits = number(0), number(clip[1 - axis])
                 begin, end = op.Clip(begin, *limits), op.Clip(end, *limits)
             lows.append(begin)
@@ -185,7 +187,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         scores = op.Transpose(scores, perm=[0, 2, 1])  # [B, C, A]
         if best_class_only:
             scores = best_class(scores)
-        if level_counts:
+        if topk_per_level != -1:
             scores = best_of_levels(scores, level_counts, topk_per_level)
         if topk != -1:  # the others get -1, which is below every threshold
             values, rows = op.TopK(scores, op.Min(num_anchors, ints(topk)), axis=2)

@@ -89,31 +89,35 @@ def as_variances(op: str, values: object, coding: int = 0) -> list[float]:
 
 
 def as_clip(op: str, clip: object) -> list[float]:
-    """Height and width that boxes are clipped to: those given, 1 and 1 for True, none for False."""
+    """Height and width that boxes are clipped to: those given, 1 and 1 for True, zeros for False.
+
+    No empty list: torch's AOTInductor takes none for an argument, nor infinity.
+    """
     if clip is True or clip is False:
-        return [1.0, 1.0] if clip else []
+        return [1.0, 1.0] if clip else [0.0, 0.0]
     if not isinstance(clip, _LISTS):
         raise TypeError(f"{op}: clip must be True, False or (height, width), got {clip!r}")
     return as_positives(op, "clip", as_tuple_of(op, "clip", clip, 2))
 
 
 def as_max_log_size(op: str, value: object, coding: int) -> float:
+    """The bound; -1 for None."""
     if value is None:
-        return math.inf
+        return -1.0
     number = as_number(op, "max_log_size", value)
     if not number > 0:
         raise ValueError(f"{op}: max_log_size must be None or positive, got {number}")
-    if coding != CODING["center"] and number < math.inf:
+    if coding != CODING["center"]:
         raise ValueError(
             f"{op}: max_log_size must be None with a coding other than 'center', got {number}"
         )
-    return number
+    return number if number < math.inf else -1.0
 
 
 def as_levels(op: str, level_counts: object, topk_per_level: object) -> tuple[list[int], int]:
-    """The boxes of each level and the candidates that each keeps; an empty list and -1 for None."""
+    """The boxes of each level and the candidates that each keeps; [0] and -1 for None."""
     if level_counts is None and topk_per_level is None:
-        return [], -1
+        return [0], -1
     if level_counts is None or topk_per_level is None:
         missing = "level_counts" if level_counts is None else "topk_per_level"
         given = "topk_per_level" if level_counts is None else "level_counts"

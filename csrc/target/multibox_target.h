@@ -5,6 +5,8 @@
 //   ignore_boxes [B, K, 4] xyxy, or none (target/ignored.h)
 //   -> offsets [B, 4A] and masks [B, 4A] of the arithmetic's dtype, cls_labels [B, A] int64
 //
+// coding: the numbers of `Coding` (common/box.h), as in encode_boxes.
+//
 // A row is padding, and ignored, where its class is negative or NaN, a corner is not finite, or the
 // corners are out of order (torchvision: or it has no area). A matched anchor has the encoded box, masks 1
 // and class + 1; any other offsets 0, masks 0 and class 0. An anchor without area, or not finite, matches

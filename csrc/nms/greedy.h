@@ -100,23 +100,32 @@ class GreedyNms {
  private:
   static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
+  // Cells along a box of mean size, at most: more would only make each box look into more of them. Where all
+  // boxes lie in one pile, one cell is left.
+  static constexpr double kCellsPerSize = 2;
 
   // A cell's room is the number of boxes whose center lies in it, so that filing never moves anything.
   void lay_out_grid(T threshold) {
     double right = std::numeric_limits<double>::lowest(), bottom = right;
     double left = std::numeric_limits<double>::max(), top = left;
+    double widths = 0, heights = 0;
     size_t active = 0;
     for (const Box<T>& box : boxes_) {
       if (!can_overlap(box, area(box))) continue;
       ++active;
+      widths += width(box);
+      heights += height(box);
       left = std::min(left, center_x(box));
       right = std::max(right, center_x(box));
       top = std::min(top, center_y(box));
       bottom = std::max(bottom, center_y(box));
     }
     side_ = 1;
+    const double sizes =
+        static_cast<double>(active) * std::max((right - left) / widths, (bottom - top) / heights);
     if (threshold >= T(kMinPruned))
-      while (side_ < kMaxSide && static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
+      while (side_ < kMaxSide && static_cast<double>(side_) < kCellsPerSize * sizes &&
+             static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
         ++side_;
     grid_ = {grid_axis(left, right, side_), grid_axis(top, bottom, side_)};
     reach_ = threshold >= T(kMinPruned) ? nms_reach(threshold) : 0;

@@ -52,8 +52,6 @@ struct Decoding {
   T max_log_size = kInfinity;  // kCenter: log of the size ratio is cut to it
   bool clips = false;          // to 0..width, 0..height
   T width = 0, height = 0;
-
-  bool has_limits() const { return clips || max_log_size < kInfinity; }
 };
 
 template <typename T>
@@ -238,12 +236,8 @@ SSD_HOST_DEVICE Box<T> decode(Offset<T> offset, Box<T> anchor, const Decoding<T>
   T w = offset.w * v.w, h = offset.h * v.h;
   if (rules.coding == Coding::kCenter) {
     const T most = rules.max_log_size;
-    if (most < rules.kInfinity) {
-      w = w > most ? most : w;
-      h = h > most ? most : h;
-    }
-    w = exp(w);
-    h = exp(h);
+    w = exp(w > most ? most : w);
+    h = exp(h > most ? most : h);
   }
   Box<T> box;
   if (rules.coding == Coding::kDistance) {

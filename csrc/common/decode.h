@@ -23,10 +23,15 @@ SSD_HOST_DEVICE void decode_rows_of(const T* offsets, const T* anchors, int64_t 
                                     T* boxes) {
   const Decoding<T> free{kCoding, rules.variances};
   rules.coding = kCoding;
-  if (rules.has_limits())
+  if (rules.clips) {
+    rules.clips = true;
     decode_rows(offsets, anchors, count, rules, boxes);
-  else
+  } else if (rules.max_log_size < rules.kInfinity) {
+    rules.clips = false;
+    decode_rows(offsets, anchors, count, rules, boxes);
+  } else {
     decode_rows(offsets, anchors, count, free, boxes);
+  }
 }
 
 template <typename T>

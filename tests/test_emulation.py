@@ -319,7 +319,9 @@ def test_no_result_depends_on_the_schedule_or_the_thresholds(monkeypatch):
 def test_a_call_allocates_its_scratch_memory_at_once(op):
     arguments = cases.inputs(op, images=3, size=300)
     on_cpu = [torch.profiler.ProfilerActivity.CPU]
-    with backends.active("counted"), torch.profiler.profile(activities=on_cpu) as profile:
+    profiled = torch.profiler.profile(activities=on_cpu, profile_memory=True)
+    with backends.active("counted"), profiled as profile:
         results = torch.utils._pytree.tree_leaves(getattr(ssd_ops, op)(*arguments))
-    made = sum(event.count for event in profile.key_averages() if event.key == "aten::new_empty")
+    events = profile.profiler.kineto_results.events()
+    made = sum(event.name() == "[memory]" and event.nbytes() > 0 for event in events)
     assert len(results) <= made <= len(results) + 1

@@ -4,7 +4,7 @@
 //   shape of offsets; clipped to 0..width and 0..height with clip = [height, width], not with zeros.
 //
 // coding: the numbers of `Coding`. max_log_size bounds log of the size ratio before exp, as torchvision's
-// bbox_xform_clip; -1: no bound, as with every coding but center NaN stays NaN.
+// bbox_xform_clip; -1: no bound, as with every coding but center. NaN stays NaN.
 // torch's AOTInductor takes neither an empty list nor infinity for an argument.
 #pragma once
 

@@ -104,7 +104,7 @@ class Launcher {
     body();
     measures_ = false;
     if (used_ > 0) {
-      scratch_.emplace(torch::stable::new_empty(like_, {used_}, ScalarType::Byte));
+      scratch_.emplace(new_tensor(like_, {used_}, ScalarType::Byte));
       base_ = reinterpret_cast<uintptr_t>(scratch_->mutable_data_ptr());
     }
     used_ = 0;
@@ -150,7 +150,7 @@ class Launcher {
 // Holds a tensor, contiguous, for as long as kernels are being launched with its memory.
 class DeviceInput {
  public:
-  explicit DeviceInput(const Tensor& t) : tensor_(torch::stable::contiguous(t)) {
+  explicit DeviceInput(const Tensor& t) : tensor_(as_contiguous(t)) {
     input_.data = tensor_.const_data_ptr();
     int64_t wide = 16;
     switch (t.scalar_type()) {

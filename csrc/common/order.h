@@ -28,8 +28,8 @@ SSD_HOST_DEVICE T of_descending_key(typename FloatTraits<T>::Bits key) {
 #ifndef __CUDACC__
 // Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits stay with them, and equal
 // keys keep their order. A digit that is the same in all keys costs no pass.
-inline void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>& spare, int key_bits) {
-  constexpr int kDigit = 11;
+template <int kDigit>
+void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>& spare, int key_bits) {
   constexpr size_t kBins = size_t{1} << kDigit;
   spare.resize(items.size());
   for (int shift = 64 - key_bits; shift < 64; shift += kDigit) {
@@ -51,15 +51,23 @@ inline void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>
 template <typename T>
 void sort_descending(const T* scores,  // [count]
                      int64_t count, std::vector<int64_t>& order) {
-  constexpr int64_t kRadixFrom = 256;  // below, the passes over the bins cost more than comparing
+  // Below, the passes over the bins cost more than comparing. Few items are passed over more often, with fewer
+  // bins.
+  constexpr int64_t kRadixFrom = 64, kWideDigitsFrom = 4096;
   order.clear();
-  if (sizeof(T) == 4 && count >= kRadixFrom && count <= int64_t{1} << 32) {
+  if (sizeof(T) == 4 && count <= int64_t{1} << 32) {
     std::vector<uint64_t> items, spare;
     items.reserve(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i)
       if (scores[i] == scores[i])
         items.push_back(static_cast<uint64_t>(descending_key(scores[i])) << 32 | static_cast<uint64_t>(i));
-    if (!items.empty()) radix_sort_upper(items, spare, 32);
+    if (items.empty()) return;
+    if (count < kRadixFrom)
+      std::sort(items.begin(), items.end());
+    else if (count < kWideDigitsFrom)
+      radix_sort_upper<8>(items, spare, 32);
+    else
+      radix_sort_upper<11>(items, spare, 32);
     order.reserve(items.size());
     for (const uint64_t item : items) order.push_back(static_cast<int64_t>(item & 0xffffffffu));
     return;

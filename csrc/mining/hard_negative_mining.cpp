@@ -37,9 +37,9 @@ Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
                                 double ratio, int64_t min_negatives) {
   check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
   const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
-  Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
+  Tensor out = new_tensor(losses, {num_images, num_anchors}, ScalarType::Bool);
   if (out.numel() == 0) return out;
-  const Tensor labels = torch::stable::contiguous(cls_labels);
+  const Tensor labels = as_contiguous(cls_labels);
   const int64_t* label_data = const_data<int64_t>(labels);
   bool* selected = data<bool>(out);
   dispatch_real(

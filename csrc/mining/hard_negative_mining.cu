@@ -11,11 +11,11 @@ Tensor hard_negative_mining_cuda(const Tensor& losses,      // [B, A]
   check_hard_negative_mining(losses, cls_labels, ratio, min_negatives);
   const int64_t num_images = losses.size(0), num_anchors = losses.size(1);
   const Launcher launcher("hard_negative_mining", losses);
-  Tensor out = torch::stable::new_empty(losses, {num_images, num_anchors}, ScalarType::Bool);
+  Tensor out = new_tensor(losses, {num_images, num_anchors}, ScalarType::Bool);
   if (out.numel() == 0) return out;
   if (num_anchors > std::numeric_limits<int32_t>::max())
     launcher.fail("losses must have fewer than 2^31 anchors on a GPU, got ", num_anchors);
-  const Tensor labels = torch::stable::contiguous(cls_labels);
+  const Tensor labels = as_contiguous(cls_labels);
   const DeviceInput loss_input(losses);
   dispatch_real(
       [&](auto zero) {

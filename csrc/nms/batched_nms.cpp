@@ -12,7 +12,7 @@ Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
                        double iou_threshold, int64_t metric) {
   check_batched_nms(boxes, scores, idxs, iou_threshold, metric);
   const int64_t count = boxes.size(0);
-  const Tensor groups = torch::stable::contiguous(idxs);
+  const Tensor groups = as_contiguous(idxs);
   const int64_t* group_data = const_data<int64_t>(groups);
   std::vector<int64_t> order, kept;
   const auto run = [&](auto box, auto score) {

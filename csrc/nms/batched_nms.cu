@@ -9,7 +9,7 @@ Tensor batched_nms_cuda(const Tensor& boxes,   // [N, 4]
                         const Tensor& idxs,    // [N] int64
                         double iou_threshold, int64_t metric) {
   check_batched_nms(boxes, scores, idxs, iou_threshold, metric);
-  const Tensor groups = torch::stable::contiguous(idxs);
+  const Tensor groups = as_contiguous(idxs);
   Launcher launcher("batched_nms", boxes);
   return nms_indices(launcher, boxes, scores, const_data<int64_t>(groups), iou_threshold, metric);
 }

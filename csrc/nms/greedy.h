@@ -12,6 +12,7 @@
 
 #include "common/box_columns.h"
 #include "common/simd.h"
+#include "nms/greedy_few.h"
 #include "nms/greedy_groups.h"
 
 namespace ssd_ops {
@@ -83,6 +84,10 @@ class GreedyNms {
       return;
     }
     const T threshold = limit.threshold;
+    if (order.size() <= kFew) {
+      few_.run(order, box_at, threshold, kept);
+      return;
+    }
     boxes_.clear();
     for (const int64_t index : order) boxes_.push_back(box_at(index));
     lay_out_grid(threshold);
@@ -98,6 +103,7 @@ class GreedyNms {
   }
 
  private:
+  static constexpr size_t kFew = 512;
   static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
   // Cells along a box of mean size, at most: more would only make each box look into more of them. Where all
@@ -165,6 +171,7 @@ class GreedyNms {
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> starts_, used_;
   BoxColumns<T> slots_;
+  FewNms<T> few_;
   GreedyGroups<T> groups_;
   std::vector<int64_t> taken_by_;  // as it says
 };

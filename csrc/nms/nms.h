@@ -3,8 +3,9 @@
 //   boxes [N, 4] xyxy, any unit; scores [N] -> kept [K] int64, by score descending, then index ascending
 //
 // A box is dropped where its overlap with a kept box before it is greater than iou_threshold, or its score is
-// NaN. metric says what overlap is: IoU or IoS (common/box.h, `Metric`). It, a float32, is compared with the threshold as it was given, a float64: both
-// stand for exact numbers (torchvision's CPU kernel does the same; its CUDA kernel rounds the threshold).
+// NaN. metric says what overlap is: IoU or IoS (common/box.h, `Metric`). It, a float32, is compared with the
+// threshold as it was given, a float64: both stand for exact numbers (torchvision's CPU kernel does the same;
+// its CUDA kernel rounds the threshold).
 #pragma once
 
 #include "common/tensor.h"

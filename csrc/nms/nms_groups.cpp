@@ -47,7 +47,7 @@ Tensor nms_groups_cpu(const Tensor& boxes,         // [..., N, 4]
   if (out.numel() == 0) return out;
   const int64_t count = boxes.size(boxes.dim() - 2), num_images = out.numel() / count;
   std::optional<Tensor> classes;
-  if (idxs) classes = torch::stable::contiguous(*idxs);
+  if (idxs) classes = as_contiguous(*idxs);
   const int64_t* class_data = classes ? const_data<int64_t>(*classes) : nullptr;
   int64_t* groups = data<int64_t>(out);
   const auto run = [&](auto box, auto score) {

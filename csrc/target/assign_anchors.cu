@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor> assign_anchors_cuda(const Tensor& anchors,           
                                                double ignore_threshold) {
   check_assign_anchors(anchors, gt_boxes, gt_counts, iou_threshold, background_threshold, force_match,
                        ignore_boxes, ignore_threshold);
-  if (gt_counts) gt_counts = torch::stable::contiguous(*gt_counts);
+  if (gt_counts) gt_counts = as_contiguous(*gt_counts);
   const GtLayout layout = gt_layout(gt_boxes, gt_counts);
   const int64_t num_anchors = anchors.numel() / 4;
   Launcher launcher("assign_anchors", anchors);

@@ -323,6 +323,13 @@ def test_layouts():
     )
 
 
+def test_an_iou_too_small_for_a_float_is_0():
+    # The intersection is 1e-40, the union 2e20.
+    boxes = torch.tensor([[-1e10, -1e10, 1e-20, 1e-20], [0.0, 0.0, 1e10, 1e10]])
+    assert ssd_ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.0).tolist() == [0, 1]
+    assert ssd_ops.nms(boxes.double(), torch.tensor([0.9, 0.8]), 0.0).tolist() == [0]
+
+
 @pytest.mark.parametrize("threshold", [1, 1.0000001, 1.5, 1e300, float("inf")])
 def test_thresholds_from_1_on_drop_nothing(threshold):
     boxes, scores = cases.boxes(1, 40).repeat(1, 3, 1), torch.rand(1, 120)

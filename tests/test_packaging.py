@@ -251,7 +251,7 @@ def test_without_cuda_kernels_a_cuda_tensor_gets_a_sentence():
         "import torch, ssd_ops; from ssd_ops import _ext\n"
         "kept = _ext._explain_missing_cuda('ssd_ops was built without CUDA kernels')\n"
         "op = torch.ops.ssd_ops.nms.default\n"
-        "op._op_dk(torch._C.DispatchKey.CUDA, torch.zeros(2, 4), torch.zeros(2), 0.5)"
+        "op._op_dk(torch._C.DispatchKey.CUDA, torch.zeros(2, 4), torch.zeros(2), 0.5, 0)"
     )
     if torch._C._dispatch_has_kernel_for_dispatch_key("ssd_ops::nms", "CUDA"):
         pytest.skip("the CUDA kernels are there")

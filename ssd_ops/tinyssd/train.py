@@ -69,7 +69,7 @@ def train(
         "lr" of the last step, "examples_per_second", and what `MEASURES` names.
 
     Raises:
-        ValueError, DataError: sets, images or a checkpoint that do not fit.
+        ValueError, DataError: sets, labels, images or a checkpoint that do not fit.
         FileNotFoundError, FileExistsError: no checkpoint to resume from, or one that would be lost.
         FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
         KeyboardInterrupt: Ctrl-C; as after all others, the last finished epoch's checkpoint is left.

@@ -6,6 +6,7 @@ import signal
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,41 @@ def test_a_broken_image_is_one_sentence_wherever_it_is_read(workers):
         list(lazy.batches(ORDER))
     with pytest.raises(DataError, match=r"^data: z: must be"):
         Loader(Sizes(broken=4), Preprocess((16, 16)))
+
+
+class Own:
+    """A set of a user's own: one example, read whenever it is taken."""
+
+    class_names = ("a",)
+    transforms = None
+
+    def __init__(self, image, rows):
+        self.example = image, rows
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.example
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rows": [[0, 2, 2, 6, 6.0]]}, r"the box must be .* not in pixels, got the row \(0, 2, 2"),
+        ({"rows": [[1, 0, 0, 1, 1.0]]}, "the class must be a whole number below 1"),
+        ({"rows": []}, r"its rows must be a tensor \[G, 5\], got float32 \[0\]"),
+        ({"image": np.zeros((3, 8, 8), np.uint8)}, r"uint8 \[3, H, W\], got ndarray"),
+        ({"image": torch.rand(3, 8, 8)}, r"the image must be .* got float32 \[3, 8, 8\]"),
+        ({"image": torch.zeros(8, 8, 3, dtype=torch.uint8)}, r"must be .* got uint8 \[8, 8, 3\]"),
+    ],
+)
+def test_what_a_set_reads_is_checked(change, message, cache_gb):
+    image = change.get("image", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    rows = torch.tensor(change.get("rows", [[0, 0, 0, 1, 1.0]]))
+    with pytest.raises(DataError, match=f"^data: image 0: .*{message}"):
+        list(Loader(Own(image, rows), Preprocess((8, 8)), cache_gb=cache_gb).batches([[0]]))
 
 
 def die(image, rows):

@@ -17,6 +17,7 @@ from ssd_ops import ops
 from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.checkpoint import load
+from ssd_ops.tinyssd.data.images import DataError
 from ssd_ops.tinyssd.data.transforms import apply_transforms, augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.loss import LossOptions, MultiBoxLoss
@@ -499,6 +500,53 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
     bad = SimpleNamespace(**{**vars(sets[0]), **change})
     with pytest.raises(ValueError, match=message):
         train(QUICK, bad, sets[1], tmp_path, progress=False)
+
+
+def with_row(dataset, row, number=3):
+    """The set with another row for one image."""
+    labels = dataset.labels.clone()
+    labels[number, 0] = torch.tensor(row)
+    return SimpleNamespace(**{**vars(dataset), "labels": labels})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([0, 10.0, 12.0, 40.0, 50.0], r"fractions of the image, not in pixels, got the row \(0, 1"),
+        ([0, 0.1, 0.1, 0.5, 2.5], "not in pixels"),
+        ([0, 0.1, -1.5, 0.5, 0.5], "not in pixels"),
+        ([0, math.nan, 0.1, 0.5, 0.5], "not in pixels"),
+        ([0, 0.5, 0.1, 0.2, 0.5], "with x1 <= x2 and y1 <= y2"),
+        ([0, 0.1, 0.5, 0.5, 0.2], "with x1 <= x2 and y1 <= y2"),
+        ([1, 0.1, 0.1, 0.5, 0.5], r"class must be a whole number below 1, .* got the row \(1, 0"),
+        ([-2.5, 0.1, 0.1, 0.5, 0.5], "class must be a whole number below 1, the count of class_n"),
+        ([0.5, 0.1, 0.1, 0.5, 0.5], "class must be a whole number"),
+        ([-2, 10.0, 12.0, 40.0, 50.0], "not in pixels"),
+    ],
+)
+def test_labels_are_checked_before_training(sets, tmp_path, row, message):
+    bad = with_row(sets[0], row)
+    with pytest.raises(DataError, match=f"^data: image 3: the .*{message}"):
+        train(QUICK, bad, sets[1], tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists(), "it is seen before anything is written"
+    with pytest.raises(DataError, match=r"^data: d\.png: the "):
+        named = SimpleNamespace(**vars(bad), names=[f"{letter}.png" for letter in "abcdefghij"])
+        train(QUICK, sets[0], named, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    "row", [[-2, 0, 0, 1, 1], [-1, 10, 10, 50, 50], [0, -0.1, 0, 1.1, 1], [0, 0.2, 0.2, 0.2, 0.5]]
+)
+def test_crowds_padding_and_boxes_over_the_border_are_legal(sets, tmp_path, row):
+    settings = replace(QUICK, epochs=1, channels=(4, 4, 8, 8, 8, 8))
+    train(settings, with_row(sets[0], row), with_row(sets[1], row), tmp_path, progress=False)
+
+
+def test_class_names_are_needed(sets, tmp_path):
+    nameless = SimpleNamespace(images=sets[0].images, labels=sets[0].labels)
+    for name, pair in (("train_set", (nameless, sets[1])), ("val_set", (sets[0], nameless))):
+        with pytest.raises(ValueError, match=f"{name} must have class_names, a list of names, got"):
+            train(QUICK, *pair, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_ops.tinyssd.data.images import DataError
-from ssd_ops.tinyssd.data.rows import is_row
+from ssd_ops.tinyssd.data.rows import check_rows, is_row
 from ssd_ops.tinyssd.data.transforms import seeded
 from ssd_ops.tinyssd.preprocess import Preprocess
 
@@ -42,7 +42,8 @@ class Loader:
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
-            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError.
+            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError. A row
+            that `check_rows` refuses is a DataError: in tensors at once, else where it is read.
         preprocess: of the model; its size is that of the batches.
         workers: processes, where images are not kept; 0 decodes in this one.
         cache_gb: the most that kept images may take.
@@ -92,7 +93,7 @@ class Loader:
         """The batches of these image numbers; in another epoch, transforms draw others.
 
         Raises:
-            DataError: an image cannot be read, or a transform fails.
+            DataError: an image cannot be read, or is not as it must be, or a transform fails.
             RuntimeError: a worker died, or takes minutes for a batch.
         """
         if self.kept is not None:
@@ -121,7 +122,11 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
+    """A ValueError, which names the set, if it has no image, no class names, or tensors of a wrong shape or
+    dtype. Their rows, and what is read one by one, a `Loader` checks."""
+    if not hasattr(dataset, "class_names"):
+        got = f"{type(dataset).__name__} without them"
+        raise ValueError(f"train: {name} must have class_names, a list of names, got {got}")
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     if images is None or labels is None:
         if not len(dataset):
@@ -144,6 +149,11 @@ class _Examples(Dataset):
         self.items: Any = dataset
         if not hasattr(dataset, "__getitem__"):
             self.items = list(zip(dataset.images, dataset.labels, strict=True))
+        self.names = getattr(dataset, "names", [f"image {number}" for number in range(len(self))])
+        known = hasattr(dataset, "class_names")  # without names, any class is good
+        self.num_classes = len(dataset.class_names) if known else math.inf
+        if isinstance(getattr(dataset, "labels", None), Tensor):
+            check_rows(dataset.labels, self.num_classes, self.names)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -151,11 +161,21 @@ class _Examples(Dataset):
     def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
         with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
             image, rows = self.items[index]
+        self._check(image, rows, self.names[index])
         height, width = image.shape[1:]
         rows = rows[is_row(rows)]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
+
+    def _check(self, image: Tensor, rows: Tensor, name: object) -> None:
+        """A DataError where an example is not as `Batch` has it; a float image would lose its fractions."""
+        good = isinstance(image, Tensor) and image.dtype == torch.uint8
+        if not good or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise DataError(f"data: {name}: the image must be uint8 [3, H, W], got {_said(image)}")
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != 5:
+            raise DataError(f"data: {name}: its rows must be a tensor [G, 5], got {_said(rows)}")
+        check_rows(rows[None], self.num_classes, [name])
 
     def __getitem__(self, numbers: list[int]) -> Batch | DataError:
         try:
@@ -163,3 +183,10 @@ class _Examples(Dataset):
         except DataError as error:
             return error  # raised in a worker, it would arrive with a traceback in its message
         return Batch(torch.stack(images), pad_sequence(list(rows), True, -1.0), torch.tensor(sizes))
+
+
+def _said(thing: Any) -> str:
+    """Dtype and shape of a tensor, the type of anything else."""
+    if not isinstance(thing, Tensor):
+        return type(thing).__name__
+    return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"

@@ -397,6 +397,7 @@ def test_load_gives_the_trained_model(unbroken, sets):
         assert settings == QUICK and meta["class_names"] == ["rectangle"]
         assert meta["epoch"] == 3 and meta["history"] == history
         assert loaded.preprocess == Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3)
+        assert loaded.match_iou == model.match_iou == QUICK.match_iou != 0.5
         assert loaded.nms_threshold == model.nms_threshold == QUICK.nms_threshold != 0.5
         assert_same_bits(state(loaded), state(model))
         for got, expected in zip(

@@ -125,6 +125,36 @@ def test_transforms_draw_the_same_for_any_number_of_workers():
     assert not torch.equal(next(iter(other.batches(ORDER, epoch=1))).labels, first[0].labels)
 
 
+class Drawn:
+    """A set of a user's own that draws its only image at random, and says so by no attribute."""
+
+    class_names = ("a",)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+        return image, torch.tensor([[0, *torch.rand(2), 1, 1]])
+
+
+def test_what_a_set_of_ones_own_draws_is_new_in_every_epoch():
+    """And the same for one seed, whatever was drawn before."""
+    loader = Loader(Drawn(), Preprocess((8, 8)), seed=3)
+    first, second = (next(loader.batches([[0]], epoch=epoch)) for epoch in (0, 1))
+    assert not torch.equal(first.images, second.images)
+    assert not torch.equal(first.labels, second.labels)
+    assert_same(loader.batches([[0]], epoch=0), [first])
+    shown = Drawn()
+    shown.images, shown.labels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 5)
+    assert_same(Loader(shown, Preprocess((8, 8)), seed=3).batches([[0]], epoch=1), [second])
+    # One that says it has no transforms is kept.
+    shown = Drawn()
+    shown.transforms = None
+    loader = Loader(shown, Preprocess((8, 8)))
+    assert_same(loader.batches([[0]], epoch=1), loader.batches([[0]], epoch=0))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_one_sentence_wherever_it_is_read(workers):
     lazy = Loader(Sizes(broken=4), Preprocess((16, 16)), workers=workers, cache_gb=0)

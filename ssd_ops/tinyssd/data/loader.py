@@ -37,18 +37,19 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of a set. Images are decoded once and kept, as uint8, where they fit in memory.
 
-    Where they do not, or where the set has transforms, workers decode them in every epoch. What
-    transforms draw at random depends on the seed, the epoch and the image alone.
+    Where they do not, or where the set may change its examples, workers read them in every epoch. What
+    is drawn at random there depends on the seed, the epoch and the image alone.
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
-            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError. A row
+            ``images`` and ``labels`` tensors, as `BananaDetection` has. One that is indexed may change its
+            examples unless it has an attribute ``transforms`` that is None. Empty, it is a ValueError. A row
             that `check_rows` refuses is a DataError: in tensors at once, else where it is read.
         preprocess: of the model; its size is that of the batches.
         workers: processes, where images are not kept; 0 decodes in this one.
         cache_gb: the most that kept images may take.
         device: where kept images go.
-        seed: of transforms.
+        seed: of what is drawn at random.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Loader:
             raise ValueError("data: a set must hold an image at least, got none")
         self.kept: Batch | None = None
         bytes_needed = 3 * math.prod(preprocess.size) * len(self.examples)
-        if bytes_needed <= cache_gb * 1e9 and self.examples.transforms is None:
+        if bytes_needed <= cache_gb * 1e9 and not self.examples.varies:
             images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 
@@ -90,7 +91,7 @@ class Loader:
         return Batch(images, pad_sequence(rows, True, -1.0), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
-        """The batches of these image numbers; in another epoch, transforms draw others.
+        """The batches of these image numbers; in another epoch, others are drawn.
 
         Raises:
             DataError: an image cannot be read, or is not as it must be, or a transform fails.
@@ -145,9 +146,11 @@ class _Examples(Dataset):
 
     def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
         self.dataset, self.preprocess, self.seed, self.epoch = dataset, preprocess, seed, 0
-        self.transforms = getattr(dataset, "transforms", None)
         self.items: Any = dataset
-        if not hasattr(dataset, "__getitem__"):
+        indexed = hasattr(dataset, "__getitem__")
+        # A set of a user's own may draw at random, by whatever name: only None says that it does not.
+        self.varies = indexed and getattr(dataset, "transforms", self) is not None
+        if not indexed:
             self.items = list(zip(dataset.images, dataset.labels, strict=True))
         self.names = getattr(dataset, "names", [f"image {number}" for number in range(len(self))])
         known = hasattr(dataset, "class_names")  # without names, any class is good
@@ -159,7 +162,7 @@ class _Examples(Dataset):
         return len(self.items)
 
     def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
+        with seeded(self.seed, self.epoch, index) if self.varies else nullcontext():
             image, rows = self.items[index]
         self._check(image, rows, self.names[index])
         height, width = image.shape[1:]

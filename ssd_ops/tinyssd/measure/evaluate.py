@@ -99,7 +99,7 @@ def collect(
     dataset = loader.examples.dataset
     names = list(getattr(dataset, "class_names", ()))
     # What a transform does to an area, only the boxes tell.
-    areas = getattr(dataset, "areas", None) if loader.examples.transforms is None else None
+    areas = getattr(dataset, "areas", None) if not loader.examples.varies else None
     labels = [torch.cat((found.labels, rows[:, 0])) for _, found, rows in results]
     count = 1 + int(max((some.max() for some in labels if len(some)), default=0))
     names += [f"class {number}" for number in range(len(names), count)]

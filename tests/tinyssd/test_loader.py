@@ -89,6 +89,17 @@ def test_memory_and_workers_give_the_same(letterbox):
             assert (expected.labels[:, count:] == -1).all()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_an_empty_batch_has_the_form_of_the_others(workers, cache_gb):
+    """That of a process which has no share of the last batch."""
+    loader = Loader(Sizes(), Preprocess((32, 48)), workers=workers, cache_gb=cache_gb)
+    full, empty = loader.batches([torch.tensor([1]), torch.tensor([], dtype=torch.int64)])
+    assert empty.images.shape == (0, 3, 32, 48) and empty.sizes.shape == (0, 2)
+    assert empty.labels.shape[0] == 0 and empty.labels.shape[2] == 5
+    assert [part.dtype for part in empty] == [part.dtype for part in full]
+
+
 def test_crowds_pass_and_padding_does_not():
     rows = torch.tensor([[-1.0] * 5, [-3, 0.0, 0.0, 1.0, 0.5], [0, 0.5, 0.5, 1, 1]])
     rows = torch.cat((rows, torch.full((1, 5), float("nan"))))

@@ -56,7 +56,7 @@ def train(
             ``images`` uint8 ``[N, 3, H, W]`` and ``labels`` float32 ``[N, G, 5]`` rows (class, x1,
             y1, x2, y2) in fractions of the image, class -1 padding and below -1 crowds (see
             `ssd_ops.tinyssd.data.rows`), or their items by number.
-        val_set: the same, to measure on.
+        val_set: the same, to measure on; its classes are the first ones of `train_set`, or all.
         out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, written after each epoch.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
             with, but for device, workers, cache, and more epochs of a constant or step schedule.
@@ -76,10 +76,10 @@ def train(
     """
     check_set("train_set", train_set)
     check_set("val_set", val_set)
-    names, others = list(train_set.class_names), getattr(val_set, "class_names", ())
-    if len(others) > len(names):
-        got = f"{others} and {names}"
-        raise ValueError(f"train: val_set must have no other classes than train_set, got {got}")
+    names, others = list(train_set.class_names), list(val_set.class_names)
+    if others != names[: len(others)]:
+        wanted = "no other classes than train_set, in its order"
+        raise ValueError(f"train: val_set must have {wanted}, got {others} and {names}")
     with distributed.joined(pick_device(settings.device)) as device:
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:

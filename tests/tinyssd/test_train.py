@@ -490,6 +490,14 @@ def test_a_validation_set_of_more_classes(sets, tmp_path):
         train(QUICK, sets[0], more, tmp_path, progress=False)
 
 
+def test_a_validation_set_of_other_names(sets, tmp_path):
+    two = SimpleNamespace(**{**vars(sets[0]), "class_names": ["circle", "rectangle"]})
+    with pytest.raises(
+        ValueError, match=r"no other classes than train_set, in its order, got \['r"
+    ):
+        train(QUICK, two, sets[1], tmp_path, progress=False)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

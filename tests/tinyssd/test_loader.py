@@ -136,6 +136,22 @@ def test_transforms_draw_the_same_for_any_number_of_workers():
     assert not torch.equal(next(iter(other.batches(ORDER, epoch=1))).labels, first[0].labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_labels_that_cannot_hold_every_class_are_refused(dtype):
+    """In bfloat16, class 257 would be 256."""
+    image, rows = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([[257, 0, 0, 1, 1.0]])
+    names = [str(number) for number in range(300)]
+    tensors = SimpleNamespace(images=image[None], labels=rows[None].to(dtype), class_names=names)
+    read = Own(image, rows.to(dtype))
+    read.class_names = names
+    for dataset in (tensors, read):
+        with pytest.raises(DataError, match=r"^data: labels must be float32 or float64, got "):
+            Loader(dataset, Preprocess((8, 8)))
+    read.example = image, rows
+    (batch,) = Loader(read, Preprocess((8, 8))).batches([[0]])
+    assert batch.labels[0, 0, 0] == 257
+
+
 class Drawn:
     """A set of a user's own that draws its only image at random, and says so by no attribute."""
 

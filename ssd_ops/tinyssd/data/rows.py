@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ssd_ops.tinyssd.data.images import DataError
@@ -40,9 +41,13 @@ def crowd_boxes(labels: Tensor) -> Tensor:
 def check_rows(rows: Tensor, num_classes: float, names: Sequence[object]) -> None:
     """A DataError, which names the image, for the first row ``[N, G, 5]`` of N images that is not valid.
 
-    Classes are whole numbers below `num_classes`. Boxes are in fractions of the image and may reach beyond
-    it, by no more than its own sides: one that does is in pixels.
+    They must be float32 or float64, as bfloat16 would round the classes above 256. Classes are whole numbers
+    below `num_classes`. Boxes are in fractions of the image and may reach beyond it, by no more than its own
+    sides: one that does is in pixels.
     """
+    if rows.dtype not in (torch.float32, torch.float64):
+        got = str(rows.dtype).removeprefix("torch.")
+        raise DataError(f"data: labels must be float32 or float64, got {got}")
     classes, boxes = rows[..., 0], rows[..., 1:]
     known = (classes < num_classes) & (classes == classes.round())
     inside = ((boxes >= -1) & (boxes <= 2)).all(dim=-1)

@@ -207,6 +207,26 @@ def test_bad_images(small, image, error, message):
         predict(small, image)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "low, high", [(0, 1), (0.2, 0.8), (-1, 1), (-2.1, 2.6), (0, 256), (0, float("nan"))]
+)
+def test_floats_that_are_not_in_0_to_255_are_refused(small, low, high, dtype):
+    image = torch.linspace(0, 1, 192).reshape(3, 8, 8) * (high - low) + low
+    image = image.to(dtype)
+    with pytest.raises(ValueError, match=r"^predict: image must be in 0\.\.255, .* got values in "):
+        predict(small, image)
+    with pytest.raises(ValueError, match=r"^predict_batch: images must be in 0\.\.255"):
+        predict_batch(small, image[None])
+
+
+def test_dark_images_are_in_0_to_255(small):
+    """Whole numbers, also if none is above 1; and fractions if one is above."""
+    for image in (torch.zeros(3, 8, 8), torch.eye(8).expand(3, 8, 8), torch.full((3, 8, 8), 1.5)):
+        predict(small, image)
+    assert predict_batch(small, torch.zeros(0, 3, 8, 8)) == []
+
+
 def test_a_file_that_is_not_an_image(small, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("not an image")

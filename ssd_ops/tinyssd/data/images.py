@@ -48,11 +48,11 @@ def as_image(op: str, image: Any) -> Tensor:
 
     Args:
         op: what errors start with.
-        image: a path; a uint8 array ``[H, W, 3]``; or a tensor ``[3, H, W]``, uint8 or float, which
-            comes back as it is.
+        image: a path; a uint8 array ``[H, W, 3]``; or a tensor ``[3, H, W]``, uint8 or float in 0..255,
+            which comes back as it is.
 
     Raises:
-        ValueError, TypeError: not such an image.
+        ValueError, TypeError: not such an image, see `check_range` for floats.
         FileNotFoundError: no file at the path.
 
     Example:
@@ -77,8 +77,28 @@ def as_image(op: str, image: Any) -> Tensor:
     if not good or len(shape) != 3 or channels != [3] or 0 in shape:
         raise ValueError(f"{wanted} a {what}, got {dtype} {shape}")
     if isinstance(image, Tensor):
+        check_range(wanted, image)
         return image
     return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
+
+
+def check_range(wanted: str, images: Tensor) -> None:
+    """A ValueError if images are floats and not in 0..255, but in 0..1 or normalised, say.
+
+    Fractions, and nothing above 1, are taken for 0..1. The values are read, which waits for a GPU.
+
+    Args:
+        wanted: what the error starts with.
+        images: of any shape; whole numbers are always right.
+    """
+    if not images.is_floating_point() or not images.numel():
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    fractions = high <= 1 and bool((images != images.round()).any())
+    if fractions or not (low >= 0 and high <= 255):
+        raise ValueError(
+            f"{wanted} in 0..255, as read from a file, got values in {low:g}..{high:g}"
+        )
 
 
 def _open(path: str | os.PathLike[str], *, decode: bool) -> Any:

@@ -182,8 +182,8 @@ class _Examples(Dataset):
 
     def __getitem__(self, numbers: list[int]) -> Batch | DataError:
         if not numbers:  # as of a process that has no share of the last batch
-            images = torch.empty((0, 3, *self.preprocess.size), dtype=torch.uint8)
-            return Batch(images, torch.empty(0, 0, 5), torch.empty((0, 2), dtype=torch.int64))
+            none = torch.empty((0, 3, *self.preprocess.size), dtype=torch.uint8)
+            return Batch(none, torch.empty(0, 0, 5), torch.empty((0, 2), dtype=torch.int64))
         try:
             images, rows, sizes = zip(*map(self.example, numbers), strict=True)
         except DataError as error:

@@ -123,8 +123,8 @@ def predict(
     Args:
         model, score_threshold, nms_threshold: as for `predict_batch`.
         image: a path, a uint8 array ``[H, W, 3]``, or a tensor ``[3, H, W]``, uint8 or float in 0..255, as
-            for `as_image`. It is stretched to the input size, or
-            put within grey bars if the model was trained so.
+            for `as_image`. A file is turned by its EXIF orientation, and the boxes lie in it as it is shown.
+            The image is stretched to the input size, or put within grey bars if the model was trained so.
 
     Raises: as `as_image`.
 

@@ -31,7 +31,8 @@ class BananaDetection(Dataset):
     """Images and boxes of one split, decoded once and kept in memory.
 
     ``dataset[i]`` is ``(images[i], labels[i])``, views and not copies, or what `transforms` makes of
-    them. A set of 1,000 images of 256 x 256 pixels takes 200 MB.
+    them. A set of 1,000 images of 256 x 256 pixels takes 200 MB. Boxes lie in the images as
+    they are shown, turned by their EXIF orientation.
 
     Args:
         folder: holds ``bananas_train`` and ``bananas_val``.

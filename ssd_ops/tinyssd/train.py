@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ssd_ops.tinyssd import checkpoint, distributed
-from ssd_ops.tinyssd.data.loader import Loader, check_set
+from ssd_ops.tinyssd.data.loader import Loader, check_set, tensors_of
 from ssd_ops.tinyssd.data.transforms import augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure.evaluate import evaluate
@@ -125,7 +125,8 @@ def train(
 
 def untrained(settings: Settings, train_set: Any) -> TinySSD:
     """The model that a run with these settings starts from; arguments as for `train`."""
-    size = train_set.images.shape[2:] if hasattr(train_set, "images") else Preprocess.size
+    tensors = tensors_of(train_set)
+    size: Any = tensors[0].shape[2:] if tensors else Preprocess.size
     if settings.input_size:
         size = (settings.input_size, settings.input_size)
     return make_model(settings, len(train_set.class_names), size)
@@ -157,8 +158,8 @@ def _run_epoch(
             for at, loss in enumerate(rows[:, 0].tolist(), start=number - len(waiting)):
                 if not math.isfinite(loss):
                     where = f"step {epoch * len(batches) + at + 1}, in epoch {epoch + 1}"
-                    names = getattr(loader.examples.dataset, "names", range(len(loader)))
-                    listed = ", ".join(str(names[number]) for number in batches[at][:8].tolist())
+                    names = [loader.examples.names[number] for number in batches[at][:8].tolist()]
+                    listed = ", ".join(str(name).removeprefix("image ") for name in names)
                     listed += " ..." if len(batches[at]) > 8 else ""
                     got = f"{loss} at {where}, of the batch of images {listed}"
                     raise _not_finite("the loss", got, settings)

@@ -551,6 +551,23 @@ def test_crowds_padding_and_boxes_over_the_border_are_legal(sets, tmp_path, row)
     train(settings, with_row(sets[0], row), with_row(sets[1], row), tmp_path, progress=False)
 
 
+class Files(Images):
+    """With lists of its own under the names that tensors have elsewhere, and names of something else."""
+
+    images, labels, names = [f"{letter}.png" for letter in "abcdefgh"], [None] * 8, ("rectangle",)
+
+
+def test_a_set_may_have_lists_of_its_own(tmp_path):
+    settings = replace(QUICK, epochs=1, input_size=48, channels=(4, 4, 8, 8, 8, 8))
+    _, history = train(settings, Files(), Files(), tmp_path, progress=False)
+    assert history[0]["gts"] == 7
+    with pytest.raises(
+        ValueError, match=r"train_set must have images and labels tensors, or be in"
+    ):
+        neither = SimpleNamespace(images=Files.images, labels=Files.labels, class_names=["a"])
+        train(settings, neither, Files(), tmp_path, overwrite=True, progress=False)
+
+
 def test_class_names_are_needed(sets, tmp_path):
     nameless = SimpleNamespace(images=sets[0].images, labels=sets[0].labels)
     for name, pair in (("train_set", (nameless, sets[1])), ("val_set", (sets[0], nameless))):

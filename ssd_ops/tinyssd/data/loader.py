@@ -76,9 +76,8 @@ class Loader:
 
     def _keep(self, size: tuple[int, int]) -> Batch:
         dataset = self.examples.dataset
-        images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
-        if images is not None and labels is not None and images.shape[2:] == size:
-            return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
+        if (tensors := tensors_of(dataset)) and tensors[0].shape[2:] == size:
+            return Batch(*tensors, torch.tensor([size]).expand(len(self), -1))
         images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
         rows, sizes = [], []
         # Pillow decodes without the interpreter's lock.
@@ -128,17 +127,27 @@ def check_set(name: str, dataset: Any) -> None:
     if not hasattr(dataset, "class_names"):
         got = f"{type(dataset).__name__} without them"
         raise ValueError(f"train: {name} must have class_names, a list of names, got {got}")
-    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
-    if images is None or labels is None:
+    tensors = tensors_of(dataset)
+    if tensors is None:
+        if not hasattr(dataset, "__getitem__"):
+            wanted = "images and labels tensors, or be indexed by number"
+            raise ValueError(f"train: {name} must have {wanted}, got {type(dataset).__name__}")
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
         return
+    images, labels = tensors
     got = f"{images.dtype} {list(images.shape)}"
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {got}")
     if labels.ndim != 3 or labels.shape[2] != 5 or len(labels) != len(images):
         wanted = f"[{len(images)}, G, 5]"
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
+
+
+def tensors_of(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """The images and labels of a set that has all as tensors; others may have lists of files, say."""
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
+    return (images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else None
 
 
 class _Examples(Dataset):
@@ -152,11 +161,13 @@ class _Examples(Dataset):
         self.varies = indexed and getattr(dataset, "transforms", self) is not None
         if not indexed:
             self.items = list(zip(dataset.images, dataset.labels, strict=True))
-        self.names = getattr(dataset, "names", [f"image {number}" for number in range(len(self))])
+        names = getattr(dataset, "names", ())
+        every = len(names) == len(self)  # else they name something else
+        self.names = names if every else [f"image {number}" for number in range(len(self))]
         known = hasattr(dataset, "class_names")  # without names, any class is good
         self.num_classes = len(dataset.class_names) if known else math.inf
-        if isinstance(getattr(dataset, "labels", None), Tensor):
-            check_rows(dataset.labels, self.num_classes, self.names)
+        if tensors := tensors_of(dataset):
+            check_rows(tensors[1], self.num_classes, self.names)
 
     def __len__(self) -> int:
         return len(self.items)

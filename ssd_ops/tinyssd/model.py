@@ -86,6 +86,8 @@ class TinySSD(nn.Module):
         preprocess: what the model expects of raw images, by default 256 x 256 pixels in 0..255;
             `forward` does not apply it.
         nms_threshold: the default of `predict` and `evaluate`; 0.5 is the chapter's.
+        match_iou: the IoU at which `evaluate` matches anchors for its class and offset errors: that of
+            training. 0.5 is the chapter's.
 
     Source: Dive into Deep Learning, section 14.7; SSD, arXiv:1512.02325.
 
@@ -103,6 +105,7 @@ class TinySSD(nn.Module):
         channels: Sequence[int] = CHANNELS,
         preprocess: Preprocess | None = None,
         nms_threshold: float = 0.5,
+        match_iou: float = 0.5,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -120,6 +123,7 @@ class TinySSD(nn.Module):
         self.channels = tuple(channels)
         self.preprocess = preprocess or Preprocess()
         self.nms_threshold = nms_threshold
+        self.match_iou = match_iou
 
         base, later = channels[:BASE_BLOCKS], channels[BASE_BLOCKS - 1 :]
         halving = [down_sample_blk(a, b) for a, b in pairwise(later)]

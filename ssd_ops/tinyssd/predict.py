@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd_ops import ops
-from ssd_ops.tinyssd.data.images import as_image
+from ssd_ops.tinyssd.data.images import as_image, check_range
 
 # The chapter's: a little below 0.01, so that a score of float32 0.01 is kept.
 SCORE_THRESHOLD = 0.009999999
@@ -95,13 +95,15 @@ def predict_batch(
 
     Args:
         model: a `TinySSD`, or a module with its outputs and a ``preprocess``, in any mode.
-        images: ``[B, 3, H, W]`` in 0..255, uint8 or float, on any device.
+        images: ``[B, 3, H, W]``, uint8 or float, on any device. Floats are in 0..255 too; those in 0..1
+            must be multiplied by 255, and what is normalised already is refused.
         score_threshold: detections below it are dropped; the default is the chapter's.
         nms_threshold: of two boxes whose IoU is above it, the one of lower score is dropped,
             whatever their classes. None, the default: ``model.nms_threshold``, or else 0.5.
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"predict_batch: images must be [B, 3, H, W], got {list(images.shape)}")
+    check_range("predict_batch: images must be", images)
     preprocess: Any = model.preprocess
     sizes = [images.shape[2:]] * len(images)
     options: Any = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
@@ -120,8 +122,9 @@ def predict(
 
     Args:
         model, score_threshold, nms_threshold: as for `predict_batch`.
-        image: a path, an array or a tensor as for `as_image`. It is stretched to the input size, or
-            put within grey bars if the model was trained so.
+        image: a path, a uint8 array ``[H, W, 3]``, or a tensor ``[3, H, W]``, uint8 or float in 0..255, as
+            for `as_image`. A file is turned by its EXIF orientation, and the boxes lie in it as it is shown.
+            The image is stretched to the input size, or put within grey bars if the model was trained so.
 
     Raises: as `as_image`.
 

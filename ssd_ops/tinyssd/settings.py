@@ -68,7 +68,7 @@ class Settings:
     lr_drop: float = 0.1  # the factor of the rate at each of lr_drops
     clip_norm: float | None = None  # a greater norm of the whole gradient is scaled down to it
     loss: LossOptions = field(default_factory=LossOptions)  # or a dict of some options
-    match_iou: float = 0.5  # least IoU of an anchor with a ground truth that makes it a positive
+    match_iou: float = 0.5  # least IoU of a positive with its ground truth; evaluation takes it too
     sizes: tuple[tuple[float, ...], ...] = SIZES  # of the anchors of each scale, as for TinySSD
     ratios: tuple[tuple[float, ...], ...] = RATIOS  # the aspect ratios, as for TinySSD
     channels: tuple[int, ...] = CHANNELS  # of the network's blocks, as for TinySSD
@@ -149,7 +149,8 @@ def make_model(settings: Settings, num_classes: int, size: Sequence[int]) -> Tin
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay as they were
         torch.manual_seed(settings.seed)
         shape = (settings.sizes, settings.ratios, settings.channels)
-        model = TinySSD(num_classes, *shape, preprocess, settings.nms_threshold)
+        thresholds = settings.nms_threshold, settings.match_iou
+        model = TinySSD(num_classes, *shape, preprocess, *thresholds)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     return model.to(memory_format=layout)  # type: ignore[call-overload]
 

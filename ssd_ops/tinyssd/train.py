@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ssd_ops.tinyssd import checkpoint, distributed
-from ssd_ops.tinyssd.data.loader import Loader, check_set
+from ssd_ops.tinyssd.data.loader import Loader, check_set, tensors_of
 from ssd_ops.tinyssd.data.transforms import augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure.evaluate import evaluate
@@ -56,7 +56,7 @@ def train(
             ``images`` uint8 ``[N, 3, H, W]`` and ``labels`` float32 ``[N, G, 5]`` rows (class, x1,
             y1, x2, y2) in fractions of the image, class -1 padding and below -1 crowds (see
             `ssd_ops.tinyssd.data.rows`), or their items by number.
-        val_set: the same, to measure on.
+        val_set: the same, to measure on; its classes are the first ones of `train_set`, or all.
         out_dir: folder for ``checkpoint.safetensors`` and ``log.jsonl``, written after each epoch.
         resume: go on from the checkpoint in `out_dir`. The settings must be those it was made
             with, but for device, workers, cache, and more epochs of a constant or step schedule.
@@ -69,17 +69,17 @@ def train(
         "lr" of the last step, "examples_per_second", and what `MEASURES` names.
 
     Raises:
-        ValueError, DataError: sets, images or a checkpoint that do not fit.
+        ValueError, DataError: sets, labels, images or a checkpoint that do not fit.
         FileNotFoundError, FileExistsError: no checkpoint to resume from, or one that would be lost.
         FloatingPointError: the loss, a weight or a prediction became infinite or NaN.
         KeyboardInterrupt: Ctrl-C; as after all others, the last finished epoch's checkpoint is left.
     """
     check_set("train_set", train_set)
     check_set("val_set", val_set)
-    names, others = list(train_set.class_names), getattr(val_set, "class_names", ())
-    if len(others) > len(names):
-        got = f"{others} and {names}"
-        raise ValueError(f"train: val_set must have no other classes than train_set, got {got}")
+    names, others = list(train_set.class_names), list(val_set.class_names)
+    if others != names[: len(others)]:
+        wanted = "no other classes than train_set, in its order"
+        raise ValueError(f"train: val_set must have {wanted}, got {others} and {names}")
     with distributed.joined(pick_device(settings.device)) as device:
         path, first = Path(out_dir) / checkpoint.FILE_NAME, distributed.rank() == 0
         if first and not resume and not overwrite:
@@ -125,7 +125,8 @@ def train(
 
 def untrained(settings: Settings, train_set: Any) -> TinySSD:
     """The model that a run with these settings starts from; arguments as for `train`."""
-    size = train_set.images.shape[2:] if hasattr(train_set, "images") else Preprocess.size
+    tensors = tensors_of(train_set)
+    size: Any = tensors[0].shape[2:] if tensors else Preprocess.size
     if settings.input_size:
         size = (settings.input_size, settings.input_size)
     return make_model(settings, len(train_set.class_names), size)
@@ -157,8 +158,8 @@ def _run_epoch(
             for at, loss in enumerate(rows[:, 0].tolist(), start=number - len(waiting)):
                 if not math.isfinite(loss):
                     where = f"step {epoch * len(batches) + at + 1}, in epoch {epoch + 1}"
-                    names = getattr(loader.examples.dataset, "names", range(len(loader)))
-                    listed = ", ".join(str(names[number]) for number in batches[at][:8].tolist())
+                    names = [loader.examples.names[number] for number in batches[at][:8].tolist()]
+                    listed = ", ".join(str(name).removeprefix("image ") for name in names)
                     listed += " ..." if len(batches[at]) > 8 else ""
                     got = f"{loss} at {where}, of the batch of images {listed}"
                     raise _not_finite("the loss", got, settings)

@@ -18,6 +18,7 @@ from ssd_ops.tinyssd.data import download
 from ssd_ops.tinyssd.data.bananas import BananaDetection
 from ssd_ops.tinyssd.data.download import download_bananas
 from ssd_ops.tinyssd.data.images import DataError
+from ssd_ops.tinyssd.data.sets import open_set
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -166,6 +167,17 @@ def test_missing_folders_and_files(tmp_path):
     (tmp_path / "bananas_val" / "label.csv").mkdir(parents=True)
     with pytest.raises(DataError, match=r"label\.csv must be a readable file"):
         BananaDetection(tmp_path, "val")
+
+
+def test_both_splits_have_the_same_class_names(tmp_path):
+    """Also where one of them lacks the last class."""
+    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n1.png,2,1,2,30,20\n")
+    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n", split="val")
+    names = ["class 0", "class 1", "class 2"]
+    for split in ("train", "val"):
+        assert BananaDetection(tmp_path, split).class_names == names
+        given = open_set(tmp_path, split, class_names=("a", "b", "c")).class_names
+        assert given == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00label", b'"0.png,0,1'], ids=["bytes", "quote"])

@@ -1,7 +1,11 @@
 """The COCO reader on sets good and bad, finding sets in folders, and transforms of examples."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -197,6 +201,124 @@ def test_sixteen_bit_grey_is_brought_to_eight(tmp_path):
     values = np.array([[0, 255, 256, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     assert images.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
+# How an image is shown that is stored as `a` with an orientation, by the definition of EXIF.
+SHOWN = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),  # its first row is at the right
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),  # its first row is at the left, from below
+}
+
+
+def save_turned(path, pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_photos_are_turned_as_they_are_shown(tmp_path, orientation, ending):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16], pixels[:8, 16:], pixels[8:, :16] = 250, 170, 90
+    path = tmp_path / f"photo.{ending}"
+    save_turned(path, pixels, orientation)
+    expected = SHOWN[orientation](pixels)
+    for got in (images.read_image(path), images.as_image("x", path).permute(1, 2, 0).numpy()):
+        assert got.shape == expected.shape == (*images.image_size(path), 3)
+        assert abs(got.astype(int) - expected).max() < 20
+    if ending != "tif":  # Pillow turns it, asked or not
+        got = images.read_image(path, turned=False)
+        assert got.shape == pixels.shape == (*images.image_size(path, turned=False), 3)
+        assert abs(got.astype(int) - pixels).max() < 20
+
+
+@pytest.mark.parametrize("given", ["shown", "stored", "neither"])
+def test_annotations_say_whether_an_image_is_turned(tmp_path, given):
+    """By their width and height; without, it is."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, 16:] = 255  # the upper right as stored, the lower right as shown
+    save_turned(tmp_path / "photo.png", pixels, 6)
+    shown = (16, 32)
+    size = {"shown": shown, "stored": (32, 16)}.get(given)
+    entry = {"id": 1, "file_name": "photo.png"}
+    entry |= dict(zip(("width", "height"), size, strict=True)) if size else {}
+    box = [16, 0, 16, 8] if given == "stored" else [8, 16, 8, 16]
+    annotation = {"image_id": 1, "category_id": 1, "bbox": box}
+    what = {"images": [entry], "annotations": [annotation]}
+    (tmp_path / "set.json").write_text(json.dumps(what | {"categories": [{"id": 1, "name": "a"}]}))
+    dataset = CocoDetection(tmp_path / "set.json")
+    image, rows = dataset[0]
+    assert tuple(image.shape[1:]) == dataset.sizes[0] == (size or shown)[::-1]
+    left, top, right, bottom = (
+        (rows[0, 1:] * torch.tensor([*image.shape[:0:-1]] * 2)).int().tolist()
+    )
+    assert (image[:, top:bottom, left:right] == 255).all() and image.sum() == 255 * 3 * 8 * 16
+    entry |= {"width": 31, "height": 17}
+    (tmp_path / "set.json").write_text(json.dumps(what | {"categories": [{"id": 1, "name": "a"}]}))
+    with pytest.raises(DataError, match=r"photo\.png must be 32 x 16 as its file is, got 31 x 17"):
+        CocoDetection(tmp_path / "set.json")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_orientation_is_none(tmp_path):
+    path = tmp_path / "photo.png"
+    for exif in (b"Exif\0\0MM", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd", b"x"):
+        Image.new("RGB", (30, 20), "teal").save(path, exif=exif)
+        assert images.read_image(path).shape == (20, 30, 3) and images.image_size(path) == (20, 30)
+
+
+@pytest.mark.parametrize(
+    "values, ending, expected",
+    [
+        (np.float32([[0, 0.5, 1, -1, np.nan]]), "tif", [0, 128, 255, 0, 0]),
+        (np.float32([[0, 100.4, 255]]), "tif", [0, 100, 255]),
+        (np.float32([[0, 32767.5, 65535]]), "tif", [0, 128, 255]),
+        (np.float32([[0, 5e5, 1e6]]), "tif", [0, 128, 255]),
+        (np.float32([[0, 0, 0]]), "tif", [0, 0, 0]),
+        (np.float32([[0, 0.5, 1]]), "pfm", [0, 128, 255]),
+        (np.int32([[0, 256, 65535]]), "tif", [0, 1, 255]),
+        (np.int32([[0, 7, 255]]), "tif", [0, 7, 255]),
+        (np.uint16([[0, 255, 256, 65535]]), "tif", [0, 0, 1, 255]),
+        (np.uint16([[0, 255, 256, 65535]]), "pgm", [0, 0, 1, 255]),
+        (np.uint16([[0, 0, 255, 255]]), "pgm", [0, 0, 0, 0]),
+    ],
+)
+def test_deep_images_are_scaled_and_not_clipped(tmp_path, values, ending, expected):
+    path = tmp_path / f"deep.{ending}"
+    Image.fromarray(values).save(path)
+    got = images.read_image(path)
+    assert got.dtype == np.uint8 and got.shape == (1, values.shape[1], 3)
+    assert [got[0, :, channel].tolist() for channel in range(3)] == [expected] * 3
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path, monkeypatch):
+    """Also beyond that of Pillow."""
+    path = write(tmp_path).with_name("wide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    monkeypatch.setattr(images, "LIMIT", 798)
+    monkeypatch.setattr(images, "MAX_PIXELS", 798)
+    images.pillow()
+    assert Image.MAX_IMAGE_PIXELS == 300, "one's own limit for Pillow is left"
+    monkeypatch.setattr(images, "MAX_PIXELS", 799)
+    with pytest.raises(DataError, match="more than 799, a limit that SSD_OPS_MAX_PIXELS sets"):
+        images.read_image(path)
+    monkeypatch.setattr(images, "MAX_PIXELS", 800)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images.read_image(path).shape == (20, 40, 3)
+    code = "from ssd_ops.tinyssd.data import images; print(images.MAX_PIXELS)"
+    for given, expected in (({}, 64_000_000), ({"SSD_OPS_MAX_PIXELS": "200000000"}, 200_000_000)):
+        environment = {k: v for k, v in os.environ.items() if k != "SSD_OPS_MAX_PIXELS"} | given
+        command = [sys.executable, "-c", code]
+        said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+        assert int(said) == expected
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,18 @@ def test_two_processes_are_one(tmp_path, normalize):
     assert numbers(log) == numbers(theirs) and checkpoint.load(tmp_path / "two")[2]["epoch"] == 2
 
 
+def test_two_processes_that_keep_no_images_are_the_same_two(tmp_path):
+    """The second reads nothing of the last batch; what the others read is what they would keep."""
+    settings, states = replace(SETTINGS, epochs=1), []
+    for name, cache_gb in (("kept", 4.0), ("read", 0.0)):
+        result = launch(tmp_path / name, replace(settings, cache_gb=cache_gb, workers=0))
+        assert result.returncode == 0, result.stderr
+        states.append(torch.load(tmp_path / name / "rank1.pt")[0])
+    kept, read = states
+    for name, tensor in kept.items():
+        assert torch.equal(read[name], tensor), name
+
+
 def test_a_run_of_two_processes_resumes_to_the_same_bits(tmp_path):
     settings = replace(SETTINGS, schedule="constant")
     for name, steps in (("whole", [2]), ("broken", [1, 2])):

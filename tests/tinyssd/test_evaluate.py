@@ -26,6 +26,7 @@ from ssd_ops.tinyssd.predict import (
     predictions,
 )
 from ssd_ops.tinyssd.preprocess import Preprocess
+from ssd_ops.tinyssd.settings import PRESETS, make_model
 
 ANCHORS = torch.tensor(
     [[[0.1, 0.1, 0.5, 0.5], [0.12, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0.0, 0.5, 0.4, 1.0]]]
@@ -206,6 +207,26 @@ def test_bad_images(small, image, error, message):
         predict(small, image)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "low, high", [(0, 1), (0.2, 0.8), (-1, 1), (-2.1, 2.6), (0, 256), (0, float("nan"))]
+)
+def test_floats_that_are_not_in_0_to_255_are_refused(small, low, high, dtype):
+    image = torch.linspace(0, 1, 192).reshape(3, 8, 8) * (high - low) + low
+    image = image.to(dtype)
+    with pytest.raises(ValueError, match=r"^predict: image must be in 0\.\.255, .* got values in "):
+        predict(small, image)
+    with pytest.raises(ValueError, match=r"^predict_batch: images must be in 0\.\.255"):
+        predict_batch(small, image[None])
+
+
+def test_dark_images_are_in_0_to_255(small):
+    """Whole numbers, also if none is above 1; and fractions if one is above."""
+    for image in (torch.zeros(3, 8, 8), torch.eye(8).expand(3, 8, 8), torch.full((3, 8, 8), 1.5)):
+        predict(small, image)
+    assert predict_batch(small, torch.zeros(0, 3, 8, 8)) == []
+
+
 def test_a_file_that_is_not_an_image(small, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("not an image")
@@ -274,6 +295,39 @@ def test_evaluate_by_hand():
     pytest.importorskip("faster_coco_eval")
     # The right boxes come first, but for an equal score in the image without ground truths.
     assert 0.5 < got.ap50 <= 1 and got.ap == pytest.approx(got.ap50)
+
+
+class Oracle(nn.Module):
+    """Predicts the targets of training, of its only image."""
+
+    def __init__(self, settings, labels):
+        super().__init__()
+        self.detector = make_model(settings, 1, (64, 64))
+        self.preprocess, self.labels = self.detector.preprocess, labels
+        self.match_iou, self.trained_at = self.detector.match_iou, settings.match_iou
+
+    def forward(self, X):
+        anchors = self.detector(X)[0]
+        targets = ops.multibox_target(anchors, self.labels, iou_threshold=self.trained_at)
+        offsets, _, classes = targets
+        return anchors, 20.0 * nn.functional.one_hot(classes, 2), offsets
+
+
+@pytest.mark.parametrize("preset", ["chapter", "paper", "photos"])
+def test_errors_are_those_of_the_matches_that_the_model_was_trained_on(preset):
+    """A model that predicts its targets makes none, at any IoU that makes a positive."""
+    settings = PRESETS[preset]
+    labels = torch.tensor([[[0, 0.1, 0.1, 0.45, 0.5], [0, 0.5, 0.4, 0.9, 0.95]]])
+    dataset = SimpleNamespace(images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8), labels=labels)
+    oracle = Oracle(settings, labels)
+    got = evaluate(oracle, dataset)
+    assert (got.class_error, got.offset_error) == (0, 0)
+    # At another IoU there are other positives, which it does not predict.
+    oracle.match_iou = 0.3
+    other = evaluate(oracle, dataset)
+    assert other.class_error > 1e-3 and other.offset_error > 1e-3
+    del oracle.match_iou
+    assert (evaluate(oracle, dataset).class_error == 0) == (settings.match_iou == 0.5)
 
 
 def test_collect_keeps_the_order_and_the_pixels_of_the_images():

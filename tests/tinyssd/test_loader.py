@@ -6,6 +6,7 @@ import signal
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,17 @@ def test_memory_and_workers_give_the_same(letterbox):
             assert (expected.labels[:, count:] == -1).all()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_an_empty_batch_has_the_form_of_the_others(workers, cache_gb):
+    """That of a process which has no share of the last batch."""
+    loader = Loader(Sizes(), Preprocess((32, 48)), workers=workers, cache_gb=cache_gb)
+    full, empty = loader.batches([torch.tensor([1]), torch.tensor([], dtype=torch.int64)])
+    assert empty.images.shape == (0, 3, 32, 48) and empty.sizes.shape == (0, 2)
+    assert empty.labels.shape[0] == 0 and empty.labels.shape[2] == 5
+    assert [part.dtype for part in empty] == [part.dtype for part in full]
+
+
 def test_crowds_pass_and_padding_does_not():
     rows = torch.tensor([[-1.0] * 5, [-3, 0.0, 0.0, 1.0, 0.5], [0, 0.5, 0.5, 1, 1]])
     rows = torch.cat((rows, torch.full((1, 5), float("nan"))))
@@ -124,6 +136,52 @@ def test_transforms_draw_the_same_for_any_number_of_workers():
     assert not torch.equal(next(iter(other.batches(ORDER, epoch=1))).labels, first[0].labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_labels_that_cannot_hold_every_class_are_refused(dtype):
+    """In bfloat16, class 257 would be 256."""
+    image, rows = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([[257, 0, 0, 1, 1.0]])
+    names = [str(number) for number in range(300)]
+    tensors = SimpleNamespace(images=image[None], labels=rows[None].to(dtype), class_names=names)
+    read = Own(image, rows.to(dtype))
+    read.class_names = names
+    for dataset in (tensors, read):
+        with pytest.raises(DataError, match=r"^data: labels must be float32 or float64, got "):
+            Loader(dataset, Preprocess((8, 8)))
+    read.example = image, rows
+    (batch,) = Loader(read, Preprocess((8, 8))).batches([[0]])
+    assert batch.labels[0, 0, 0] == 257
+
+
+class Drawn:
+    """A set of a user's own that draws its only image at random, and says so by no attribute."""
+
+    class_names = ("a",)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+        return image, torch.tensor([[0, *torch.rand(2), 1, 1]])
+
+
+def test_what_a_set_of_ones_own_draws_is_new_in_every_epoch():
+    """And the same for one seed, whatever was drawn before."""
+    loader = Loader(Drawn(), Preprocess((8, 8)), seed=3)
+    first, second = (next(loader.batches([[0]], epoch=epoch)) for epoch in (0, 1))
+    assert not torch.equal(first.images, second.images)
+    assert not torch.equal(first.labels, second.labels)
+    assert_same(loader.batches([[0]], epoch=0), [first])
+    shown = Drawn()
+    shown.images, shown.labels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 5)
+    assert_same(Loader(shown, Preprocess((8, 8)), seed=3).batches([[0]], epoch=1), [second])
+    # One that says it has no transforms is kept.
+    shown = Drawn()
+    shown.transforms = None
+    loader = Loader(shown, Preprocess((8, 8)))
+    assert_same(loader.batches([[0]], epoch=1), loader.batches([[0]], epoch=0))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_one_sentence_wherever_it_is_read(workers):
     lazy = Loader(Sizes(broken=4), Preprocess((16, 16)), workers=workers, cache_gb=0)
@@ -131,6 +189,41 @@ def test_a_broken_image_is_one_sentence_wherever_it_is_read(workers):
         list(lazy.batches(ORDER))
     with pytest.raises(DataError, match=r"^data: z: must be"):
         Loader(Sizes(broken=4), Preprocess((16, 16)))
+
+
+class Own:
+    """A set of a user's own: one example, read whenever it is taken."""
+
+    class_names = ("a",)
+    transforms = None
+
+    def __init__(self, image, rows):
+        self.example = image, rows
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.example
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rows": [[0, 2, 2, 6, 6.0]]}, r"the box must be .* not in pixels, got the row \(0, 2, 2"),
+        ({"rows": [[1, 0, 0, 1, 1.0]]}, "the class must be a whole number below 1"),
+        ({"rows": []}, r"its rows must be a tensor \[G, 5\], got float32 \[0\]"),
+        ({"image": np.zeros((3, 8, 8), np.uint8)}, r"uint8 \[3, H, W\], got ndarray"),
+        ({"image": torch.rand(3, 8, 8)}, r"the image must be .* got float32 \[3, 8, 8\]"),
+        ({"image": torch.zeros(8, 8, 3, dtype=torch.uint8)}, r"must be .* got uint8 \[8, 8, 3\]"),
+    ],
+)
+def test_what_a_set_reads_is_checked(change, message, cache_gb):
+    image = change.get("image", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    rows = torch.tensor(change.get("rows", [[0, 0, 0, 1, 1.0]]))
+    with pytest.raises(DataError, match=f"^data: image 0: .*{message}"):
+        list(Loader(Own(image, rows), Preprocess((8, 8)), cache_gb=cache_gb).batches([[0]]))
 
 
 def die(image, rows):

@@ -17,6 +17,7 @@ from ssd_ops import ops
 from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.checkpoint import load
+from ssd_ops.tinyssd.data.images import DataError
 from ssd_ops.tinyssd.data.transforms import apply_transforms, augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.loss import LossOptions, MultiBoxLoss
@@ -396,6 +397,7 @@ def test_load_gives_the_trained_model(unbroken, sets):
         assert settings == QUICK and meta["class_names"] == ["rectangle"]
         assert meta["epoch"] == 3 and meta["history"] == history
         assert loaded.preprocess == Preprocess((64, 64), (127.5,) * 3, (64.0,) * 3)
+        assert loaded.match_iou == model.match_iou == QUICK.match_iou != 0.5
         assert loaded.nms_threshold == model.nms_threshold == QUICK.nms_threshold != 0.5
         assert_same_bits(state(loaded), state(model))
         for got, expected in zip(
@@ -488,6 +490,14 @@ def test_a_validation_set_of_more_classes(sets, tmp_path):
         train(QUICK, sets[0], more, tmp_path, progress=False)
 
 
+def test_a_validation_set_of_other_names(sets, tmp_path):
+    two = SimpleNamespace(**{**vars(sets[0]), "class_names": ["circle", "rectangle"]})
+    with pytest.raises(
+        ValueError, match=r"no other classes than train_set, in its order, got \['r"
+    ):
+        train(QUICK, two, sets[1], tmp_path, progress=False)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -499,6 +509,70 @@ def test_sets_that_do_not_fit(sets, tmp_path, change, message):
     bad = SimpleNamespace(**{**vars(sets[0]), **change})
     with pytest.raises(ValueError, match=message):
         train(QUICK, bad, sets[1], tmp_path, progress=False)
+
+
+def with_row(dataset, row, number=3):
+    """The set with another row for one image."""
+    labels = dataset.labels.clone()
+    labels[number, 0] = torch.tensor(row)
+    return SimpleNamespace(**{**vars(dataset), "labels": labels})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([0, 10.0, 12.0, 40.0, 50.0], r"fractions of the image, not in pixels, got the row \(0, 1"),
+        ([0, 0.1, 0.1, 0.5, 2.5], "not in pixels"),
+        ([0, 0.1, -1.5, 0.5, 0.5], "not in pixels"),
+        ([0, math.nan, 0.1, 0.5, 0.5], "not in pixels"),
+        ([0, 0.5, 0.1, 0.2, 0.5], "with x1 <= x2 and y1 <= y2"),
+        ([0, 0.1, 0.5, 0.5, 0.2], "with x1 <= x2 and y1 <= y2"),
+        ([1, 0.1, 0.1, 0.5, 0.5], r"class must be a whole number below 1, .* got the row \(1, 0"),
+        ([-2.5, 0.1, 0.1, 0.5, 0.5], "class must be a whole number below 1, the count of class_n"),
+        ([0.5, 0.1, 0.1, 0.5, 0.5], "class must be a whole number"),
+        ([-2, 10.0, 12.0, 40.0, 50.0], "not in pixels"),
+    ],
+)
+def test_labels_are_checked_before_training(sets, tmp_path, row, message):
+    bad = with_row(sets[0], row)
+    with pytest.raises(DataError, match=f"^data: image 3: the .*{message}"):
+        train(QUICK, bad, sets[1], tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists(), "it is seen before anything is written"
+    with pytest.raises(DataError, match=r"^data: d\.png: the "):
+        named = SimpleNamespace(**vars(bad), names=[f"{letter}.png" for letter in "abcdefghij"])
+        train(QUICK, sets[0], named, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    "row", [[-2, 0, 0, 1, 1], [-1, 10, 10, 50, 50], [0, -0.1, 0, 1.1, 1], [0, 0.2, 0.2, 0.2, 0.5]]
+)
+def test_crowds_padding_and_boxes_over_the_border_are_legal(sets, tmp_path, row):
+    settings = replace(QUICK, epochs=1, channels=(4, 4, 8, 8, 8, 8))
+    train(settings, with_row(sets[0], row), with_row(sets[1], row), tmp_path, progress=False)
+
+
+class Files(Images):
+    """With lists of its own under the names that tensors have elsewhere, and names of something else."""
+
+    images, labels, names = [f"{letter}.png" for letter in "abcdefgh"], [None] * 8, ("rectangle",)
+
+
+def test_a_set_may_have_lists_of_its_own(tmp_path):
+    settings = replace(QUICK, epochs=1, input_size=48, channels=(4, 4, 8, 8, 8, 8))
+    _, history = train(settings, Files(), Files(), tmp_path, progress=False)
+    assert history[0]["gts"] == 7
+    with pytest.raises(
+        ValueError, match=r"train_set must have images and labels tensors, or be in"
+    ):
+        neither = SimpleNamespace(images=Files.images, labels=Files.labels, class_names=["a"])
+        train(settings, neither, Files(), tmp_path, overwrite=True, progress=False)
+
+
+def test_class_names_are_needed(sets, tmp_path):
+    nameless = SimpleNamespace(images=sets[0].images, labels=sets[0].labels)
+    for name, pair in (("train_set", (nameless, sets[1])), ("val_set", (sets[0], nameless))):
+        with pytest.raises(ValueError, match=f"{name} must have class_names, a list of names, got"):
+            train(QUICK, *pair, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

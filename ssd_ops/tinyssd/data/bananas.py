@@ -10,6 +10,7 @@ import csv
 import itertools
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +31,13 @@ class BananaDetection(Dataset):
     """Images and boxes of one split, decoded once and kept in memory.
 
     ``dataset[i]`` is ``(images[i], labels[i])``, views and not copies, or what `transforms` makes of
-    them. A set of 1,000 images of 256 x 256 pixels takes 200 MB.
+    them. A set of 1,000 images of 256 x 256 pixels takes 200 MB. Boxes lie in the images as
+    they are shown, turned by their EXIF orientation.
 
     Args:
         folder: holds ``bananas_train`` and ``bananas_val``.
         split: ``"train"`` (the default) or ``"val"``.
+        class_names: the classes, in their order; None (the default) finds them, see below.
         transforms: changes an example whenever it is taken, see `apply_transforms`.
 
     Attributes:
@@ -42,7 +45,7 @@ class BananaDetection(Dataset):
         labels: ``[N, G, 5]`` float32 rows (class, x1, y1, x2, y2), corners in fractions of the
             image, in the file's order; rows of -1 fill up to the largest count of an image.
         names: the N file names.
-        class_names: ``["banana"]``, or numbered names where the file has more classes.
+        class_names: ``["banana"]``, or numbered names where either split in the folder has more classes.
 
     Raises:
         DataError: a file is missing or malformed, a box leaves its image, or sizes differ.
@@ -56,6 +59,7 @@ class BananaDetection(Dataset):
         folder: str | os.PathLike[str],
         split: str = "train",
         *,
+        class_names: Sequence[str] | None = None,
         transforms: Transforms | None = None,
     ) -> None:
         if split not in ("train", "val"):
@@ -67,8 +71,7 @@ class BananaDetection(Dataset):
         self.names = list(groups)
         self.images = _read_images(root / "images", groups)
         self.labels = _labels(groups, *self.images.shape[2:])
-        count = int(self.labels[..., 0].max()) + 1
-        self.class_names = ["banana"] if count == 1 else [f"class {i}" for i in range(count)]
+        self.class_names = _class_names(Path(folder)) if class_names is None else list(class_names)
         self.transforms = transforms
 
     def __len__(self) -> int:
@@ -119,6 +122,14 @@ def _row(where: str, cells: list[str]) -> _Row:
         if not re.fullmatch(pattern, cell[column], re.ASCII):
             raise DataError(f"{where}: {column} must be a {kind}, got {cell[column]!r}")
     return _Row(where, cells[0], float(cells[1]), [float(text) for text in cells[2:]])
+
+
+def _class_names(folder: Path) -> list[str]:
+    """Those of both splits, of which one may lack a class."""
+    files = [folder / f"bananas_{split}" / "label.csv" for split in ("train", "val")]
+    rows = itertools.chain(*(_read_rows(file) for file in files if file.is_file()))
+    count = 1 + max(int(row.label) for row in rows)
+    return ["banana"] if count == 1 else [f"class {number}" for number in range(count)]
 
 
 def _read_images(folder: Path, groups: dict[str, list[_Row]]) -> Tensor:

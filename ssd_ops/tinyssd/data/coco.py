@@ -24,7 +24,8 @@ class CocoDetection(Dataset):
     ``dataset[i]`` is ``(image, rows)``: uint8 ``[3, H, W]`` and float32 ``[G, 5]`` rows (class, x1,
     y1, x2, y2), corners in fractions of the image, cut at the border; G may be 0. Classes are
     numbered from 0 by the ids of their categories; what is marked ``iscrowd`` has the class -2 - c, see
-    `ssd_ops.tinyssd.data.rows`. Everything but pixels is checked at once.
+    `ssd_ops.tinyssd.data.rows`. Everything but pixels is checked at once. An image is turned by its
+    EXIF orientation, unless its ``width`` and ``height`` in the file fit the pixels only as they are stored.
 
     Args:
         path: the JSON file, with ``images``, ``annotations`` and ``categories``.
@@ -59,6 +60,7 @@ class CocoDetection(Dataset):
         pillow()
         content = _read_json(self.path)
         self._places: list[Path] = []
+        self._turned: list[bool] = []  # by its EXIF orientation
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.dropped = {"degenerate": 0}
@@ -74,7 +76,7 @@ class CocoDetection(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         name = self.names[index]
         try:
-            pixels = read_image(self._places[index])
+            pixels = read_image(self._places[index], turned=self._turned[index])
             if pixels.shape[:2] != self.sizes[index]:
                 raise DataError("another size than before")
         except DataError as error:
@@ -116,18 +118,22 @@ class CocoDetection(Dataset):
             self._check(inside, where, "file_name must be a file inside the folder", name)
             files = [root / name for root in roots]
             file = next((file for file in files if file.is_file()), files[0])
+            height, width = entry.get("height"), entry.get("width")
             try:
                 size = image_size(file)
+                # Where only the pixels as they are stored fit, the boxes lie in these.
+                turned = (height, width) in (size, (None, None))
+                size = size if turned else image_size(file, turned=False)
             except DataError as error:
                 self._check(False, where, f"{file} must be a readable image", error)
-            height, width = entry.get("height"), entry.get("width")
-            same = (height, width) in (size, (None, None))
+            same = turned or (height, width) == size
             wanted = f"{name} must be {size[1]} x {size[0]} as its file is"
             self._check(same, where, wanted, f"{width} x {height}")
             numbers[number] = len(self.names)
             self.names.append(name)
             self.sizes.append(size)
             self._places.append(file)
+            self._turned.append(turned)
         return numbers
 
     def _read_boxes(

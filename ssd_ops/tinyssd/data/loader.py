@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_ops.tinyssd.data.images import DataError
-from ssd_ops.tinyssd.data.rows import is_row
+from ssd_ops.tinyssd.data.rows import check_rows, is_row
 from ssd_ops.tinyssd.data.transforms import seeded
 from ssd_ops.tinyssd.preprocess import Preprocess
 
@@ -37,17 +37,19 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of a set. Images are decoded once and kept, as uint8, where they fit in memory.
 
-    Where they do not, or where the set has transforms, workers decode them in every epoch. What
-    transforms draw at random depends on the seed, the epoch and the image alone.
+    Where they do not, or where the set may change its examples, workers read them in every epoch. What
+    is drawn at random there depends on the seed, the epoch and the image alone.
 
     Args:
         dataset: indexed by number, gives (image, rows) as `CocoDetection` does; or has
-            ``images`` and ``labels`` tensors, as `BananaDetection` has. Empty, it is a ValueError.
+            ``images`` and ``labels`` tensors, as `BananaDetection` has. One that is indexed may change its
+            examples unless it has an attribute ``transforms`` that is None. Empty, it is a ValueError. A row
+            that `check_rows` refuses is a DataError: in tensors at once, else where it is read.
         preprocess: of the model; its size is that of the batches.
         workers: processes, where images are not kept; 0 decodes in this one.
         cache_gb: the most that kept images may take.
         device: where kept images go.
-        seed: of transforms.
+        seed: of what is drawn at random.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Loader:
             raise ValueError("data: a set must hold an image at least, got none")
         self.kept: Batch | None = None
         bytes_needed = 3 * math.prod(preprocess.size) * len(self.examples)
-        if bytes_needed <= cache_gb * 1e9 and self.examples.transforms is None:
+        if bytes_needed <= cache_gb * 1e9 and not self.examples.varies:
             images, labels, sizes = self._keep(preprocess.size)
             self.kept = Batch(images.to(device), labels.to(device), sizes)
 
@@ -74,9 +76,8 @@ class Loader:
 
     def _keep(self, size: tuple[int, int]) -> Batch:
         dataset = self.examples.dataset
-        images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
-        if images is not None and labels is not None and images.shape[2:] == size:
-            return Batch(images, labels, torch.tensor([size]).expand(len(images), -1))
+        if (tensors := tensors_of(dataset)) and tensors[0].shape[2:] == size:
+            return Batch(*tensors, torch.tensor([size]).expand(len(self), -1))
         images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
         rows, sizes = [], []
         # Pillow decodes without the interpreter's lock.
@@ -89,10 +90,10 @@ class Loader:
         return Batch(images, pad_sequence(rows, True, -1.0), torch.tensor(sizes))
 
     def batches(self, order: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Batch]:
-        """The batches of these image numbers; in another epoch, transforms draw others.
+        """The batches of these image numbers; in another epoch, others are drawn.
 
         Raises:
-            DataError: an image cannot be read, or a transform fails.
+            DataError: an image cannot be read, or is not as it must be, or a transform fails.
             RuntimeError: a worker died, or takes minutes for a batch.
         """
         if self.kept is not None:
@@ -121,12 +122,20 @@ class Loader:
 
 
 def check_set(name: str, dataset: Any) -> None:
-    """A ValueError, which names the set, if it has no image or tensors of a wrong shape or dtype."""
-    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
-    if images is None or labels is None:
+    """A ValueError, which names the set, if it has no image, no class names, or tensors of a wrong shape or
+    dtype. Their rows, and what is read one by one, a `Loader` checks."""
+    if not hasattr(dataset, "class_names"):
+        got = f"{type(dataset).__name__} without them"
+        raise ValueError(f"train: {name} must have class_names, a list of names, got {got}")
+    tensors = tensors_of(dataset)
+    if tensors is None:
+        if not hasattr(dataset, "__getitem__"):
+            wanted = "images and labels tensors, or be indexed by number"
+            raise ValueError(f"train: {name} must have {wanted}, got {type(dataset).__name__}")
         if not len(dataset):
             raise ValueError(f"train: {name} must hold an image at least, got none")
         return
+    images, labels = tensors
     got = f"{images.dtype} {list(images.shape)}"
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"train: {name}.images must be uint8 [N, 3, H, W] with N > 0, got {got}")
@@ -135,31 +144,66 @@ def check_set(name: str, dataset: Any) -> None:
         raise ValueError(f"train: {name}.labels must be {wanted}, got {list(labels.shape)}")
 
 
+def tensors_of(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """The images and labels of a set that has all as tensors; others may have lists of files, say."""
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
+    return (images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else None
+
+
 class _Examples(Dataset):
     """A set at the input size of a model."""
 
     def __init__(self, dataset: Any, preprocess: Preprocess, seed: int) -> None:
         self.dataset, self.preprocess, self.seed, self.epoch = dataset, preprocess, seed, 0
-        self.transforms = getattr(dataset, "transforms", None)
         self.items: Any = dataset
-        if not hasattr(dataset, "__getitem__"):
+        indexed = hasattr(dataset, "__getitem__")
+        # A set of a user's own may draw at random, by whatever name: only None says that it does not.
+        self.varies = indexed and getattr(dataset, "transforms", self) is not None
+        if not indexed:
             self.items = list(zip(dataset.images, dataset.labels, strict=True))
+        names = getattr(dataset, "names", ())
+        every = len(names) == len(self)  # else they name something else
+        self.names = names if every else [f"image {number}" for number in range(len(self))]
+        known = hasattr(dataset, "class_names")  # without names, any class is good
+        self.num_classes = len(dataset.class_names) if known else math.inf
+        if tensors := tensors_of(dataset):
+            check_rows(tensors[1], self.num_classes, self.names)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def example(self, index: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        with seeded(self.seed, self.epoch, index) if self.transforms else nullcontext():
+        with seeded(self.seed, self.epoch, index) if self.varies else nullcontext():
             image, rows = self.items[index]
+        self._check(image, rows, self.names[index])
         height, width = image.shape[1:]
         rows = rows[is_row(rows)]
         boxes = self.preprocess.to_input(rows[:, 1:], height, width)
         image = self.preprocess.fit(image[None])[0]
         return image, torch.cat((rows[:, :1], boxes), dim=1), (height, width)
 
+    def _check(self, image: Tensor, rows: Tensor, name: object) -> None:
+        """A DataError where an example is not as `Batch` has it; a float image would lose its fractions."""
+        good = isinstance(image, Tensor) and image.dtype == torch.uint8
+        if not good or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise DataError(f"data: {name}: the image must be uint8 [3, H, W], got {_said(image)}")
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != 5:
+            raise DataError(f"data: {name}: its rows must be a tensor [G, 5], got {_said(rows)}")
+        check_rows(rows[None], self.num_classes, [name])
+
     def __getitem__(self, numbers: list[int]) -> Batch | DataError:
+        if not numbers:  # as of a process that has no share of the last batch
+            none = torch.empty((0, 3, *self.preprocess.size), dtype=torch.uint8)
+            return Batch(none, torch.empty(0, 0, 5), torch.empty((0, 2), dtype=torch.int64))
         try:
             images, rows, sizes = zip(*map(self.example, numbers), strict=True)
         except DataError as error:
             return error  # raised in a worker, it would arrive with a traceback in its message
         return Batch(torch.stack(images), pad_sequence(list(rows), True, -1.0), torch.tensor(sizes))
+
+
+def _said(thing: Any) -> str:
+    """Dtype and shape of a tensor, the type of anything else."""
+    if not isinstance(thing, Tensor):
+        return type(thing).__name__
+    return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"

@@ -34,7 +34,8 @@ def open_set(
         path: a COCO JSON file; or a folder that holds ``bananas_train`` and ``bananas_val``, or JSON
             files at one of `PLACES`.
         split: ``"train"`` or ``"val"``; a JSON file is read whatever its name.
-        images, class_names: as for `CocoDetection`; not used by banana sets.
+        images: as for `CocoDetection`; not used by banana sets.
+        class_names: the classes, in their order. None (the default): those of the file.
 
     Raises:
         DataError: there is no set, more than one that fits, or a bad one.
@@ -45,7 +46,7 @@ def open_set(
     if not path.is_dir():
         raise DataError(f"data: {path} must be a folder or a COCO JSON file, got neither")
     if (path / f"bananas_{split}").is_dir():
-        return BananaDetection(path, split)
+        return BananaDetection(path, split, class_names=class_names)
     places = [place.format(split=name) for name in NAMES[split] for place in PLACES]
     found = [file for place in places for file in sorted(path.glob(place))]
     if len(found) != 1:

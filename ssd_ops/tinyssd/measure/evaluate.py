@@ -33,6 +33,8 @@ class Results(NamedTuple):
 class Measures:
     """How good a model is: the chapter's errors, counts, and COCO's average precision and recall.
 
+    The errors compare each anchor with what it is trained on: anchors are matched at the model's
+    ``match_iou``, so that a model that predicts its targets has none. What is found is counted at IoU 0.5.
     COCO's are None without faster-coco-eval, and where there is no ground truth.
     """
 
@@ -64,9 +66,11 @@ def collect(
     """What a model says of every image of a set, or of a `Loader` of one.
 
     Processes that share a run each look at a part. `batch_size` changes the memory needed, not the
-    results; the model and its `nms_threshold` are as for `predict_batch`.
+    results; the model and its `nms_threshold` are as for `predict_batch`. Its ``match_iou``, or else 0.5,
+    is that of the errors.
     """
     preprocess: Any = model.preprocess
+    match_iou: Any = getattr(model, "match_iou", 0.5)
     loader = dataset if isinstance(dataset, Loader) else Loader(dataset, preprocess)
     batches = torch.arange(len(loader)).split(batch_size)
     own = batches[distributed.rank() :: distributed.size()]
@@ -77,7 +81,9 @@ def collect(
             outputs = model(preprocess(batch.images.to(device)))
             anchors, cls_preds, bbox_preds = outputs
             Y = batch.labels.to(device)
-            offsets, masks, classes = ops.multibox_target(anchors, Y, ignore_boxes=crowd_boxes(Y))
+            offsets, masks, classes = ops.multibox_target(
+                anchors, Y, iou_threshold=match_iou, ignore_boxes=crowd_boxes(Y)
+            )
             right = cls_eval(cls_preds, classes) + int((classes < 0).sum())
             wrong = bbox_eval(bbox_preds, offsets, masks)
             sums += sums.new_tensor([right, wrong, classes.numel(), offsets.numel()])
@@ -93,7 +99,7 @@ def collect(
     dataset = loader.examples.dataset
     names = list(getattr(dataset, "class_names", ()))
     # What a transform does to an area, only the boxes tell.
-    areas = getattr(dataset, "areas", None) if loader.examples.transforms is None else None
+    areas = getattr(dataset, "areas", None) if not loader.examples.varies else None
     labels = [torch.cat((found.labels, rows[:, 0])) for _, found, rows in results]
     count = 1 + int(max((some.max() for some in labels if len(some)), default=0))
     names += [f"class {number}" for number in range(len(names), count)]

@@ -144,7 +144,7 @@ def _open(path: str | os.PathLike[str], turned: bool, *, decode: bool) -> Any:
 
 def _orientation(image: Any) -> int:
     """How an image is to be turned, as EXIF numbers it; 1, not at all, where its file says nothing."""
-    # TIFF is not among these: Pillow turns it itself. What stands behind the pixels of a PNG is not looked for.
+    # TIFF has none there: Pillow turns it itself. What stands behind the pixels of a PNG is not looked for.
     if "exif" not in image.info:
         return 1
     try:

@@ -169,13 +169,13 @@ def test_missing_folders_and_files(tmp_path):
         BananaDetection(tmp_path, "val")
 
 
-def test_both_splits_have_the_same_class_names(tmp_path):
+@pytest.mark.parametrize("more, less", [("train", "val"), ("val", "train")])
+def test_both_splits_have_the_same_class_names(tmp_path, more, less):
     """Also where one of them lacks the last class."""
-    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n1.png,2,1,2,30,20\n")
-    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n", split="val")
-    names = ["class 0", "class 1", "class 2"]
+    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n1.png,2,1,2,30,20\n", split=more)
+    write_set(tmp_path, HEADER + "0.png,0,1,2,30,20\n", split=less)
     for split in ("train", "val"):
-        assert BananaDetection(tmp_path, split).class_names == names
+        assert BananaDetection(tmp_path, split).class_names == ["class 0", "class 1", "class 2"]
         given = open_set(tmp_path, split, class_names=("a", "b", "c")).class_names
         assert given == ["a", "b", "c"]
 

@@ -277,7 +277,7 @@ def test_a_broken_orientation_is_none(tmp_path):
 @pytest.mark.parametrize(
     "values, ending, expected",
     [
-        (np.float32([[0, 0.5, 1, -1, np.nan]]), "tif", [0, 128, 255, 0, 0]),
+        (np.float32([[0, 0.5, 1, -1, np.nan, np.inf]]), "tif", [0, 128, 255, 0, 0, 0]),
         (np.float32([[0, 100.4, 255]]), "tif", [0, 100, 255]),
         (np.float32([[0, 32767.5, 65535]]), "tif", [0, 128, 255]),
         (np.float32([[0, 5e5, 1e6]]), "tif", [0, 128, 255]),

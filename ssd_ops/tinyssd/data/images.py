@@ -43,7 +43,7 @@ def read_image(path: str | os.PathLike[str], *, turned: bool = True) -> np.ndarr
 
     Transparency is dropped, and of an animation the first frame is taken. Grey levels of 16 bits are brought
     to 8. Of files with 32-bit or float levels, 0..1, 0..255 or 0..65535, the first that holds the highest
-    level, becomes 0..255; for a higher level, 0 to that level.
+    level, becomes 0..255; for a higher level, 0 to that level. NaN and infinite levels become 0.
 
     Args:
         path: the file.
@@ -144,8 +144,8 @@ def _open(path: str | os.PathLike[str], turned: bool, *, decode: bool) -> Any:
 
 def _orientation(image: Any) -> int:
     """How an image is to be turned, as EXIF numbers it; 1, not at all, where its file says nothing."""
-    # Pillow turns TIFF itself. What stands behind the pixels of a PNG is not looked for.
-    if image.format == "TIFF" or "exif" not in image.info:
+    # TIFF has none there: Pillow turns it itself. What stands behind the pixels of a PNG is not looked for.
+    if "exif" not in image.info:
         return 1
     try:
         return int(image.getexif().get(0x0112, 1))

@@ -110,9 +110,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "detect(Tensor cls_scores, Tensor offset_preds, Tensor anchors, int activation, float score_threshold, "
       "float iou_threshold, int topk, int max_detections, float[] variances, float[] clip, "
-      "bool class_agnostic, int metric, int coding, float max_log_size, bool best_class_only, int[] "
-      "level_counts, "
-      "int topk_per_level) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool class_agnostic, int metric, int coding, float max_log_size, bool best_class_only, "
+      "int[] level_counts, int topk_per_level) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("detect", TORCH_BOX(&detect_cpu));

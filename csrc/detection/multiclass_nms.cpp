@@ -38,14 +38,10 @@ Detections multiclass_nms_cpu(const Tensor& boxes,   // [B, N, 4]
                        level_counts, topk_per_level);
   return dispatch_real(
       [&](auto zero) {
-        return run<decltype(zero)>(boxes, scores,
-                                   {score_threshold,
-                                    iou_threshold,
-                                    topk,
-                                    max_detections,
-                                    class_agnostic,
-                                    metric,
-                                    {best_class_only, level_counts, topk_per_level}});
+        using T = decltype(zero);
+        const SelectionRules<T> rules(score_threshold, iou_threshold, topk, max_detections, class_agnostic,
+                                      metric, {best_class_only, level_counts, topk_per_level});
+        return run<T>(boxes, scores, rules);
       },
       boxes, scores);
 }
@@ -53,9 +49,8 @@ Detections multiclass_nms_cpu(const Tensor& boxes,   // [B, N, 4]
 STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def(
       "multiclass_nms(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold, int topk, "
-      "int max_detections, bool class_agnostic, int metric, bool best_class_only, int[] level_counts, int "
-      "topk_per_level) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int max_detections, bool class_agnostic, int metric, bool best_class_only, int[] level_counts, "
+      "int topk_per_level) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
   m.impl("multiclass_nms", TORCH_BOX(&multiclass_nms_cpu));

@@ -103,7 +103,7 @@ class GreedyNms {
   }
 
  private:
-  static constexpr size_t kFew = 512;
+  static constexpr size_t kFew = 512;  // boxes: for more, a grid pays
   static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
   // Cells along a box of mean size, at most: more would only make each box look into more of them. Where all
@@ -173,7 +173,7 @@ class GreedyNms {
   BoxColumns<T> slots_;
   FewNms<T> few_;
   GreedyGroups<T> groups_;
-  std::vector<int64_t> taken_by_;  // as it says
+  std::vector<int64_t> taken_by_;  // what groups_ says
 };
 
 }  // namespace ssd_ops

@@ -126,8 +126,9 @@ constexpr int kSwept = kSweepThreads / kSweepParts;  // boxes of a block
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kSweepThreads)
     nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> head, int64_t blocks,
-                     int32_t* undecided) {  // [segments, blocks]
-  constexpr int kRows = 4;                  // kept boxes that a thread looks at together
+                     int32_t* undecided) {            // [segments, blocks]
+  constexpr int kRows = 4;                            // kept boxes that a thread looks at together
+  static_assert(kHead % (kRows * kSweepParts) == 0);  // what is behind the kept ones is nowhere
   __shared__ HeadRows<T> kept;
   __shared__ int64_t groups[kGrouped ? kHead : 1];
   __shared__ int num_undecided;
@@ -204,11 +205,10 @@ __global__ void __launch_bounds__(kSpreadThreads)
   rest.ranks[to] = static_cast<int32_t>(from.rank(first, place));
   rest.states[to] = kUndecided;
   store_row(rest.boxes, to, box);
-  int64_t bucket = 0;
   if (rest.groups) rest.groups[to] = from.groups[first + place];
   if (!filed.cells) return;
   const BucketGrid buckets(ranked, segment);
-  if (rest.groups) bucket = buckets.first_cell(from.groups[first + place]);
+  const int64_t bucket = rest.groups ? buckets.first_cell(from.groups[first + place]) : 0;
   const int64_t cell = bucket + buckets.grid.cell(box);
   filed.cells[to] = static_cast<int32_t>(cell);
   filed.slots[to] = atomicAdd(&filed.counts[segment * ranked.max_cells + cell], 1);

@@ -47,7 +47,7 @@ def _corners(boxes: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
     return convert(boxes.to(real_dtype(boxes)))
 
 
-_TO_CORNERS = {"xyxy": torch.Tensor.detach, "xywh": _from_xywh, "cxcywh": _from_cxcywh}
+_TO_CORNERS = {"xyxy": lambda boxes: boxes, "xywh": _from_xywh, "cxcywh": _from_cxcywh}
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy", *, metric: str = "iou") -> Tensor:

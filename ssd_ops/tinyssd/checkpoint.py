@@ -64,19 +64,44 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             wanted = "one that `train` of this version wrote"
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"format {metadata.get('format')}")
+            content = json.loads(metadata.get("ssd_ops", ""))
+            _check(content)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"load: checkpoint must be {wanted}, got {path} ({error})") from None
-    return json.loads(metadata["ssd_ops"]), tensors
+    return content, tensors
+
+
+def _check(content: Any) -> None:
+    """A ValueError if this is not of the form that `save` writes; `Settings` checks its own."""
+    kinds: dict[str, tuple[type, type, str]] = {
+        "settings": (dict, str, "an object"),
+        "size": (list, int, "a list of whole numbers"),
+        "class_names": (list, str, "a list of texts"),
+        "history": (list, dict, "a list of objects"),
+    }
+    for name, (kind, of, wanted) in kinds.items():
+        value: Any = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(value, kind) or not all(type(entry) is of for entry in value):
+            raise ValueError(f"{name} must be {wanted}, got {str(value)[:80]}")
+    if len(content["size"]) != 2 or min(content["size"]) < 1:
+        raise ValueError(f"size must be two numbers above 0, got {content['size']}")
 
 
 def _build(content: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[TinySSD, Settings]:
     """The model and the settings of a checkpoint that was read."""
     try:
         settings = Settings(**content["settings"])
-        model = make_model(settings, len(content["class_names"]), content["size"])
-        model.load_state_dict(_part(tensors, "model."))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        weights, shape = _part(tensors, "model."), (len(content["class_names"]), content["size"])
+        with torch.device("meta"):  # no memory is taken for a network that the file does not hold
+            make_model(settings, *shape).load_state_dict(weights, assign=True)
+        model = make_model(settings, *shape)
+        model.load_state_dict(weights)
+        for entry, value in _part(tensors, "optimizer.").items():
+            parameter = model.get_parameter(entry.partition(".")[2])
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"optimizer.{entry} of shape {list(value.shape)}")
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         got = str(error).splitlines()[0]
         raise ValueError(f"load: checkpoint must fit this version, got {got}") from None
     return model, settings

@@ -126,7 +126,7 @@ def read_settings(
             raise ValueError(f"settings: {path} must be TOML, got {error}") from None
     named = given.pop("preset", "chapter")
     base = named if preset is None else preset
-    if base not in PRESETS:
+    if base not in [*PRESETS]:  # a list, as a file may name anything
         raise ValueError(f"settings: preset must be one of {', '.join(PRESETS)}, got {base!r}")
     result = PRESETS[base]
     known = {*vars(result), *(f"loss.{name}" for name in vars(result.loss))}

@@ -169,7 +169,8 @@ struct Candidates {
     };
     const int thread = static_cast<int>(threadIdx.x);
     if (from_list) {
-      for (int i = thread; i < num_listed; i += kNmsThreads) meet(list[i], to);
+      // By member: the padding of a candidate is never written.
+      for (int i = thread; i < num_listed; i += kNmsThreads) meet({list[i].key, list[i].flat}, to);
       return;
     }
     for (int64_t box = thread; box < scores.num_boxes; box += kNmsThreads) {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "nms/greedy_spread.cuh"
-#include "nms/greedy_tiles.cuh"
 
 namespace ssd_ops {
 
@@ -34,7 +33,7 @@ struct HeadKept {
 // large. Boxes outside go to the cells at its border.
 template <typename T>
 __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
-  constexpr int kSample = 256, kParts = kNmsThreads / kSample, kOfPart = kSample / kParts;
+  constexpr int kSample = 128, kParts = kNmsThreads / kSample, kOfPart = kSample / kParts;
   constexpr int kCut = 64;  // the share that is left out at each end
   __shared__ T centers[2][kSample];
   __shared__ int places[2][kSample];
@@ -69,52 +68,128 @@ __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int
   }
 }
 
+constexpr int kHeadTiles = kHead / kWarp;
+
+// Shared memory of the block that decides a head.
+template <typename T, bool kGrouped>
+struct Head {
+  HeadRows<T> boxes;  // nowhere: those that can overlap nothing
+  int64_t groups[kGrouped ? kHead : 1];
+  // Of tile and box: a bit for each box of the tile that is before this one and would suppress it.
+  unsigned overlaps[kHeadTiles][kHead];
+  // A bit for each box of a tile.
+  unsigned candidates[kHeadTiles], kept[kHeadTiles], listed[kHeadTiles];
+};
+
+// Fills head.overlaps. A warp takes the boxes of one tile, a lane each, and compares some of the same tile or
+// of a later one with them.
+template <typename T, bool kGrouped>
+__device__ void find_overlaps(Head<T, kGrouped>& head, int count, OverlapLimit<T> limit) {
+  constexpr int kRows = 8, kParts = kWarp / kRows, kPairs = kHeadTiles * (kHeadTiles + 1) / 2;
+  const int lane = lane_index();
+  for (int task = warp_index(); task < kPairs * kParts; task += kNmsThreads / kWarp) {
+    int later = 0, tile = task / kParts;
+    while (tile > later) tile -= ++later;
+    const int own = tile * kWarp + lane, begin = later * kWarp + task % kParts * kRows;
+    if (begin >= count) continue;
+    const Box<T> earlier = load_row(head.boxes.numbers, own);
+    unsigned overlaps = 0;
+    for (int r = 0; r < kRows; ++r) {
+      const Box<T> box = load_row(head.boxes.numbers, begin + r);
+      bool hit = own < begin + r;
+      if constexpr (kGrouped) hit = hit && head.groups[own] == head.groups[begin + r];
+      hit = hit && suppresses(earlier, box, area(box), limit);
+      const unsigned all = __ballot_sync(kAllLanes, hit);
+      if (lane == r) overlaps = all;
+    }
+    if (lane < kRows) head.overlaps[tile][begin + lane] = overlaps;
+  }
+}
+
+// Fills head.kept, tile by tile, with at most max_kept boxes. Called by a warp.
+template <typename T, bool kGrouped>
+__device__ int keep_head(Head<T, kGrouped>& head, int count, int max_kept) {
+  const int lane = lane_index();
+  unsigned kept[kHeadTiles];
+  int num_kept = 0;
+#pragma unroll
+  for (int t = 0; t < kHeadTiles; ++t) {
+    kept[t] = 0;
+    const int own = t * kWarp + lane;
+    if (t * kWarp < count && num_kept < max_kept) {
+      bool suppressed = false;
+#pragma unroll
+      for (int earlier = 0; earlier < t; ++earlier)
+        suppressed |= (head.overlaps[earlier][own] & kept[earlier]) != 0;
+      const unsigned alive = head.candidates[t] & ~__ballot_sync(kAllLanes, suppressed);
+      const unsigned settled = settle(alive, alive, head.overlaps[t][own]).kept;
+      const bool is_kept =
+          (settled >> lane & 1) != 0 && num_kept + __popc(settled & lanes_below(lane)) < max_kept;
+      kept[t] = __ballot_sync(kAllLanes, is_kept);
+      num_kept += __popc(kept[t]);
+    }
+    if (lane == 0) head.kept[t] = kept[t];
+  }
+  return num_kept;
+}
+
 // A block for each segment, and another where there is a grid. `from` are the boxes that are not decided yet.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> head) {
-  __shared__ HeadRows<T> boxes, kept_boxes;
-  __shared__ int64_t groups[kGrouped ? kHead : 1], kept_groups[kGrouped ? kHead : 1];
-  __shared__ unsigned left_out[kHead / kWarp], is_kept[kHead / kWarp];
-  __shared__ GreedyTile tile;
+    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> kept) {
+  __shared__ Head<T, kGrouped> head;
   if (blockIdx.x >= plan.segments) {
     find_bounds(plan, ranked, blockIdx.x - plan.segments);
     return;
   }
   const int64_t segment = blockIdx.x, first = segment * plan.count;
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), lane = lane_index();
   const int count = static_cast<int>(min_of<int64_t>(kHead, from.count(plan, segment)));
-  const int kept_before = from.ranks ? head.kept[segment] : 0;
-  if (thread < kHead / kWarp) is_kept[thread] = 0;
-  if (thread == 0) tile.num_kept = tile.num_listed = 0;
+  const int kept_before = from.ranks ? kept.kept[segment] : 0;
   if (thread < kHead) {
     const bool is_here = thread < count;
-    if (is_here) store_row(boxes.numbers, thread, load_row(from.boxes, first + thread));
-    if constexpr (kGrouped)
-      if (is_here) groups[thread] = from.groups[first + thread];
-    const unsigned dropped = __ballot_sync(kAllLanes, is_here && from.states[first + thread] == kDropped);
-    if (lane_index() == 0) left_out[warp_index()] = dropped;
+    const Box<T> box = is_here ? load_row(from.boxes, first + thread) : nowhere<T>();
+    store_row(head.boxes.numbers, thread, can_overlap(box, area(box)) ? box : nowhere<T>());
+    if constexpr (kGrouped) head.groups[thread] = is_here ? from.groups[first + thread] : 0;
+    const bool is_candidate = is_here && from.states[first + thread] != kDropped;
+    const unsigned candidates = __ballot_sync(kAllLanes, is_candidate);
+    if (lane == 0) head.candidates[warp] = candidates;
   }
   __syncthreads();
-  const OrderedBoxes<T, int64_t, kGrouped> ordered{boxes.numbers, groups, left_out, count};
-  const KeptList<T, int64_t> kept{kept_boxes.numbers, kept_groups};
-  const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, kHead));
-  keep_in_order(ordered, plan.limit, max_kept, kept, tile,
-                [&](int i, int) { atomicOr(&is_kept[i / kWarp], 1u << (i % kWarp)); });
-  if (thread < count) {
-    const bool keeps = test_bit(is_kept, thread);
-    const int64_t rank = from.rank(first, thread);
-    ranked.states[first + rank] = keeps ? kKept : kDropped;
-    if (keeps) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+  find_overlaps(head, count, plan.limit);
+  __syncthreads();
+  if (warp == 0) {
+    const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, kHead));
+    const int num_kept = keep_head(head, count, max_kept);
+    if (lane == 0) kept.kept[segment] = kept_before + num_kept;
   }
-  if (thread < tile.num_listed) {
-    store_row(head.boxes, segment * kHead + thread, load_row(kept_boxes.numbers, thread));
-    if constexpr (kGrouped) head.groups[segment * kHead + thread] = kept_groups[thread];
+  __syncthreads();
+  Box<T> box = nowhere<T>();
+  bool is_listed = false;
+  if (thread < kHead) {
+    box = load_row(head.boxes.numbers, thread);
+    const bool is_kept = test_bit(head.kept, thread);
+    if (thread < count) {
+      const int64_t rank = from.rank(first, thread);
+      ranked.states[first + rank] = is_kept ? kKept : kDropped;
+      if (is_kept) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+    }
+    is_listed = is_kept && can_overlap(box, area(box));
+    const unsigned listed = __ballot_sync(kAllLanes, is_listed);
+    if (lane == 0) head.listed[warp] = listed;
   }
-  if (thread == 0) {
-    head.counts[segment] = tile.num_listed;
-    head.kept[segment] = kept_before + tile.num_kept;
+  __syncthreads();
+  if (thread >= kHead) return;
+  int before = 0, listed = 0;
+  for (int t = 0; t < kHeadTiles; ++t) {
+    if (t == warp) before = listed + __popc(head.listed[t] & lanes_below(lane));
+    listed += __popc(head.listed[t]);
   }
+  if (is_listed) {
+    store_row(kept.boxes, segment * kHead + before, box);
+    if constexpr (kGrouped) kept.groups[segment * kHead + before] = head.groups[thread];
+  }
+  if (thread == 0) kept.counts[segment] = listed;
 }
 
 constexpr int kSweepThreads = 512;

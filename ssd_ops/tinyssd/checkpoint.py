@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _check(content: Any) -> None:
     """A ValueError if this is not of the form that `save` writes; `Settings` checks its own."""
-    kinds: dict[str, tuple[type, type, str]] = {
+    kinds: dict[str, tuple[Any, type, str]] = {
         "settings": (dict, str, "an object"),
         "size": (list, int, "a list of whole numbers"),
         "class_names": (list, str, "a list of texts"),

@@ -1,8 +1,9 @@
 """Runs the op tests on kernels built with sanitizers; any report ends the run with an error.
 
-`python tests/sanitize.py [asan] [tsan] [pytest arguments]`, or `make sanitize`; both by default:
+`python tests/sanitize.py [asan] [fuzz] [tsan] [arguments]`, or `make sanitize`; all three by default:
 
 asan  AddressSanitizer and UndefinedBehaviorSanitizer on the CPU kernels and on the emulated CUDA kernels
+fuzz  the same, and calls with arguments at random in place of the tests: tests/fuzz.py, with its arguments
 tsan  ThreadSanitizer on the emulated CUDA kernels: only their barriers order two CUDA threads
 
 Works on a copy of the sources, so that the library in this checkout stays as it is.
@@ -20,7 +21,12 @@ from pathlib import Path
 import backends
 
 ROOT = Path(__file__).resolve().parent.parent
-OP_TESTS = "tests/ops"
+PYTEST = ["-m", "pytest", "-p", "no:cacheprovider"]
+DEFAULTS = {
+    "asan": [*PYTEST, "-q", "tests/ops"],
+    "fuzz": ["tests/fuzz.py", "--calls", "1000"],
+    "tsan": [*PYTEST, "-q", "tests/ops"],
+}
 
 
 def environment(kind: str) -> dict[str, str]:
@@ -44,7 +50,8 @@ def environment(kind: str) -> dict[str, str]:
         **os.environ,
         # With libasan alone in front, the first C++ exception would end the process.
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libstdc++.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves memory to the system at exit
+        # Python itself leaves memory to the system at exit; and no result is larger than 4 GB.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
 
@@ -66,15 +73,17 @@ def _copy_with_sanitized_cpu_kernels(copy: Path, checks: str) -> None:
     subprocess.run(build, cwd=copy, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
-def run_tests(kind: str, arguments: list[str]) -> int:
+def run(kind: str, arguments: list[str]) -> int:
+    """Runs Python with these arguments where the kernels have the sanitizers of `kind`."""
+    checks = "asan" if kind == "fuzz" else kind
     builder = backends.builder()
-    env = {**environment(kind), "SSD_OPS_EMULATED": str(builder.build(kind))}
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    env = {**environment(checks), "SSD_OPS_EMULATED": str(builder.build(checks))}
+    command = [sys.executable, *arguments]
     if kind == "tsan":
-        return subprocess.run([*pytest, "-k", "emulated"], cwd=ROOT, env=env).returncode
+        return subprocess.run([*command, "-k", "emulated"], cwd=ROOT, env=env).returncode
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        _copy_with_sanitized_cpu_kernels(copy, builder.CHECKS[kind])
+        _copy_with_sanitized_cpu_kernels(copy, builder.CHECKS[checks])
         env["PYTHONPATH"] = str(copy)  # found before an installed copy, editable or not
         where = "import ssd_ops._ext as e; print(e.library_path())"
         loaded = subprocess.run(
@@ -86,13 +95,16 @@ def run_tests(kind: str, arguments: list[str]) -> int:
                 file=sys.stderr,
             )
             return 1
-        return subprocess.run(pytest, cwd=copy, env=env).returncode
+        return subprocess.run(command, cwd=copy, env=env).returncode
 
 
 def main(arguments: list[str]) -> int:
-    kinds = [argument for argument in arguments if argument in ("asan", "tsan")]
-    rest = [argument for argument in arguments if argument not in kinds]
-    codes = [run_tests(kind, rest or ["-q", OP_TESTS]) for kind in kinds or ("asan", "tsan")]
+    kinds = [argument for argument in arguments if argument in DEFAULTS] or list(DEFAULTS)
+    given = [argument for argument in arguments if argument not in kinds]
+    codes = []
+    for kind in kinds:
+        own = DEFAULTS[kind][: 1 if kind == "fuzz" else len(PYTEST)] + given
+        codes.append(run(kind, own if given else DEFAULTS[kind]))
     return max(codes)
 
 

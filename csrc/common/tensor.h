@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -36,12 +37,19 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_text(const Tensor& t) {
+template <typename Sizes>
+std::string sizes_text(const Sizes& sizes) {
   std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ']';
-  return text.str();
+  const char* between = "";
+  for (const int64_t size : sizes) {
+    text << between << size;
+    between = ", ";
+  }
+  return "[" + text.str() + "]";
+}
+
+inline std::string shape_text(const Tensor& t) {
+  return sizes_text(t.sizes());
 }
 
 inline std::string dtype_text(const Tensor& t) {
@@ -203,14 +211,20 @@ constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Doubl
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
-  for (size_t i = shape.size(); i-- > 0; stride *= std::max<int64_t>(shape[i], 1)) strides[i] = stride;
+  bool fits = true;
+  for (size_t i = shape.size(); i-- > 0;) {
+    const int64_t size = std::max<int64_t>(shape[i], 1);
+    strides[i] = stride;
+    fits = fits && stride <= std::numeric_limits<int64_t>::max() / size;
+    if (fits) stride *= size;
+  }
   const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                         strides.data(), number, device_type,
-                                                         like.get_device_index(), &handle));
+  if (!fits || aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                        number, device_type, like.get_device_index(), &handle) != 0)
+    fail("ssd_ops", "results must fit in memory, got a shape of ", sizes_text(shape), " that does not");
   return Tensor(handle);
 }
 

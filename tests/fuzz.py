@@ -72,7 +72,7 @@ def odd_tensor(tensor: Tensor, rng: random.Random) -> Tensor:
                 value = torch.tensor(rng.choice(FLOATS), dtype=torch.float64)
                 flat[rng.randrange(flat.numel())] = value.to(flat.dtype)
             return tensor
-        case 3 if not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel():
+        case 3 if tensor.dtype in (torch.int64, torch.int32, torch.uint8) and tensor.numel():
             tensor = tensor.clone(memory_format=torch.contiguous_format)
             for _ in range(3):
                 info = torch.iinfo(tensor.dtype)

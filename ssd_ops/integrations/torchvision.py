@@ -81,6 +81,16 @@ def _match(model: Any, anchors: Tensor, boxes: list[Tensor], force_match: str) -
     return matched
 
 
+def _mined(losses: Tensor, classes: Tensor, ratio: float) -> Tensor:
+    """Which anchors count: as of `hard_negative_mining`, but a broken count of negatives is rounded up."""
+    if ratio == round(ratio):
+        return hard_negative_mining(losses, classes, ratio=ratio)
+    is_positive = classes > 0
+    losses = losses.masked_fill(is_positive, -torch.inf)
+    ranks = losses.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return is_positive | (ranks < ratio * is_positive.sum(dim=1, keepdim=True))
+
+
 class AcceleratedSSD(SSD):
     """A torchvision SSD that uses the ops of this library; `accelerate` makes it."""
 
@@ -117,7 +127,7 @@ class AcceleratedSSD(SSD):
         classes[image, anchor] = labels
         cls_loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
         cls_loss = cls_loss.view_as(classes)
-        chosen = hard_negative_mining(cls_loss.detach(), classes, ratio=self.neg_to_pos_ratio)
+        chosen = _mined(cls_loss.detach(), classes, self.neg_to_pos_ratio)
         count = max(1, len(row))
         return {
             "bbox_regression": box_loss / count,

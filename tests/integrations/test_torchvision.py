@@ -12,6 +12,7 @@ import torch
 
 try:
     from torchvision.models import detection
+    from torchvision.models.detection._utils import BoxCoder
     from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
     from torchvision.models.detection.image_list import ImageList
 
@@ -24,11 +25,26 @@ def images(*sizes):
     return [torch.rand(3, *size) for size in sizes]
 
 
-def make(name: str):
+# What `accelerate` reads of a model, each away from its default.
+OTHERS = {"score_thresh": 0.03, "nms_thresh": 0.3, "detections_per_img": 40, "topk_candidates": 70}
+OF_SSD = {"iou_thresh": 0.4, "positive_fraction": 0.4}
+OF_RETINANET = {"fg_iou_thresh": 0.6, "bg_iou_thresh": 0.3}
+
+
+def make(name: str, *, changed: bool = False):
     """A model whose scores differ, as far as they can without a training, and its accelerated copy."""
     none = {"weights": None, "weights_backbone": None}
-    options = {"min_size": 160, "max_size": 256} if name.startswith("retinanet") else {}
-    model = getattr(detection, name)(**none, **options, num_classes=9, score_thresh=0.02)
+    retinanet = name.startswith("retinanet")
+    options = {"min_size": 160, "max_size": 256} if retinanet else {}
+    options |= (
+        OTHERS | (OF_RETINANET if retinanet else OF_SSD) if changed else {"score_thresh": 0.02}
+    )
+    model = getattr(detection, name)(**none, **options, num_classes=9)
+    if changed:
+        coder = BoxCoder((8.0, 9.0, 4.0, 3.0), bbox_xform_clip=0.7)
+        model.box_coder = coder
+        if retinanet:
+            model.head.regression_head.box_coder = coder
     for module in model.modules():  # the statistics that batch norm would have learned
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -47,10 +63,11 @@ def make(name: str):
 NAMES = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn")
 
 
-@pytest.fixture(params=NAMES, scope="module")
+@pytest.fixture(params=[*NAMES, *(f"{name}, changed" for name in NAMES)], scope="module")
 def pair(request):
     torch.manual_seed(1)
-    return make(request.param)
+    name, *changed = request.param.split(", ")
+    return make(name, changed=bool(changed))
 
 
 def targets(*counts):

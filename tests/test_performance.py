@@ -24,13 +24,14 @@ from ssd_ops import _ext
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "peers"
 # A number with the unit of something measured.
-MEASURED = re.compile(r"(?<![\w.-])\d[\d.,]*(?: ?(?:µs|us|ms|kB|MB|GB/s|%)\b| s\b|x\b(?! \d))")
+MEASURED = re.compile(r"(?<![\w.-])\d[\d.,]*(?: ?(?:(?:µs|us|ms|kB|MB|GB/s)\b|%)| s\b|x\b(?! \d))")
 
 
 @pytest.fixture
 def load(monkeypatch):
     """load(name): a module of benchmarks/peers."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    for folder in (FOLDER.parent, FOLDER.parent / "gpu", FOLDER):
+        monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module
 
 

@@ -114,11 +114,11 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[str, tuple]] = []
+        self.calls: list[tuple[str, tuple, dict]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "ssd_ops":
-            self.calls.append((func._schema.name.split("::")[1], args))
+            self.calls.append((func._schema.name.split("::")[1], args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -127,6 +127,5 @@ def empty_call(function: Callable, args: tuple) -> Callable:
     load()
     with _Recorder() as recorder:
         function(*args)
-    ((name, given),) = recorder.calls
-    op = getattr(torch.ops, NAMESPACE)
-    return functools.partial(getattr(op, name), *given)
+    ((name, given, named),) = recorder.calls
+    return functools.partial(getattr(getattr(torch.ops, NAMESPACE), name), *given, **named)

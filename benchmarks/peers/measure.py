@@ -62,9 +62,10 @@ BURST = 100.0  # microseconds of a sample
 MOST_SAMPLES = 60
 LEAST_SAMPLES = 5
 SLOW_SAMPLES = 2  # of a call that takes longer than all samples should
-PATIENCE = (
-    6.0  # seconds that a rival over the limit may take if no other is faster; it is timed once
-)
+# Seconds that a rival over the limit may take where no other is faster; it is timed once. Not with more boxes
+# than that: what it would take there is a guess.
+PATIENCE = 6.0
+TRIED = 100_000
 COMPILING = 20.0  # seconds that torch.compile may take
 # Up to which number it is tried: it unrolls loops over blocks, classes and images, which takes minutes.
 LARGEST_COMPILED = {
@@ -191,13 +192,16 @@ def rivals_of(cell: scenes.Cell, shape: scenes.Shape, ours) -> dict[str, Callabl
 
     def of_compiler(rival) -> Call:
         if cell.count > LARGEST_COMPILED.get(cell.op, math.inf):
-            raise LeftOut("its loops take minutes to compile")
+            raise LeftOut("minutes to compile")
         call = of_torch(rival, compiled(rival.function))
+        start = time.perf_counter()
         try:
             with time_limit(COMPILING):
                 call.run()
-        except TimeoutError as error:
-            raise LeftOut(f"takes longer than {COMPILING:g} s to compile") from error
+        except Exception as error:  # the compiler wraps that of the limit
+            if time.perf_counter() - start < COMPILING:
+                raise
+            raise LeftOut(f"over {COMPILING:g} s to compile") from error
         return call
 
     def of_package(adapter) -> Call:
@@ -247,6 +251,10 @@ def copying(count: int) -> Callable:
     return lambda: target.copy_(source)
 
 
+def would_take(seconds: float) -> str:
+    return f"about {float(f'{seconds:.1g}'):g} s" if seconds < 1000 else "over 1,000 s"
+
+
 def time_rivals(cell, shape, result, options, patience: Patience, row: dict) -> tuple[dict, dict]:
     """Compares all rivals with ours. Returns calls to time, and seconds of each; the row gets the rest."""
     runs, known = {}, {}
@@ -273,13 +281,13 @@ def time_rivals(cell, shape, result, options, patience: Patience, row: dict) -> 
     for name, make in rivals_of(cell, shape, result).items():
         expected = patience.expected((cell.op, cell.case, name), cell.count)
         if expected > options.limit:
-            row["left_out"][name] = f"would take about {expected:.1g} s"
+            row["left_out"][name] = would_take(expected)
             slow.append((expected, name, make))
         else:
             start(name, make)
     # The one that may be the fastest rival all the same.
     expected, name, make = min(slow, key=lambda item: item[0], default=(math.inf, "", None))
-    if expected < min([*known.values(), PATIENCE]):
+    if cell.count <= TRIED and expected < min([*known.values(), PATIENCE]):
         start(name, make)
     return runs, known
 
@@ -401,7 +409,7 @@ def measure(options) -> dict:
         print(f"{time.perf_counter() - start:5.0f} s  {cell.name}: {first}", flush=True)
     if not options.only:
         result["memory"] = memory.measure(THREADS)
-        result["training"] = training(options.rounds, steps=4)
+        result["training"] = training(options.rounds, steps=2)
     result["about"]["took"] = round(time.perf_counter() - start)
     result["about"]["load_after"] = round(os.getloadavg()[0], 2)
     return result
@@ -411,7 +419,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="where the JSON is written")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
-    parser.add_argument("--seconds", type=float, default=0.15, help="of samples, for each call")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of samples, for each call")
     parser.add_argument("--limit", type=float, default=1.0, help="seconds that a call may take")
     parser.add_argument("--rounds", type=int, default=3, help="of each training loop")
     options = parser.parse_args()

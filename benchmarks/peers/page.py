@@ -20,6 +20,23 @@ DATA = ROOT / "benchmarks" / "results" / "cpu.json"
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 PLOTS = {"nms": ROOT / "docs" / "nms.png", "batched_nms": ROOT / "docs" / "batched_nms.png"}
 OURS, EMPTY, COPY = "ssd_ops", "an empty op", "a copy of as many bytes"
+COLORS = {
+    "ssd_ops": "black",
+    "an empty op": "gray",
+    "torchvision": "tab:green",
+    "torchvision, loop": "lime",
+    "torchvision, shifted": "teal",
+    "eager": "tab:red",
+    "torch.compile": "tab:purple",
+    "d2l": "tab:brown",
+    "powerboxes": "magenta",
+    "powerboxes, R-tree": "pink",
+    "lsnms": "tab:blue",
+    "onnxruntime": "tab:cyan",
+    "opencv": "navy",
+    "sahi": "tab:orange",
+    "ensemble-boxes": "gold",
+}
 NO_RIVALS = {OURS, EMPTY, COPY}
 SMALL = "small"
 OTHERS = (
@@ -150,6 +167,19 @@ def score(result: dict) -> str:
     return table(["op", "cells that we lead", "least", "median", "most"], rows)
 
 
+def losses(result: dict) -> str:
+    """The cells that we do not lead, in words."""
+    lines = []
+    for op in ("nms", "batched_nms", *OTHERS):
+        for case in cases(of(result, op)):
+            lost = [cell for cell in of(result, op, case) if best(cell) and lead(cell) < 1]
+            if lost:
+                counts = ", ".join(f"{cell['n']:,}" for cell in lost)
+                to = ", ".join(dict.fromkeys(map(best, lost)))
+                lines.append(f"- `{op}` {case}: {counts} (to {to})")
+    return "\n".join(lines) or "None."
+
+
 def leads(op: str) -> Callable[[dict], str]:
     """A row for each number of boxes, a column for each scene."""
 
@@ -242,7 +272,7 @@ def small(result: dict) -> str:
     """What a call costs."""
     rows = []
     for cell in result["cells"]:
-        few = cell["n"] <= {"nms": 100, "box_iou": 10}.get(cell["op"], 0)
+        few = cell["case"] != SMALL and cell["n"] <= {"nms": 100, "box_iou": 10}.get(cell["op"], 0)
         if cell["case"] != SMALL and not few:
             continue
         ours, nothing = cell["times"][OURS]["us"], cell["times"][EMPTY]["us"]
@@ -301,12 +331,15 @@ def best_rivals(result: dict) -> str:
                 theirs = f"{named(cell, other)}, {duration(cell['times'][other]['us'])}"
                 ours = duration(cell["times"][OURS]["us"])
                 rows.append([text, ours, theirs, times_ours(lead(cell))])
-    return table(["case", OURS, "best rival", "times ours"], rows)
+    about = result["about"]
+    where = f"{about['threads']} threads, {about['processor']} ({about['simd']}), {about['date']}."
+    return table(["case", OURS, "best rival", "times ours"], rows) + f"\n\n{where}"
 
 
 BLOCKS: dict[str, Callable[[dict], str]] = {
     "machine": machine,
     "score": score,
+    "losses": losses,
     "leads of nms": leads("nms"),
     "times of nms": every_rival("nms"),
     "leads of batched_nms": leads("batched_nms"),
@@ -365,7 +398,7 @@ def draw(result: dict, op: str, path: Path) -> None:
                 for cell in cells
                 if cell["case"] == case and name in cell["times"]
             ]
-            style = {"linewidth": 1.2, "markersize": 4, "color": f"C{number % 10}"}
+            style = {"linewidth": 1.2, "markersize": 4, "color": COLORS[name]}
             style["marker"] = "osD^v<>pPX*h"[number % 12]
             if name == OURS:
                 style |= {"linewidth": 3, "color": "black", "zorder": 3}

@@ -30,7 +30,7 @@ COLORS = {
     "torch.compile": "tab:purple",
     "d2l": "tab:brown",
     "powerboxes": "magenta",
-    "powerboxes, R-tree": "pink",
+    "powerboxes, R-tree": "darkgreen",
     "lsnms": "tab:blue",
     "onnxruntime": "tab:cyan",
     "opencv": "navy",

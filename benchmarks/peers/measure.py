@@ -1,7 +1,7 @@
 """Times of the ops beside every rival there is, in one process, as benchmarks/results/<name>.json.
 
     python benchmarks/peers/measure.py --out benchmarks/results/cpu.json
-    python benchmarks/peers/measure.py --only "nms uniform" --out some.json    (cells with this in their name)
+    python benchmarks/peers/measure.py --only "nms uniform" --out some.json    (ops and cases with this in them)
 
 Each rival gets the same inputs and is compared with ours before it is timed. All calls of a cell, ours among
 them, run in one random order. Two threads, each on a processor of its own; OpenMP's threads wait without
@@ -398,7 +398,8 @@ def write(path: Path, result: dict) -> None:
 
 def measure(options) -> dict:
     start = time.perf_counter()
-    cells = [cell for cell in scenes.all_cells() if options.only in cell.name]
+    # All sizes of a case: the small ones say how long the large ones would take.
+    cells = [cell for cell in scenes.all_cells() if options.only in f"{cell.op} {cell.case}"]
     result = {"about": about(options), "bandwidth": bandwidth(options.seconds), "cells": []}
     patience, draw = Patience(options.limit), random.Random(0)
     for cell in cells:
@@ -418,7 +419,7 @@ def measure(options) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="where the JSON is written")
-    parser.add_argument("--only", default="", help="cells whose name has this in it")
+    parser.add_argument("--only", default="", help="ops and cases with this in their name")
     parser.add_argument("--seconds", type=float, default=0.1, help="of samples, for each call")
     parser.add_argument("--limit", type=float, default=1.0, help="seconds that a call may take")
     parser.add_argument("--rounds", type=int, default=3, help="of each training loop")

@@ -9,11 +9,15 @@ import copy
 import importlib
 import itertools
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,7 +183,64 @@ def test_what_a_rival_would_take(load):
     assert patience.expected("b", 1000) == pytest.approx(100)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+GPP = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+@GPP
+def test_a_cell_says_what_happened_to_every_rival(load, monkeypatch):
+    measure, scenes, adapters = load("measure"), load("scenes"), load("adapters")
+
+    def broken(*_):
+        raise ValueError("no such boxes")
+
+    found = {
+        "right": adapters.Adapter("torch", lambda *args: lambda: ssd_ops.nms(*args).numpy()),
+        "wrong": adapters.Adapter("torch", lambda *args: lambda: ssd_ops.nms(*args)[2:]),
+        "broken": adapters.Adapter("torch", broken),
+        "absent": adapters.Adapter("no_such_package", broken),
+        "slow": adapters.Adapter("torch", broken),
+    }
+    monkeypatch.setitem(adapters.ADAPTERS, "nms", found)
+    monkeypatch.setitem(measure.LARGEST_COMPILED, "nms", 0)
+    patience = measure.Patience(limit=1.0)
+    patience.saw(("nms", "uniform", "slow"), 10, 5.0)
+    (cell,) = (c for c in scenes.all_cells() if (c.op, c.case, c.count) == ("nms", "uniform", 30))
+    options = SimpleNamespace(seconds=0.001, limit=1.0)
+    row = measure.measure_cell(cell, options, patience, random.Random(0))
+    assert {"ssd_ops", "an empty op", "right", "wrong", "eager", "d2l"} <= row["times"].keys()
+    assert row["times"].keys().isdisjoint({"broken", "absent", "slow", "torch.compile"})
+    assert row["differs"] == {"wrong": 2}
+    assert row["left_out"]["broken"] == "ValueError: no such boxes"
+    assert row["left_out"]["absent"].startswith("no_such_package does not import")
+    assert row["left_out"]["slow"] == "about 20 s"
+    assert row["bytes"] == 30 * 20 + 8 * row["kept"]
+
+
+@GPP
+def test_memory_is_counted_exactly(load, tmp_path):
+    """In a process of its own: a block that is freed before the next is made counts once."""
+    library = load("empty").compile_library(
+        load("memory").COUNTER, str(tmp_path), "counter", "-pthread"
+    )
+    code = """
+import ctypes, memory, torch
+counter = ctypes.CDLL(None)
+def call():
+    for _ in range(3):
+        torch.empty(10**6)
+    return torch.empty(10**6, dtype=torch.uint8)
+print(*memory.peak_of(counter, call))
+"""
+    path = os.pathsep.join([str(FOLDER), *sys.path])
+    env = {**os.environ, "LD_PRELOAD": library, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak, results = map(int, done.stdout.split())
+    assert results == 10**6
+    assert 4 * 10**6 <= peak < 4.1 * 10**6
+
+
+@GPP
 def test_the_empty_op_takes_the_arguments_of_ours(load):
     empty = load("empty")
     boxes, scores = torch.rand(5, 4), torch.rand(5)

@@ -1,7 +1,7 @@
 """Times of the ops beside every rival there is, in one process, as benchmarks/results/<name>.json.
 
     python benchmarks/peers/measure.py --out benchmarks/results/cpu.json
-    python benchmarks/peers/measure.py --only "nms uniform" --out some.json    (ops and cases with this in them)
+    python benchmarks/peers/measure.py --only "nms uniform" --out some.json    (cases with this in their name)
 
 Each rival gets the same inputs and is compared with ours before it is timed. All calls of a cell, ours among
 them, run in one random order. Two threads, each on a processor of its own; OpenMP's threads wait without
@@ -376,7 +376,7 @@ def about(options) -> dict:
     return {
         "processor": processor(),
         "simd": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system() + " " + platform.release(),
+        "system": platform.system(),
         "threads": THREADS,
         "on": sorted(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,7 +162,7 @@ def score(result: dict) -> str:
         leads = [lead(cell) for cell in of(result, op) if best(cell)]
         if leads:
             won = sum(value >= 1 for value in leads)
-            middle = sorted(leads)[len(leads) // 2]
+            middle = statistics.median(leads)
             low, high = times_ours(min(leads)), times_ours(max(leads))
             rows.append([f"`{op}`", f"{won} of {len(leads)}", low, times_ours(middle), high])
     return table(["op", "cells that we lead", "least", "median", "most"], rows)

@@ -217,6 +217,33 @@ def test_a_cell_says_what_happened_to_every_rival(load, monkeypatch):
 
 
 @GPP
+def test_a_slow_rival_is_timed_once_where_it_is_the_fastest(load, monkeypatch):
+    measure, scenes, adapters = load("measure"), load("scenes"), load("adapters")
+    (cell,) = (c for c in scenes.all_cells() if (c.op, c.case, c.count) == ("nms", "uniform", 30))
+    shape = cell.shape()._replace(rivals={})
+    ours = shape.ours(*shape.args)
+    calls: list[str] = []
+
+    def adapter(name):
+        return adapters.Adapter("torch", lambda *_: lambda: calls.append(name) or ours)
+
+    names = {"absent": 2.0, "second": 3.0, "third": 4.0}
+    found = {name: adapter(name) for name in names}
+    found["absent"] = found["absent"]._replace(package="no_such_package")
+    monkeypatch.setitem(adapters.ADAPTERS, "nms", found)
+    for limit, timed in ((1.0, ["second"]), (0.1, [])):
+        patience = measure.Patience(limit)
+        for name, seconds in names.items():
+            patience.saw(("nms", "uniform", name), 30, seconds if limit == 1.0 else 10 * seconds)
+        row: dict = {"times": {}, "differs": {}, "left_out": {}}
+        calls.clear()
+        options = SimpleNamespace(limit=limit)
+        assert measure.time_rivals(cell, shape, ours, options, patience, row) == ({}, {})
+        assert calls == timed == list(row["times"])
+        assert row["left_out"].keys() == names.keys() - set(timed)
+
+
+@GPP
 def test_memory_is_counted_exactly(load, tmp_path):
     """In a process of its own: a block that is freed before the next is made counts once."""
     library = load("empty").compile_library(

@@ -285,10 +285,12 @@ def time_rivals(cell, shape, result, options, patience: Patience, row: dict) -> 
             slow.append((expected, name, make))
         else:
             start(name, make)
-    # The one that may be the fastest rival all the same.
-    expected, name, make = min(slow, key=lambda item: item[0], default=(math.inf, "", None))
-    if cell.count <= TRIED and expected < min([*known.values(), PATIENCE]):
-        start(name, make)
+    # The first of them that runs may be the fastest rival all the same.
+    for expected, name, make in sorted(slow, key=lambda item: item[0]):
+        if cell.count <= TRIED and expected < min([*known.values(), PATIENCE]):
+            start(name, make)
+        if name in row["times"]:
+            break
     return runs, known
 
 

@@ -427,6 +427,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each training loop")
     options = parser.parse_args()
     logging.getLogger("torch").setLevel(logging.ERROR)
+    if os.getloadavg()[0] > 1:
+        print(f"This machine is busy (load {os.getloadavg()[0]:.1f}): times will be too long.")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     torch.set_num_threads(THREADS)
     with torch.no_grad():

@@ -14,8 +14,11 @@ PEERS ?= .venv-peers
 TORCH ?= torch==2.13.0
 # torchvision fits one torch alone.
 PEERS_TORCH := torch==2.11.0 torchvision==0.26.0
+# What `make rivals` writes, and the pages that are drawn from it.
+RESULTS := benchmarks/results/cpu.json
 PIP_PIN := pip==26.3
 EPOCHS ?=
+ARGS ?=
 # Worker processes of the tests, each with one thread.
 WORKERS ?= auto
 
@@ -31,7 +34,7 @@ define show_progress
 	|| { tail -n 40 build/$(1).log >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-all lint peers bench docs sanitize gpu wheel clean
+.PHONY: help demo test test-all lint peers bench rivals performance docs sanitize gpu wheel clean
 
 help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -55,7 +58,8 @@ lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change
 
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
 peers: $(VENV)/built $(PEERS)/tools ## what needs torchvision: its tests, and that the benchmarks' rivals agree
-	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of it
+	@$(IN_PEERS) -c 'from torchvision.models.detection import ssd' # so that nothing is skipped for want of them
+	@$(IN_PEERS) -c 'import cv2, ensemble_boxes, lsnms, onnxruntime, powerboxes, sahi'
 	OMP_NUM_THREADS=1 $(IN_PEERS) -m pytest -q -n $(WORKERS) tests/integrations tests/test_docs.py \
 		tests/test_house.py tests/tinyssd/test_coco.py
 	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-disable
@@ -64,6 +68,13 @@ bench: $(VENV)/built $(PEERS)/tools ## our ops beside their rivals, as a table o
 	$(IN_PEERS) -m pytest -q -rs benchmarks --benchmark-columns=median,iqr,rounds \
 		--benchmark-group-by=group --benchmark-json=benchmarks/latest.json
 	$(IN_PEERS) benchmarks/table.py benchmarks/latest.json
+
+# Ten minutes on two idle processors; ARGS are those of measure.py. Then `make performance`, to show it.
+rivals: $(VENV)/built $(PEERS)/tools ## our ops beside every rival there is: writes benchmarks/results/cpu.json [OUT=file]
+	$(IN_PEERS) benchmarks/peers/measure.py --out $(or $(OUT),$(RESULTS)) $(ARGS)
+
+performance: $(VENV)/tools ## the tables and plots of docs/performance.md and the README, from cpu.json
+	$(BIN)/python benchmarks/peers/page.py
 
 docs: $(VENV)/built ## the site of the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
@@ -84,7 +95,7 @@ wheel: $(VENV)/tools ## an sdist and, made from it, a wheel for this Python, in 
 clean: ## delete all that these targets make
 	rm -rf $(VENV) $(PEERS) build dist site demo *.egg-info ssd_ops/*.so benchmarks/latest.json
 
-# $(call make_venv,folder,torch,group): an environment with them.
+# $(call make_venv,folder,torch,group,group without what it asks for): an environment with them.
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'make: Python 3.11 or newer is needed; name yours with PYTHON=...' >&2; exit 1; }
@@ -95,6 +106,7 @@ define make_venv
 @$(1)/bin/python $(PIP) install $(2)
 @echo "Installing the tools that the targets use into $(1) (2 of 2: a download of 150 MB) ..."
 @$(1)/bin/python $(PIP) install --group $(3)
+$(if $(4),@$(1)/bin/python $(PIP) install --no-deps --group $(4))
 @touch $(1)/tools
 endef
 
@@ -102,7 +114,7 @@ $(VENV)/tools: Makefile pyproject.toml
 	$(call make_venv,$(VENV),$(TORCH),dev)
 
 $(PEERS)/tools: Makefile pyproject.toml
-	$(call make_venv,$(PEERS),$(PEERS_TORCH),peers)
+	$(call make_venv,$(PEERS),$(PEERS_TORCH),peers,peers-alone)
 
 $(VENV)/built: $(VENV)/tools $(SOURCES)
 	@mkdir -p build

@@ -226,7 +226,9 @@ class ChapterSSD(nn.Module):
         return torch.cat(anchors, dim=1), cls.reshape(len(X), -1, 2), concat_preds(bbox_preds)
 
 
-def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="cpu") -> list[float]:
+def d2l_train(
+    net: nn.Module, images: Tensor, labels: Tensor, batches, device="cpu", half: bool = False
+) -> list[float]:
     """The chapter's training loop with its settings. Returns the loss of each step.
 
     Args:
@@ -235,7 +237,10 @@ def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="c
         labels: ``[N, G, 5]``.
         batches: For each step the numbers of its images.
         device: The device of `net`.
+        half: With autocast to bfloat16 and channels_last, which the chapter does not have.
     """
+    layout = torch.channels_last if half else torch.contiguous_format
+    net.to(memory_format=layout)
     trainer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=5e-4)
     cls_loss = nn.CrossEntropyLoss(reduction="none")
     bbox_loss = nn.L1Loss(reduction="none")
@@ -244,9 +249,11 @@ def d2l_train(net: nn.Module, images: Tensor, labels: Tensor, batches, device="c
     net.train()
     for index in batches:
         trainer.zero_grad()
-        X = torch.stack([images[i].float() for i in index]).to(device)
+        X = torch.stack([images[i].float() for i in index]).to(device, memory_format=layout)
         Y = torch.stack([labels[i] for i in index]).to(device)
-        anchors, cls_preds, bbox_preds = net(X)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, half):
+            anchors, cls_preds, bbox_preds = net(X)
+        cls_preds, bbox_preds = cls_preds.float(), bbox_preds.float()
         bbox_labels, bbox_masks, cls_labels = d2l_multibox_target(anchors, Y)
         cls = cls_loss(cls_preds.reshape(-1, 2), cls_labels.reshape(-1)).reshape(len(X), -1)
         bbox = bbox_loss(bbox_preds * bbox_masks, bbox_labels * bbox_masks)

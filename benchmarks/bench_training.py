@@ -3,6 +3,8 @@
 pytest benchmarks/bench_training.py --steps 320 --benchmark-json=out.json    (ten epochs)
 """
 
+from functools import partial
+
 import baselines
 import pytest
 import torch
@@ -21,6 +23,7 @@ BATCH = 32
 # The fastest settings that change results only by rounding.
 OURS = Settings(precision="auto", channels_last=True, cuda_graph=DEVICE == "cuda", device=DEVICE)
 EXACT = Settings(precision="float32", channels_last=False, device=DEVICE)
+HALF = Settings(precision="bfloat16", channels_last=True, device=DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,21 @@ def ours(model, train_set, batches, settings=OURS):
     return [float(row[0]) / len(batch) for row, batch in zip(rows, batches, strict=True)]
 
 
-def chapter(model, train_set, batches):
+def chapter(model, train_set, batches, half=False):
     net = baselines.ChapterSSD().to(DEVICE)
     net.load_state_dict(model.state_dict())
-    losses = baselines.d2l_train(net, train_set.images, train_set.labels, batches, DEVICE)
+    losses = baselines.d2l_train(net, train_set.images, train_set.labels, batches, DEVICE, half)
     model.load_state_dict(net.state_dict())
     return losses
+
+
+# At equal precision and layout, so that only the code around the network differs.
+LOOPS = {
+    "ssd_ops, float32": partial(ours, settings=EXACT),
+    "the chapter's loop, float32": chapter,
+    "ssd_ops, bfloat16 + channels_last": partial(ours, settings=HALF),
+    "the chapter's loop, bfloat16 + channels_last": partial(chapter, half=True),
+}
 
 
 @pytest.mark.parametrize("impl", ["ssd_ops", "d2l"])

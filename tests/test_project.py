@@ -66,7 +66,9 @@ def test_the_makefile_and_hosted_ci_install_nothing_without_a_version():
         if "$(PIP) install" in line:
             rest = line.partition("$(PIP) install ")[2]
             assert re.fullmatch(
-                r"\$\(PIP_PIN\)|\$\(2\)|--group \$\(3\)|--no-build-isolation --no-deps -e \.", rest
+                r"\$\(PIP_PIN\)|\$\(2\)|--group \$\(3\)|--no-deps --group \$\(4\)\)"
+                r"|--no-build-isolation --no-deps -e \.",
+                rest,
             ), line
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         text = workflow.read_text()

@@ -53,6 +53,17 @@ def torchvision_target() -> Rival:
     return Rival(MISSING or target, baselines.same_targets, ours)
 
 
+def torchvision_coder(op: str) -> Rival:
+    """`encode_boxes` or `decode_boxes` by its `BoxCoder`, all images of a batch at once."""
+
+    def run(boxes: Tensor, anchors: Tensor) -> Tensor:
+        coder = matching.BoxCoder((10.0, 10.0, 5.0, 5.0))
+        code = coder.encode_single if op == "encode_boxes" else coder.decode_single
+        return code(boxes.view(-1, 4), anchors.expand(boxes.shape).reshape(-1, 4)).view(boxes.shape)
+
+    return Rival(MISSING or run, baselines.close)
+
+
 def torchvision_sigmoid_detect(
     *, score_threshold: float, iou_threshold: float, topk: int, max_detections: int
 ) -> Rival:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -72,8 +73,8 @@ def files_below(folder: Path, *suffixes: str) -> set[str]:
     }
 
 
-SOURCES = files_below(ROOT / "csrc", ".h", ".cpp", ".cuh", ".cu")
-MODULES = files_below(ROOT / "ssd_ops", ".py", ".typed")
+SOURCES = files_below(ROOT / "csrc", ".h", ".cpp", ".cuh", ".cu", ".map")
+MODULES = files_below(ROOT / "ssd_ops", ".py", ".typed", ".h", ".cmake")
 
 
 def test_without_torch_the_build_says_what_to_do(checkout, tmp_path):
@@ -135,7 +136,8 @@ def test_the_sdist_installs_in_an_empty_environment_and_runs(sdist, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     libraries = {name for name in names if name.endswith(".so")}
-    assert [name.partition(".")[0] for name in libraries] == ["ssd_ops/_C"]
+    stems = sorted(name.partition(".")[0] for name in libraries)
+    assert stems == ["ssd_ops/_C", "ssd_ops/lib/libssd_ops"]
     assert names == MODULES | libraries
 
     installed = run([*pip, "install", "--no-deps", "--force-reinstall", wheel])
@@ -228,7 +230,7 @@ def test_a_wrong_list_of_architectures_ends_the_build_with_a_sentence(checkout):
     reason="built without nvcc",
 )
 def test_the_cuda_kernels_are_built_where_nvcc_is():
-    (library,) = (ROOT / "ssd_ops").glob("_C_cuda*.so")
+    library = ROOT / "ssd_ops" / "lib" / "libssd_ops_cuda.so"
     for op in _ext.op_names():
         # Its mangled name holds the name of the function that registers the kernel.
         assert f"{op.removeprefix('ssd_ops::')}_cuda".encode() in library.read_bytes(), op
@@ -263,10 +265,16 @@ def test_without_cuda_kernels_a_cuda_tensor_gets_a_sentence():
     )
 
 
-def test_a_second_copy_of_the_library_is_refused(tmp_path):
-    """Loading two copies would end the process without a word."""
-    shutil.copytree(ROOT / "ssd_ops", tmp_path / "ssd_ops", ignore=shutil.ignore_patterns("*.so"))
-    shutil.copy(_ext.library_path(), tmp_path / "ssd_ops")
+def copy_of_the_package(folder: Path) -> Path:
+    """The CPU library of another copy of the package, in a folder."""
+    cuda = shutil.ignore_patterns("*_cuda*", "__pycache__")
+    shutil.copytree(ROOT / "ssd_ops", folder / "ssd_ops", ignore=cuda)
+    return folder / "ssd_ops" / "lib" / "libssd_ops.so"
+
+
+def test_a_second_copy_of_the_package_is_refused(tmp_path):
+    """Loading two copies of the ops would end the process."""
+    copy_of_the_package(tmp_path)
     code = (
         "import sys, ssd_ops; first = ssd_ops._ext.library_path()\n"
         "for name in [name for name in sys.modules if name.startswith('ssd_ops')]: del sys.modules[name]\n"
@@ -277,6 +285,42 @@ def test_a_second_copy_of_the_library_is_refused(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("True ssd_ops: another copy of the library is loaded already")
     assert str(tmp_path) in result.stdout
+    assert result.stdout.count(f"version {ssd_ops.__version__}") == 2
+
+
+def test_the_same_library_may_be_loaded_before_the_package():
+    code = (
+        f"import torch; torch.ops.load_library({_ext.library_path()!r})\n"
+        "import ssd_ops; print(ssd_ops.nms(torch.zeros(1, 4), torch.ones(1), 0.5).tolist())"
+    )
+    result = run([sys.executable, "-c", code])
+    assert result.stdout.strip() == "[0]", result.stderr
+
+
+def test_a_library_of_another_version_than_the_python_files_is_refused(tmp_path):
+    copy_of_the_package(tmp_path)
+    (tmp_path / "ssd_ops" / "version.py").write_text('__version__ = "9.9.9"\n')
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ssd_ops"
+    result = run([sys.executable, "-c", code], cwd=tmp_path)
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"{tmp_path}/ssd_ops/lib/libssd_ops.so is of version {ssd_ops.__version__}" in last
+    assert "the Python files are of version 9.9.9" in last
+
+
+def test_a_second_library_is_refused_by_name_without_python_too(tmp_path):
+    """What a C++ program meets that loads two; with one of the two linked in, also."""
+    own, copy = _ext.library_path(), str(copy_of_the_package(tmp_path))
+    load = "import torch, ctypes; ctypes.CDLL({!r}{}); ctypes.CDLL({!r})"
+    says = (
+        f"ssd_ops: the op library {{}}, version {ssd_ops.__version__}, is loaded already, so {{}}, version "
+        f"{ssd_ops.__version__}, cannot be loaded into the same process: keep one of the two."
+    )
+    for first, second in ((own, copy), (copy, own)):
+        for mode in ("", ", ctypes.RTLD_GLOBAL"):
+            result = run([sys.executable, "-c", load.format(first, mode, second)])
+            assert result.returncode == -signal.SIGABRT
+            assert result.stderr.strip() == says.format(first, second)
+    assert run([sys.executable, "-c", load.format(own, "", own)]).returncode == 0
 
 
 def test_a_missing_library_is_said_plainly(tmp_path):
@@ -299,14 +343,3 @@ def test_version_and_build_facts():
 def test_the_library_names_no_path_of_its_builder():
     library = Path(_ext.library_path()).read_bytes()
     assert str(ROOT).encode() not in library
-
-
-def test_the_library_needs_the_stable_abi_alone():
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("nm (binutils) is not installed")
-    lines = run([nm, "-D", "--undefined-only", _ext.library_path()]).stdout.splitlines()
-    names = [line.split()[-1] for line in lines]
-    mangled = [name for name in names if any(part in name for part in ("3c10", "2at", "5torch"))]
-    assert mangled == []
-    assert any(name.startswith("aoti_torch_") for name in names)

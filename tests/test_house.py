@@ -41,7 +41,8 @@ ARROWS = {
     "ops": {"_ext"},
     "integrations": {"ops"},
     "tinyssd": {"ops"},
-    "tinyssd.cli": {"", "_ext", "ops", "tinyssd"},
+    "tinyssd.export": {"ops", "tinyssd", "integrations"},
+    "tinyssd.cli": {"", "_ext", "ops", "tinyssd", "tinyssd.export"},
 }
 # A room of csrc -> the files of other rooms that it may include, besides those of common: the core of NMS.
 ROOMS = {

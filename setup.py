@@ -305,6 +305,19 @@ def main() -> None:
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
+        def run(self):
+            # What an earlier build of other libraries has left would go into the wheel.
+            wanted = {os.path.join(self.build_lib, self._path_of(ext)) for ext in self.extensions}
+            for made in Path(self.build_lib).glob("ssd_ops/**/*.so"):
+                if str(made) not in wanted:
+                    made.unlink()
+            super().run()
+
+        def _path_of(self, ext):
+            return os.path.join(
+                *ext.name.split(".")[:-1], self.get_ext_filename(ext.name.split(".")[-1])
+            )
+
         def get_ext_filename(self, fullname):
             if fullname.rpartition(".")[2].startswith("libssd_ops"):  # with or without its package
                 return f"{fullname.replace('.', os.sep)}.so"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -223,56 +224,70 @@ PAIRS = {
     ),
     "assign_anchors": ("o::assign_anchors(t[0], t[3])", "o.assign_anchors(t[0], t[3])"),
     "assign_anchors_options": (
-        "o::assign_anchors(t[0], t[3], t[6], {.iou_threshold = 0.6, .background_threshold = 0.2, "
-        ".force_match = o::ForceMatch::low_quality, .ignore_boxes = t[3], .ignore_threshold = 0.9})",
-        "o.assign_anchors(t[0], t[3], t[6], iou_threshold=0.6, background_threshold=0.2, "
-        "force_match='low_quality', ignore_boxes=t[3], ignore_threshold=0.9)",
+        "o::assign_anchors(t[0], t[3], t[6], {.iou_threshold = 0.35, .background_threshold = 0.2, "
+        ".force_match = o::ForceMatch::none, .ignore_boxes = t[13], .ignore_threshold = 0.9})",
+        "o.assign_anchors(t[0], t[3], t[6], iou_threshold=0.35, background_threshold=0.2, "
+        "force_match='none', ignore_boxes=t[13], ignore_threshold=0.9)",
     ),
     "multibox_target": ("o::multibox_target(t[0], t[7])", "o.multibox_target(t[0], t[7])"),
     "multibox_target_options": (
-        "o::multibox_target(t[0], t[7], t[8], {.iou_threshold = 0.6, .variances = "
-        "o::Variances{1, 2, 3, 4}, .negative_mining_ratio = 2.0, .negative_mining_threshold = 0.3, "
-        ".min_negatives = 3, .ignore_label = -7, .semantics = o::Semantics::mxnet, "
-        ".coding = o::Coding::linear, .ignore_boxes = t[3], .ignore_threshold = 0.9})",
-        "o.multibox_target(t[0], t[7], t[8], iou_threshold=0.6, variances=(1, 2, 3, 4), "
-        "negative_mining_ratio=2.0, negative_mining_threshold=0.3, min_negatives=3, ignore_label=-7, "
-        "semantics='mxnet', coding='linear', ignore_boxes=t[3], ignore_threshold=0.9)",
+        "o::multibox_target(t[0], t[14], t[8], {.iou_threshold = 0.1, .variances = "
+        "o::Variances{1, 2, 3, 4}, .negative_mining_ratio = 0.5, .negative_mining_threshold = 0.05, "
+        ".min_negatives = 9, .ignore_label = -7, .coding = o::Coding::linear, "
+        ".ignore_boxes = t[13], .ignore_threshold = 0.9})",
+        "o.multibox_target(t[0], t[14], t[8], iou_threshold=0.1, variances=(1, 2, 3, 4), "
+        "negative_mining_ratio=0.5, negative_mining_threshold=0.05, min_negatives=9, ignore_label=-7, "
+        "coding='linear', ignore_boxes=t[13], ignore_threshold=0.9)",
+    ),
+    "multibox_target_mxnet": (
+        "o::multibox_target(t[0], t[14], std::nullopt, {.semantics = o::Semantics::mxnet})",
+        "o.multibox_target(t[0], t[14], None, semantics='mxnet')",
     ),
     "hard_negative_mining": (
         "o::hard_negative_mining(t[4], t[9])",
         "o.hard_negative_mining(t[4], t[9])",
     ),
     "hard_negative_mining_options": (
-        "o::hard_negative_mining(t[4], t[9], {.ratio = 1.5, .min_negatives = 4})",
-        "o.hard_negative_mining(t[4], t[9], ratio=1.5, min_negatives=4)",
+        "o::hard_negative_mining(t[4], t[9], {.ratio = 0.5, .min_negatives = 4})",
+        "o.hard_negative_mining(t[4], t[9], ratio=0.5, min_negatives=4)",
     ),
     "multiclass_nms": ("o::multiclass_nms(t[3], t[10])", "o.multiclass_nms(t[3], t[10])"),
     "multiclass_nms_options": (
-        "o::multiclass_nms(t[3], t[10], {.score_threshold = 0.2, .iou_threshold = 0.3, .topk = 9, "
-        ".max_detections = 7, .class_agnostic = true, .metric = o::Metric::ios, "
-        f".best_class_only = true, .level_counts = {LEVELS}, .topk_per_level = 6}})",
-        "o.multiclass_nms(t[3], t[10], score_threshold=0.2, iou_threshold=0.3, topk=9, max_detections=7, "
-        "class_agnostic=True, metric='ios', best_class_only=True, level_counts=[20, 10], topk_per_level=6)",
+        "o::multiclass_nms(t[3], t[10], {.score_threshold = 0.6, .iou_threshold = 0.3, "
+        ".max_detections = 20, .class_agnostic = true, .metric = o::Metric::ios})",
+        "o.multiclass_nms(t[3], t[10], score_threshold=0.6, iou_threshold=0.3, max_detections=20, "
+        "class_agnostic=True, metric='ios')",
+    ),
+    "multiclass_nms_levels": (
+        "o::multiclass_nms(t[3], t[10], {.topk = 2, .best_class_only = true, "
+        f".level_counts = {LEVELS}, .topk_per_level = 6}})",
+        "o.multiclass_nms(t[3], t[10], topk=2, best_class_only=True, level_counts=[20, 10], "
+        "topk_per_level=6)",
     ),
     "detect": ("o::detect(t[11], t[5], t[0])", "o.detect(t[11], t[5], t[0])"),
     "detect_options": (
-        "o::detect(t[11], t[5], t[0], {.activation = o::Activation::sigmoid, .score_threshold = 0.2, "
-        ".iou_threshold = 0.3, .topk = 9, .max_detections = 7, .variances = o::Variances{1, 2, 3, 4}, "
-        ".clip = {0.5, 0.75}, .class_agnostic = true, .metric = o::Metric::ios, "
-        ".coding = o::Coding::center, .max_log_size = 0.1, .best_class_only = true, "
+        "o::detect(t[11], t[5], t[0], {.activation = o::Activation::sigmoid, .score_threshold = 0.97, "
+        ".iou_threshold = 0.3, .max_detections = 20, .variances = o::Variances{1, 2, 3, 4}, "
+        ".clip = {0.5, 0.75}, .class_agnostic = true, .metric = o::Metric::ios, .max_log_size = 0.1, "
+        ".best_class_only = true})",
+        "o.detect(t[11], t[5], t[0], activation='sigmoid', score_threshold=0.97, iou_threshold=0.3, "
+        "max_detections=20, variances=(1, 2, 3, 4), clip=(0.5, 0.75), class_agnostic=True, metric='ios', "
+        "max_log_size=0.1, best_class_only=True)",
+    ),
+    "detect_levels": (
+        "o::detect(t[11], t[5], t[0], {.topk = 2, .clip = false, .coding = o::Coding::distance, "
         f".level_counts = {LEVELS}, .topk_per_level = 6}})",
-        "o.detect(t[11], t[5], t[0], activation='sigmoid', score_threshold=0.2, iou_threshold=0.3, "
-        "topk=9, max_detections=7, variances=(1, 2, 3, 4), clip=(0.5, 0.75), class_agnostic=True, "
-        "metric='ios', max_log_size=0.1, best_class_only=True, level_counts=[20, 10], topk_per_level=6)",
+        "o.detect(t[11], t[5], t[0], topk=2, clip=False, coding='distance', level_counts=[20, 10], "
+        "topk_per_level=6)",
     ),
     "multibox_detection": (
         "o::multibox_detection(t[8], t[12], t[0])",
         "o.multibox_detection(t[8], t[12], t[0])",
     ),
     "multibox_detection_mxnet": (
-        "o::multibox_detection(t[8], t[12], t[0], 0.3, 0.2, {.variances = {1, 2, 3, 4}, .clip = false, "
+        "o::multibox_detection(t[8], t[12], t[0], 0.1, 0.2, {.variances = {1, 2, 3, 4}, .clip = false, "
         ".class_agnostic = true, .topk = 9, .semantics = o::Semantics::mxnet})",
-        "o.multibox_detection(t[8], t[12], t[0], 0.3, 0.2, variances=(1, 2, 3, 4), clip=False, "
+        "o.multibox_detection(t[8], t[12], t[0], 0.1, 0.2, variances=(1, 2, 3, 4), clip=False, "
         "class_agnostic=True, topk=9, semantics='mxnet')",
     ),
     "multibox_detection_mxnet_defaults": (
@@ -283,6 +298,7 @@ PAIRS = {
 
 
 def tensors() -> list[torch.Tensor]:
+    torch.manual_seed(0)  # of which every option below changes something
     boxes = cases.boxes(2, 30)
     return [
         boxes[0],
@@ -291,13 +307,15 @@ def tensors() -> list[torch.Tensor]:
         boxes,
         torch.rand(2, 30),
         0.3 * torch.randn(2, 30, 4),
-        torch.tensor([4, 0]),
+        torch.tensor([30, 9]),
         cases.labels(2, 5, classes=3),
         torch.randn(2, 4, 30).softmax(1),
-        torch.randint(-1, 2, (2, 30)),
+        torch.randint(-1, 2, (2, 30)).clamp(max=torch.tensor([[1], [0]])),
         torch.rand(2, 30, 3),
         3 * torch.randn(2, 30, 4),
         0.3 * torch.randn(2, 120),
+        torch.tensor([[[0.0, 0.0, 0.5, 1.0]], [[0.5, 0.0, 1.0, 1.0]]]),
+        torch.cat((cases.labels(1, 5, classes=3), torch.full((1, 5, 5), -1.0))),
     ]
 
 
@@ -340,6 +358,29 @@ def test_every_function_has_a_call():
             continue  # their options are those of nms and of multibox_prior, which calls grid_anchors
         missing = [option for option in options if f".{option} =" not in calls]
         assert name == "multibox_priors" or not missing, f"{name}: {missing}"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, code) in PAIRS.items() if "=" in code])
+def test_every_option_of_a_call_changes_the_result(name):
+    """Or a function could leave it out, and nobody would see it."""
+    tree = ast.parse(PAIRS[name][1], mode="eval")
+    t = tensors()
+
+    def result() -> list[torch.Tensor]:
+        found = eval(compile(tree, name, "eval"), {"o": ssd_ops, "t": t})
+        return [found] if isinstance(found, torch.Tensor) else list(found)
+
+    options, full = list(tree.body.keywords), result()
+    for option in options:
+        tree.body.keywords = [other for other in options if other is not option]
+        try:
+            without = result()
+        except ValueError:
+            continue  # one that another one needs
+        same = [
+            a.shape == b.shape and torch.equal(a, b) for a, b in zip(full, without, strict=True)
+        ]
+        assert not all(same), option.arg
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +21,12 @@ import ssd_ops
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 FILES = dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```', PAGE, re.M | re.S))
-MISSING = [name for name in ("cmake", "ninja", "g++") if shutil.which(name) is None]
+# The tools of this environment before those of the system.
+TOOLS = {
+    **os.environ,
+    "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+}
+MISSING = [name for name in ("cmake", "ninja", "g++") if not shutil.which(name, path=TOOLS["PATH"])]
 needs_tools = pytest.mark.skipif(
     bool(MISSING), reason=f"{MISSING} of a C++ project are not installed"
 )
@@ -42,7 +50,20 @@ def test_the_page_has_a_whole_project():
     assert list(FILES) == ["CMakeLists.txt", "call_ops.cpp", "detect.cpp"]
     assert len(FILES["detect.cpp"].splitlines()) <= 60
     commands = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+    lines = len(FILES["detect.cpp"].splitlines())
+    assert f"a C++ program of {lines} lines" in " ".join((ROOT / "README.md").read_text().split())
     assert any("$(python -m ssd_ops info --cmake)" in command for command in commands)
+
+
+def test_the_tables_are_those_of_the_record():
+    spec = importlib.util.spec_from_file_location("deploy", ROOT / "benchmarks" / "deploy.py")
+    deploy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(deploy)
+    record = json.loads(deploy.RECORD.read_text())
+    assert deploy.files() == FILES
+    assert deploy.times_table(record) in PAGE
+    assert deploy.sizes_table(record) in (ROOT / "README.md").read_text()
+    assert {"C++", "libssd_ops.so"} <= record["times"].keys() | record["bytes"].keys()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +74,7 @@ def project(tmp_path_factory):
         (folder / name).write_text(text)
     options = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix_path()}"]
     for command in (["-S", ".", "-B", "build", *options], ["--build", "build"]):
-        done = run(["cmake", *command], cwd=folder)
+        done = run(["cmake", *command], cwd=folder, env=TOOLS)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "warning" not in done.stderr.lower(), done.stderr
     return folder / "build"
@@ -85,7 +106,7 @@ def test_cmake_finds_a_version_that_fits(tmp_path):
         "endforeach()\n"
     )
     paths = f"-DCMAKE_PREFIX_PATH={ssd_ops.cmake_prefix_path()}"
-    done = run(["cmake", "-S", ".", "-B", "build", "-G", "Ninja", paths], cwd=tmp_path)
+    done = run(["cmake", "-S", ".", "-B", "build", "-G", "Ninja", paths], cwd=tmp_path, env=TOOLS)
     version = ssd_ops.__version__
     fits = [f"{asked}: 1 {version}" for asked in ("", "0", "0.1", "0.1.0")]
     assert done.stderr.splitlines()[:4] == fits
@@ -106,7 +127,7 @@ def test_without_torch_cmake_says_what_is_missing(tmp_path):
         "find_package(ssd_ops CONFIG REQUIRED)\n"
     )
     command = ["cmake", "-S", ".", "-B", "build", "-G", "Ninja"]
-    done = run([*command, f"-DCMAKE_PREFIX_PATH={tmp_path / 'p'}"], cwd=tmp_path)
+    done = run([*command, f"-DCMAKE_PREFIX_PATH={tmp_path / 'p'}"], cwd=tmp_path, env=TOOLS)
     assert done.returncode != 0
     assert "torch 2.11 or later is not below CMAKE_PREFIX_PATH" in " ".join(done.stderr.split())
 

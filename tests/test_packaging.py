@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -103,6 +104,26 @@ def test_the_sdist_holds_what_the_build_reads(sdist):
     assert SOURCES and MODULES
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} | SOURCES | MODULES <= names
     assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+
+
+def test_a_wheel_holds_what_its_build_made_and_nothing_older(checkout):
+    """The kernels of an earlier build do not go into a wheel without CUDA."""
+    for path in sorted((checkout / "csrc").rglob("*.c*")):
+        if path.stem not in ("module", "_C"):
+            path.unlink()  # so that it takes seconds
+    older = f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/ssd_ops/lib"
+    (checkout / older).mkdir(parents=True)
+    (checkout / older / "libssd_ops_cuda.so").touch()
+    env = {**os.environ, "SSD_OPS_CUDA": "0"}
+    made = run([sys.executable, "setup.py", "-q", "bdist_wheel"], cwd=checkout, env=env)
+    assert made.returncode == 0, made.stderr[-2000:]
+    (wheel,) = (checkout / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = sorted(name for name in archive.namelist() if name.endswith(".so"))
+    assert [name.partition(".")[0] for name in libraries] == [
+        "ssd_ops/_C",
+        "ssd_ops/lib/libssd_ops",
+    ]
 
 
 @pytest.mark.slow

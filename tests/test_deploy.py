@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import ssd_ops
+from ssd_ops import _ext
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
@@ -92,6 +93,20 @@ def test_the_programs_call_the_ops_and_need_no_python(project):
         done = run([project / name], env={**NO_PYTHON, "LD_DEBUG": "files"})
         assert "libssd_ops.so" in done.stderr and "libpython" not in done.stderr
     assert run([project / "detect"], env=NO_PYTHON).returncode == 2
+
+
+def test_any_program_can_open_the_library(tmp_path):
+    """`dlopen` in a process without Python, of a package that is installed beside torch."""
+    (tmp_path / "torch").symlink_to(Path(torch.__file__).parent)
+    library = tmp_path / "ssd_ops" / "lib" / "libssd_ops.so"
+    library.parent.mkdir(parents=True)
+    shutil.copy(_ext.library_path(), library)
+    # The loader opens it for a program that knows nothing of it, and resolves all that it needs.
+    env = {**NO_PYTHON, "LD_PRELOAD": str(library), "LD_BIND_NOW": "1"}
+    done = run([shutil.which("true")], env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    debug = run([shutil.which("true")], env={**env, "LD_DEBUG": "files"}).stderr
+    assert f"calling init: {library}" in debug and "libpython" not in debug
 
 
 @needs_tools

@@ -27,7 +27,7 @@ const char* ssd_ops_cuda_build_info();
 
 namespace ssd_ops {
 
-// Without dlsym's search order: the file that holds an address.
+// The file that holds an address.
 inline std::string file_of(const void* address) {
   Dl_info info;
   return dladdr(address, &info) != 0 ? info.dli_fname : "an unknown file";

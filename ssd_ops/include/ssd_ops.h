@@ -1,26 +1,27 @@
 // The ops of ssd_ops for C++: the functions of the Python package, on torch::stable::Tensor.
 //
 // Link a program with libssd_ops.so, and with libssd_ops_cuda.so for tensors on a GPU (CMake does both:
-// docs/deploy.md). Everything here is inline and calls the ops through torch's dispatcher, so one library serves
-// every torch from 2.11 on, and nothing of Python is needed. C++17; with C++20 options can be named:
+// docs/deploy.md). Everything here is inline and calls the ops through torch's dispatcher, so one library
+// serves every torch from 2.11 on, and nothing of Python is needed. C++17; with C++20 options can be named:
 //
 //   ssd_ops::Detections found = ssd_ops::detect(cls_scores, offset_preds, anchors, {.iou_threshold = 0.5});
 //
 // What all functions have in common:
-// - Names, order and defaults are those of Python. What Python takes by keyword alone is in a struct of options.
-//   Where Python takes a name such as "softmax" there is an enum, where it takes None a std::optional.
+// - Names, order and defaults are those of Python. What Python takes by keyword alone is in a struct of
+//   options. Where Python takes a name such as "softmax" there is an enum, where it takes None a
+//   std::optional.
 // - `B` images, `A` anchors, `G` ground truths (gts), `C` classes without background, `N` boxes. Boxes are
 //   corners (x1, y1, x2, y2).
-// - Tensors may be float16, bfloat16, float32 or float64, mixed, and do not have to be contiguous. Arithmetic and
-//   results are float32, or float64 if at least one input is. Indices, labels and counts are int64.
+// - Tensors may be float16, bfloat16, float32 or float64, mixed, and do not have to be contiguous. Arithmetic
+//   and results are float32, or float64 if at least one input is. Indices, labels and counts are int64.
 // - Equal scores are in the order of their indices. The same input gives the same bits on every run, with any
 //   number of threads, on the CPU and on a GPU.
 // - Outputs carry no gradient.
-// - A wrong argument is a std::runtime_error. torch before 2.13 leaves out its text, which says what is wrong,
-//   and writes it to stderr.
+// - A wrong argument is a std::runtime_error. torch before 2.13 leaves out its text, which says what is
+//   wrong, and writes it to stderr.
 //
-// Python's `pack_targets` and `merge_boxes` are not here: they are no ops, but plain PyTorch. Where Python takes
-// a list of one tensor for each image, give one padded tensor.
+// Python's `pack_targets` and `merge_boxes` are not here: they are no ops, but plain PyTorch. Where Python
+// takes a list of one tensor for each image, give one padded tensor.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -43,7 +44,8 @@ const char* ssd_ops_version();     // of libssd_ops.so, "0.1.0"
 const char* ssd_ops_build_info();  // JSON: its compiler, and the torch it was built with
 }
 
-// Hidden, as torch::stable is: of two shared libraries that include this header, each keeps its own functions.
+// Hidden, as torch::stable is: of two shared libraries that include this header, each keeps its own
+// functions.
 #pragma GCC visibility push(hidden)
 
 namespace ssd_ops {
@@ -52,14 +54,16 @@ using torch::stable::Tensor;
 
 // The numbers are those of the schemas.
 
-// Of class scores. softmax: over the classes, background first; sigmoid: of each class; none: they are scores.
+// Of class scores. softmax: over the classes, background first; sigmoid: of each class; none: they are
+// scores.
 enum class Activation : int64_t { none = 0, softmax = 1, sigmoid = 2 };
 
 // How overlap is measured: intersection over union, or over the area of the smaller box.
 enum class Metric : int64_t { iou = 0, ios = 1 };
 
-// What the four offsets of a box are: those of SSD, RetinaNet and Faster R-CNN (center), of BlazeFace (linear),
-// or the distances to its sides, of FCOS (distance). The docstring of Python's `encode_boxes` has the formulas.
+// What the four offsets of a box are: those of SSD, RetinaNet and Faster R-CNN (center), of BlazeFace
+// (linear), or the distances to its sides, of FCOS (distance). The docstring of Python's `encode_boxes` has
+// the formulas.
 enum class Coding : int64_t { center = 0, linear = 1, distance = 2 };
 
 // The rules of "Dive into Deep Learning", of MXNet 1.9, and of torchvision's SSD.
@@ -183,8 +187,8 @@ struct GridAnchorsOptions {
 
 // The anchors of all levels of a detector, from the widths and heights of its boxes.
 //
-// feature_maps: L tensors [..., H_l, W_l]; only their sizes, dtypes and device are used. shapes: for each level
-// at least one (width, height), in fractions of the image, or in pixels with an image_size.
+// feature_maps: L tensors [..., H_l, W_l]; only their sizes, dtypes and device are used. shapes: for each
+// level at least one (width, height), in fractions of the image, or in pixels with an image_size.
 // Returns [1, A, 4] xyxy in fractions of the image. The order is: level, row, column, shape.
 inline Tensor grid_anchors(const std::vector<Tensor>& feature_maps,
                            const std::vector<std::vector<Pair>>& shapes,
@@ -208,9 +212,10 @@ struct MultiboxPriorsOptions {
 
 // The anchors of all levels of a detector: S + R - 1 boxes in each cell.
 //
-// feature_maps: L tensors [..., H_l, W_l]; only their sizes, dtypes and device are used. sizes: for each level S
-// sizes in fractions of the image's height, or in pixels with an image_size. ratios: for each level R ratios of
-// width to height. The boxes of a cell are all sizes with the first ratio, then the first size with the others.
+// feature_maps: L tensors [..., H_l, W_l]; only their sizes, dtypes and device are used. sizes: for each
+// level S sizes in fractions of the image's height, or in pixels with an image_size. ratios: for each level R
+// ratios of width to height. The boxes of a cell are all sizes with the first ratio, then the first size with
+// the others.
 // Returns [1, A, 4] xyxy in fractions of the image. The order is: level, row, column, box.
 inline Tensor multibox_priors(const std::vector<Tensor>& feature_maps,
                               const std::vector<std::vector<double>>& sizes,
@@ -269,7 +274,8 @@ struct EncodeBoxesOptions {
   Coding coding = Coding::center;
 };
 
-// Offsets of boxes [..., A, 4] to anchors [A, 4], [1, A, 4] or of the shape of boxes. Returns the shape of boxes.
+// Offsets of boxes [..., A, 4] to anchors [A, 4], [1, A, 4] or of the shape of boxes. Returns the shape of
+// boxes.
 inline Tensor encode_boxes(const Tensor& boxes, const Tensor& anchors,
                            const EncodeBoxesOptions& options = {}) {
   return std::get<0>(detail::call<Tensor>("encode_boxes", boxes, anchors,
@@ -284,8 +290,8 @@ struct DecodeBoxesOptions {
   std::optional<double> max_log_size = std::nullopt;  // bound of log of the size ratio; none: no bound
 };
 
-// Boxes of offsets [..., A, 4] to anchors [A, 4], [1, A, 4] or of the shape of offsets: xyxy in the unit of the
-// anchors. If exp of an offset overflows, the box is infinite. NaN stays NaN.
+// Boxes of offsets [..., A, 4] to anchors [A, 4], [1, A, 4] or of the shape of offsets: xyxy in the unit of
+// the anchors. If exp of an offset overflows, the box is infinite. NaN stays NaN.
 inline Tensor decode_boxes(const Tensor& offsets, const Tensor& anchors,
                            const DecodeBoxesOptions& options = {}) {
   return std::get<0>(detail::call<Tensor>(
@@ -306,12 +312,13 @@ struct AssignAnchorsOptions {
 // Assigns each anchor to a gt or to the background, for a batch of images.
 //
 // anchors [1, A, 4] or [A, 4]. gt_boxes [B, G, 4] with gt_counts [B] int64, the number of real boxes of each
-// image (none: all G); or [N, 4], the boxes of all images, with gt_counts [B + 1], the rows where images begin.
-// An anchor takes the gt of highest IoU from iou_threshold on, and is background below background_threshold.
-// Then each gt gets the free anchor of highest IoU, whatever it is (bipartite), its best anchor, where a later gt
-// replaces an earlier one (argmax), or all anchors of its highest IoU (low_quality).
-// Returns matched_idxs [B, A] int64, the row of the gt, -1 for background, -2 between the thresholds or ignored;
-// and matched_ious [B, A].
+// image (none: all G); or [N, 4], the boxes of all images, with gt_counts [B + 1], the rows where images
+// begin. An anchor takes the gt of highest IoU from iou_threshold on, and is background below
+// background_threshold. Then each gt gets the free anchor of highest IoU, whatever it is (bipartite), its
+// best anchor, where a later gt replaces an earlier one (argmax), or all anchors of its highest IoU
+// (low_quality).
+// Returns matched_idxs [B, A] int64, the row of the gt, -1 for background, -2 between the thresholds or
+// ignored; and matched_ious [B, A].
 inline std::tuple<Tensor, Tensor> assign_anchors(const Tensor& anchors, const Tensor& gt_boxes,
                                                  const std::optional<Tensor>& gt_counts = std::nullopt,
                                                  const AssignAnchorsOptions& options = {}) {
@@ -336,10 +343,11 @@ struct MultiboxTargetOptions {
 
 // The training targets of each anchor.
 //
-// anchors [1, A, 4] or [A, 4] xyxy; labels [B, G, 5] rows (class, x1, y1, x2, y2), class from 0, where a row of a
-// negative class is padding; cls_preds [B, C + 1, A] logits, background first, needed with negative_mining_ratio.
-// Returns offsets [B, 4A], 0 without a match; masks [B, 4A], 1 for the numbers of a matched anchor, else 0; and
-// class labels [B, A] int64, class + 1, or 0 for background.
+// anchors [1, A, 4] or [A, 4] xyxy; labels [B, G, 5] rows (class, x1, y1, x2, y2), class from 0, where a row
+// of a negative class is padding; cls_preds [B, C + 1, A] logits, background first, needed with
+// negative_mining_ratio.
+// Returns offsets [B, 4A], 0 without a match; masks [B, 4A], 1 for the numbers of a matched anchor, else 0;
+// and class labels [B, A] int64, class + 1, or 0 for background.
 inline std::tuple<Tensor, Tensor, Tensor> multibox_target(
     const Tensor& anchors, const Tensor& labels, const std::optional<Tensor>& cls_preds = std::nullopt,
     const MultiboxTargetOptions& options = {}) {
@@ -356,9 +364,9 @@ struct HardNegativeMiningOptions {
   int64_t min_negatives = 0;  // the least number of negatives in each image
 };
 
-// Selects the positives and the hardest negatives of each image. losses [B, A]; cls_labels [B, A] int64, positive
-// above 0, negative at 0, ignored below. Returns [B, A] bool. Of equal losses the lower anchor comes first; NaN
-// counts as the highest.
+// Selects the positives and the hardest negatives of each image. losses [B, A]; cls_labels [B, A] int64,
+// positive above 0, negative at 0, ignored below. Returns [B, A] bool. Of equal losses the lower anchor comes
+// first; NaN counts as the highest.
 inline Tensor hard_negative_mining(const Tensor& losses, const Tensor& cls_labels,
                                    const HardNegativeMiningOptions& options = {}) {
   return std::get<0>(
@@ -372,8 +380,9 @@ struct NmsOptions {
 };
 
 // Greedy NMS of boxes [N, 4] with scores [N]: the indices [K] int64 of the boxes that it keeps, highest score
-// first. A box is dropped if its overlap with a kept box of higher score is above iou_threshold, 0 or more; from
-// 1 on, none is. A box of a NaN score is dropped. A box without area or with a NaN corner overlaps nothing.
+// first. A box is dropped if its overlap with a kept box of higher score is above iou_threshold, 0 or more;
+// from 1 on, none is. A box of a NaN score is dropped. A box without area or with a NaN corner overlaps
+// nothing.
 inline Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold,
                   const NmsOptions& options = {}) {
   return std::get<0>(detail::call<Tensor>("nms", boxes, scores, detail::threshold(iou_threshold),
@@ -387,8 +396,8 @@ inline Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tenso
                                           detail::threshold(iou_threshold), detail::number(options.metric)));
 }
 
-// `nms` of boxes [B, N, 4] with scores [B, N], or of [N, 4] with [N], in shapes that do not depend on the values:
-// indices [B, N] int64, padded with -1, and counts [B] int64; for one image [N] and [].
+// `nms` of boxes [B, N, 4] with scores [B, N], or of [N, 4] with [N], in shapes that do not depend on the
+// values: indices [B, N] int64, padded with -1, and counts [B] int64; for one image [N] and [].
 inline std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores, double iou_threshold,
                                              const NmsOptions& options = {}) {
   const double threshold = detail::threshold(iou_threshold);
@@ -406,8 +415,8 @@ struct NmsGroupsOptions {
   Metric metric = Metric::iou;
 };
 
-// For each of the boxes [..., N, 4] with scores [..., N] the kept box that suppressed it: [..., N] int64, its own
-// index if it is kept, -1 for a NaN score.
+// For each of the boxes [..., N, 4] with scores [..., N] the kept box that suppressed it: [..., N] int64, its
+// own index if it is kept, -1 for a NaN score.
 inline Tensor nms_groups(const Tensor& boxes, const Tensor& scores, double iou_threshold,
                          const NmsGroupsOptions& options = {}) {
   return std::get<0>(detail::call<Tensor>("nms_groups", boxes, scores, options.idxs,
@@ -428,8 +437,8 @@ struct MulticlassNmsOptions {
   std::optional<int64_t> topk_per_level = std::nullopt;  // candidates that each level keeps before topk
 };
 
-// NMS within each class, for a batch: boxes [B, N, 4], scores [B, N, C] without background. Returns K rows for
-// each image; equal scores are ordered by class, then by box.
+// NMS within each class, for a batch: boxes [B, N, 4], scores [B, N, C] without background. Returns K rows
+// for each image; equal scores are ordered by class, then by box.
 inline Detections multiclass_nms(const Tensor& boxes, const Tensor& scores,
                                  const MulticlassNmsOptions& options = {}) {
   const auto [counts, topk] = detail::levels("multiclass_nms", options.level_counts, options.topk_per_level);
@@ -458,9 +467,10 @@ struct DetectOptions {
 
 // Post-processing of a detector in one call for a batch: activation, decoding and NMS.
 //
-// cls_scores [B, A, C + 1] logits, background first, for softmax, otherwise [B, A, C]; offset_preds [B, A, 4] or
-// [B, 4A], encoded as by `encode_boxes`; anchors [1, A, 4] or [A, 4].
-// Returns K rows for each image; equal scores are ordered by class, then by anchor. A NaN score is no candidate.
+// cls_scores [B, A, C + 1] logits, background first, for softmax, otherwise [B, A, C]; offset_preds [B, A, 4]
+// or [B, 4A], encoded as by `encode_boxes`; anchors [1, A, 4] or [A, 4].
+// Returns K rows for each image; equal scores are ordered by class, then by anchor. A NaN score is no
+// candidate.
 inline Detections detect(const Tensor& cls_scores, const Tensor& offset_preds, const Tensor& anchors,
                          const DetectOptions& options = {}) {
   const auto [counts, topk] = detail::levels("detect", options.level_counts, options.topk_per_level);
@@ -483,8 +493,8 @@ struct MultiboxDetectionOptions {
 // The book's detections: a row for each anchor, which takes its best class.
 //
 // cls_probs [B, C + 1, A] probabilities, background first; offset_preds [B, 4A]; anchors [1, A, 4] or [A, 4].
-// Returns [B, A, 6] rows (class, score, x1, y1, x2, y2). The detections are the rows of a class >= 0: first the
-// kept boxes, highest score first, then the others. csrc/detection/multibox_detection.h has the rules.
+// Returns [B, A, 6] rows (class, score, x1, y1, x2, y2). The detections are the rows of a class >= 0: first
+// the kept boxes, highest score first, then the others. csrc/detection/multibox_detection.h has the rules.
 inline Tensor multibox_detection(const Tensor& cls_probs, const Tensor& offset_preds, const Tensor& anchors,
                                  double nms_threshold = 0.5, double pos_threshold = 0.009999999,
                                  const MultiboxDetectionOptions& options = {}) {

@@ -172,7 +172,7 @@ def test_the_sdist_installs_in_an_empty_environment_and_runs(sdist, tmp_path):
     path, answer = result.stdout.splitlines()
     assert Path(path).is_relative_to(site)
     assert answer == "[0]"
-    assert run([*pip, "uninstall", "-y", "ssd_ops"]).returncode == 0
+    assert run([*pip, "uninstall", "-y", "ssd_ops"], env=env).returncode == 0
     assert not (site / "ssd_ops").exists()
 
 
@@ -364,3 +364,25 @@ def test_version_and_build_facts():
 def test_the_library_names_no_path_of_its_builder():
     library = Path(_ext.library_path()).read_bytes()
     assert str(ROOT).encode() not in library
+
+
+def test_cuda_kernels_of_another_version_are_refused(tmp_path):
+    """Their library without the kernels, as of another version; nvcc is not needed for what says no."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if shutil.which(compiler) is None:
+        pytest.skip("a C++ compiler is not installed")
+    own, other = Path(_ext.library_path()), tmp_path / "libssd_ops_cuda.so"
+    facts = {"VERSION": "9.9.9", "TARGET": "2.11", "ARCHITECTURES": "9.0"}
+    command = [
+        *(compiler, "-shared", "-fPIC", "-std=c++17", f"-I{ROOT / 'csrc'}", "-x", "c++"),
+        *(f'-DSSD_OPS_{name}="{value}"' for name, value in facts.items()),
+        *(str(ROOT / "csrc" / "common" / "module.cu"), "-x", "none", str(own), "-o", str(other)),
+    ]
+    made = run(command)
+    assert made.returncode == 0, made.stderr
+    result = run([sys.executable, "-c", f"import ssd_ops, ctypes; ctypes.CDLL({str(other)!r})"])
+    assert result.returncode == -signal.SIGABRT
+    assert result.stderr.strip() == (
+        f"ssd_ops: the op library {own}, version {ssd_ops.__version__}, is loaded already, so {other}, "
+        "version 9.9.9, cannot be loaded into the same process: both must be of one version."
+    )

@@ -28,14 +28,8 @@ def _load() -> ModuleType:
             "ssd_ops: the compiled library is missing beside the Python files. Build it with "
             f"{REBUILD}; if you are in the source folder of a non-editable install, leave it."
         )
-    # Registering the same ops twice ends the process without a Python error.
-    mapped = _mapped()
-    if hasattr(torch.ops.ssd_ops, "nms") and not any(own.samefile(path) for path in mapped):
-        loaded = ", ".join(f"{path}, version {_version_of(path)}" for path in mapped)
-        raise ImportError(
-            f"ssd_ops: another copy of the library is loaded already ({loaded or 'its path is unknown'}), "
-            f"so {own}, version {__version__}, cannot be loaded. Uninstall one of the two and restart Python."
-        )
+    if hasattr(torch.ops.ssd_ops, "nms"):
+        _refuse_another_copy(own)
     try:
         module = importlib.import_module("ssd_ops._C")
     except ImportError as error:
@@ -49,6 +43,18 @@ def _load() -> ModuleType:
             f"{__version__}. Build it again with {REBUILD}."
         )
     return module
+
+
+def _refuse_another_copy(own: Path) -> None:
+    """An ImportError if the ops are of another file: to register them twice ends the process."""
+    mapped = _mapped()
+    if any(own.samefile(path) for path in mapped):
+        return
+    loaded = ", ".join(f"{path}, version {_version_of(path)}" for path in mapped)
+    raise ImportError(
+        f"ssd_ops: another copy of the library is loaded already ({loaded or 'its path is unknown'}), "
+        f"so {own}, version {__version__}, cannot be loaded. Uninstall one of the two and restart Python."
+    )
 
 
 def _mapped() -> list[Path]:

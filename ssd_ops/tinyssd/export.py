@@ -131,10 +131,11 @@ def write_package(detector: Detector, path: str | os.PathLike[str]) -> None:
     compiler = os.environ.get("CXX", "g++").split()[0]
     if shutil.which(compiler) is None:
         raise RuntimeError(f"export: {compiler}, which compiles the detector, is not on the PATH")
-    with _program(detector) as program, tempfile.TemporaryDirectory() as folder:
-        made = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(Path(folder) / "model.pt2")
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        with _program(detector) as program, _in_a_line("AOTInductor"):
+            made = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(Path(folder) / "model.pt2")
+            )
         replace_file(path, Path(made).read_bytes())
 
 
@@ -157,19 +158,19 @@ def write_onnx(detector: Detector, path: str | os.PathLike[str]) -> None:
     """
     _check_ending(path, ".onnx")
     table = translations()
-    with _program(detector) as program, tempfile.TemporaryDirectory() as folder:
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=18,
-            input_names=["images"],
-            output_names=list(OUTPUTS),
-            custom_translation_table=table,
-            verbose=False,
-        )
-        assert made is not None
+    with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / "model.onnx"
-        made.save(str(aside))
+        with _program(detector) as program, _in_a_line("torch.onnx"):
+            made: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=18,
+                input_names=["images"],
+                output_names=list(OUTPUTS),
+                custom_translation_table=table,
+                verbose=False,
+            )
+            made.save(str(aside))
         data = aside.read_bytes()
     _check_onnx(detector, data)
     replace_file(path, data)
@@ -178,6 +179,16 @@ def write_onnx(detector: Detector, path: str | os.PathLike[str]) -> None:
 def _check_ending(path: str | os.PathLike[str], ending: str) -> None:
     if Path(path).suffix != ending:
         raise ValueError(f"export: the file must end in {ending}, got {os.fspath(path)}")
+
+
+@contextmanager
+def _in_a_line(what: str) -> Iterator[None]:
+    """What torch says on pages, if it cannot do it, as one sentence; the pages are the cause."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RuntimeError(f"export: {what} cannot write this detector: {said}") from error
 
 
 @contextmanager

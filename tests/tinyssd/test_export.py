@@ -98,6 +98,18 @@ def test_without_a_compiler(tmp_path, monkeypatch):
         export.write_package(Detector(untrained()), tmp_path / "model.pt2")
 
 
+def test_what_torch_cannot_compile_is_one_sentence(tmp_path, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("no registers left\nand pages more")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    path = tmp_path / "model.pt2"
+    with pytest.raises(RuntimeError) as caught:
+        export.write_package(Detector(untrained()), path)
+    assert str(caught.value) == "export: AOTInductor cannot write this detector: no registers left"
+    assert not path.exists()
+
+
 @pytest.fixture(scope="module")
 def onnx_model(tmp_path_factory):
     """A detector, and its ONNX; the images are resized on the way."""

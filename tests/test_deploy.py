@@ -130,6 +130,21 @@ def test_cmake_finds_a_version_that_fits(tmp_path):
 
 
 @needs_tools
+@pytest.mark.skipif(torch.version.cuda is not None, reason="its package wants the CUDA toolkit")
+def test_targets_of_torch_are_used_where_a_project_has_them(tmp_path):
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(both LANGUAGES CXX)\n"
+        "find_package(Torch REQUIRED)\nfind_package(ssd_ops CONFIG REQUIRED)\n"
+        "get_target_property(libraries ssd_ops::torch INTERFACE_LINK_LIBRARIES)\n"
+        'message("linked: ${libraries}")\n'
+    )
+    paths = f"-DCMAKE_PREFIX_PATH={ssd_ops.cmake_prefix_path()}"
+    done = run(["cmake", "-S", ".", "-B", "build", "-G", "Ninja", paths], cwd=tmp_path, env=TOOLS)
+    assert done.returncode == 0, done.stderr
+    assert "linked: torch;torch_library;" in done.stderr
+
+
+@needs_tools
 def test_without_torch_cmake_says_what_is_missing(tmp_path):
     # The package alone, without a torch beside it.
     ignore = shutil.ignore_patterns("__pycache__")

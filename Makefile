@@ -53,7 +53,7 @@ test-all: lint ## every test, with more random cases, and that the benchmarks' r
 lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc tests/emulation -regex '.*\.\(h\|cpp\|cu\|cuh\)' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc ssd_ops/include tests/emulation -regex '.*\.\(h\|cpp\|cu\|cuh\)' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
@@ -93,7 +93,7 @@ wheel: $(VENV)/tools ## an sdist and, made from it, a wheel for this Python, in 
 	@ls dist/*
 
 clean: ## delete all that these targets make
-	rm -rf $(VENV) $(PEERS) build dist site demo *.egg-info ssd_ops/*.so benchmarks/latest.json
+	rm -rf $(VENV) $(PEERS) build dist site demo *.egg-info ssd_ops/*.so ssd_ops/lib/*.so benchmarks/latest.json
 
 # $(call make_venv,folder,torch,group,group without what it asks for): an environment with them.
 define make_venv

@@ -1,8 +1,10 @@
-"""Builds `ssd_ops._C` from csrc/**/*.cpp and, where there is nvcc, `ssd_ops._C_cuda` from csrc/**/*.cu.
+"""Builds ssd_ops/lib/libssd_ops.so from csrc/**/*.cpp and, where there is nvcc, libssd_ops_cuda.so from
+csrc/**/*.cu; and the Python modules `ssd_ops._C` and `ssd_ops._C_cuda` (csrc/python), which load them.
 
 There is no list of ops: a new room is found by itself. Everything is compiled against LibTorch's Stable ABI
 at the oldest torch supported, so one build serves that torch and every later one. Its headers need no CUDA,
-so `_C_cuda` is built beside a CPU-only torch just as well; it is loaded where torch has CUDA.
+so libssd_ops_cuda.so is built beside a CPU-only torch just as well; it is loaded where torch has CUDA. Both
+libraries hold no symbol of Python: C++ programs link them too.
 
 SSD_OPS_CUDA=1 makes a build without CUDA kernels fail, 0 leaves them out. TORCH_CUDA_ARCH_LIST and CUDA_HOME
 are those of torch's own extensions.
@@ -129,11 +131,17 @@ def _architecture_flags(architectures: str) -> list[str]:
 
 
 def _sources(suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
+    paths = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"*{suffix}")]
+    return sorted(str(path) for path in paths if path.parts[1] != "python")
+
+
+def _version() -> str:
+    return re.search(r'"(.+)"', (ROOT / "ssd_ops" / "version.py").read_text())[1]
 
 
 def _defines() -> list[str]:
     return [
+        f'-DSSD_OPS_VERSION="{_version()}"',
         f"-DTORCH_TARGET_VERSION=0x{TARGET[0]:02x}{TARGET[1]:02x}000000000000",
         f'-DSSD_OPS_TARGET="{TARGET[0]}.{TARGET[1]}"',
     ]
@@ -143,12 +151,25 @@ def _defines() -> list[str]:
 ARITHMETIC = ["-ffp-contract=off"]
 
 
-def _extension(torch) -> Extension:
-    import pybind11
-    from torch.utils.cpp_extension import include_paths, library_paths
+LIBRARY, CUDA_LIBRARY = "ssd_ops.lib.libssd_ops", "ssd_ops.lib.libssd_ops_cuda"
 
+
+def _link_flags(library: str) -> list[str]:
+    """Of a library without Python: what it shows, and where it finds those that it needs."""
+    return [
+        f"-Wl,-soname,{library.rpartition('.')[2]}.so",
+        # A second copy must see itself, not the one that is loaded already, to refuse itself.
+        "-Wl,-Bsymbolic-functions",
+        "-Wl,--version-script=csrc/common/exports.map",
+        # Its neighbour; and, for C++ programs, the torch that it is installed beside.
+        *("-Wl,-rpath,$ORIGIN", "-Wl,-rpath,$ORIGIN/../../torch/lib"),
+        *os.environ.get("SSD_OPS_LDFLAGS", "").split(),
+    ]
+
+
+def _cxx_flags() -> list[str]:
     debug = os.environ.get("DEBUG", "0") == "1"
-    flags = [
+    return [
         "-std=c++17",
         "-O0" if debug else "-O3",
         "-g" if debug else "-g0",
@@ -163,25 +184,49 @@ def _extension(torch) -> Extension:
         "-fno-trapping-math",
         f"-ffile-prefix-map={ROOT}=ssd_ops",
         *_defines(),
-        # System headers, so that their warnings stay theirs.
-        *(f"-isystem{path}" for path in (pybind11.get_include(), *include_paths())),
         *os.environ.get("SSD_OPS_CXXFLAGS", "").split(),
     ]
+
+
+def _library() -> Extension:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    # System headers, so that their warnings stay theirs.
+    flags = [*_cxx_flags(), *(f"-isystem{path}" for path in include_paths())]
     return Extension(
-        "ssd_ops._C",
+        LIBRARY,
         sources=_sources(".cpp"),
-        depends=_sources(".h"),
+        depends=[*_sources(".h"), *_sources(".map")],
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
-        libraries=["torch", "torch_cpu", "c10"],
+        # The C++ library first, or symbols of it would be taken from torch, which shows some by chance.
+        libraries=["stdc++", "torch", "torch_cpu", "c10"],
         extra_compile_args=flags,
-        extra_link_args=["-Wl,--as-needed", *os.environ.get("SSD_OPS_LDFLAGS", "").split()],
+        extra_link_args=["-Wl,--as-needed", *_link_flags(LIBRARY)],
         language="c++",
     )
 
 
-def _cuda_extension(torch, home: Path) -> Extension:
+def _module(name: str, *libraries: str) -> Extension:
+    """A Python module that loads libraries of ours, which have been built before."""
     import pybind11
+
+    return Extension(
+        f"ssd_ops.{name}",
+        sources=[f"csrc/python/{name}.cpp"],
+        depends=["csrc/common/module.h"],
+        include_dirs=[str(ROOT / "csrc")],
+        libraries=[library.rpartition(".lib")[2] for library in libraries],
+        extra_compile_args=[*_cxx_flags(), f"-isystem{pybind11.get_include()}"],
+        extra_link_args=[
+            "-Wl,-rpath,$ORIGIN/lib",
+            *os.environ.get("SSD_OPS_LDFLAGS", "").split(),
+        ],
+        language="c++",
+    )
+
+
+def _cuda_library(torch, home: Path) -> Extension:
     import torch.utils.cpp_extension as cpp_extension
 
     # torch looks for nvcc only where it has CUDA itself.
@@ -200,22 +245,23 @@ def _cuda_extension(torch, home: Path) -> Extension:
         *_architecture_flags(architectures),
         *_defines(),
         f'-DSSD_OPS_ARCHITECTURES="{architectures}"',
-        *(f"-isystem={path}" for path in (pybind11.get_include(), *cpp_extension.include_paths())),
+        *(f"-isystem={path}" for path in cpp_extension.include_paths()),
         *os.environ.get("SSD_OPS_NVCCFLAGS", "").split(),
     ]
     return Extension(
-        "ssd_ops._C_cuda",
+        CUDA_LIBRARY,
         sources=_sources(".cu"),
-        depends=_sources(".cuh") + _sources(".h"),
+        depends=_sources(".cuh") + _sources(".h") + _sources(".map"),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=[*cpp_extension.library_paths(), *map(str, _cudart_folders(home))],
-        libraries=["torch_cpu", "c10"],
+        libraries=["stdc++", "ssd_ops", "torch_cpu", "c10"],
         extra_compile_args={"cxx": [], "nvcc": flags},
         # libtorch brings what only a CUDA torch has. The CUDA runtime is linked in, so that the library does
         # not depend on the version that torch brings.
         extra_link_args=[
             *("-Wl,--no-as-needed", "-ltorch"),
             *("-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"),
+            *_link_flags(CUDA_LIBRARY),
         ],
         language="c++",
     )
@@ -225,12 +271,12 @@ def _extensions(torch) -> list[Extension]:
     wanted = os.environ.get("SSD_OPS_CUDA", "")
     if wanted not in ("", "0", "1"):
         sys.exit(f"ssd_ops: SSD_OPS_CUDA must be 0 or 1, got `{wanted}`")
-    extensions = [_extension(torch)]
+    extensions = [_library(), _module("_C", LIBRARY)]
     if wanted == "0":
         return extensions
     home, why_not = _find_cuda(torch)
     if home is not None:
-        extensions.append(_cuda_extension(torch, home))
+        extensions += [_cuda_library(torch, home), _module("_C_cuda", CUDA_LIBRARY, LIBRARY)]
     elif wanted == "1":
         sys.exit(f"ssd_ops: SSD_OPS_CUDA=1 asks for CUDA kernels, but {why_not}")
     else:
@@ -259,11 +305,31 @@ def main() -> None:
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
+        def run(self):
+            # What an earlier build of other libraries has left would go into the wheel.
+            wanted = {os.path.join(self.build_lib, self._path_of(ext)) for ext in self.extensions}
+            for made in Path(self.build_lib).glob("ssd_ops/**/*.so"):
+                if str(made) not in wanted:
+                    made.unlink()
+            super().run()
+
+        def _path_of(self, ext):
+            return os.path.join(
+                *ext.name.split(".")[:-1], self.get_ext_filename(ext.name.split(".")[-1])
+            )
+
+        def get_ext_filename(self, fullname):
+            if fullname.rpartition(".")[2].startswith("libssd_ops"):  # with or without its package
+                return f"{fullname.replace('.', os.sep)}.so"
+            return super().get_ext_filename(fullname)
+
         def build_extension(self, ext):
+            # Where the libraries are that this one is linked with.
+            ext.library_dirs.insert(0, os.path.dirname(self.get_ext_fullpath(LIBRARY)))
             # One folder for all kinds of builds, so that only what has changed is compiled again. The
             # objects of box_iou.cpp and box_iou.cu are both called box_iou.o.
             common, self.build_temp = self.build_temp, str(OBJECTS / ext.name)
-            if ext.name == "ssd_ops._C_cuda":
+            if ext.name == CUDA_LIBRARY:
                 # Beside a CPU-only torch, torch's ninja file does not know the headers of .cu files.
                 newest = max(os.path.getmtime(ROOT / header) for header in ext.depends)
                 for made in (OBJECTS / ext.name).rglob("*.o"):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ssd_ops import ops
+from ssd_ops._ext import cmake_prefix_path as cmake_prefix_path
 from ssd_ops.ops import *
 from ssd_ops.version import __version__ as __version__
 

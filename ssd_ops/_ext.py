@@ -1,14 +1,19 @@
-"""Loads the compiled library, which registers the ops. If it does not load, the error says what to do."""
+"""Loads the compiled libraries, which register the ops. If one does not load, the error says what to do."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.util
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from ssd_ops.version import __version__
 
 REBUILD = (
     "`pip install --no-build-isolation --force-reinstall --no-deps ssd_ops` (or `.` in a checkout)"
@@ -17,35 +22,56 @@ REBUILD = (
 
 def _load() -> ModuleType:
     spec = importlib.util.find_spec("ssd_ops._C")
-    if spec is None:
+    own = Path(spec.origin or "").parent / "lib" / "libssd_ops.so" if spec else None
+    if spec is None or own is None or not own.exists():
         raise ImportError(
             "ssd_ops: the compiled library is missing beside the Python files. Build it with "
             f"{REBUILD}; if you are in the source folder of a non-editable install, leave it."
         )
-    # Registering the same ops twice aborts the process without a Python error.
     if hasattr(torch.ops.ssd_ops, "nms"):
-        loaded = sorted(path for path in torch.ops.loaded_libraries if "ssd_ops" in path)
-        raise ImportError(
-            f"ssd_ops: another copy of the library is loaded already ({', '.join(loaded) or _mapped()}), "
-            f"so {spec.origin} cannot be loaded. Uninstall one of the two and restart Python."
-        )
+        _refuse_another_copy(own)
     try:
-        return importlib.import_module("ssd_ops._C")
+        module = importlib.import_module("ssd_ops._C")
     except ImportError as error:
         raise ImportError(
             f"ssd_ops: {spec.origin} does not load with torch {torch.__version__} ({error}). "
             f"Build it again with {REBUILD}."
         ) from error
+    if module.version() != __version__:
+        raise ImportError(
+            f"ssd_ops: {module.path()} is of version {module.version()}, and the Python files are of version "
+            f"{__version__}. Build it again with {REBUILD}."
+        )
+    return module
 
 
-def _mapped() -> str:
-    """The library file that this process has mapped, if /proc shows it."""
+def _refuse_another_copy(own: Path) -> None:
+    """An ImportError if the ops are of another file: to register them twice ends the process."""
+    mapped = _mapped()
+    if any(own.samefile(path) for path in mapped):
+        return
+    loaded = ", ".join(f"{path}, version {_version_of(path)}" for path in mapped)
+    raise ImportError(
+        f"ssd_ops: another copy of the library is loaded already ({loaded or 'its path is unknown'}), "
+        f"so {own}, version {__version__}, cannot be loaded. Uninstall one of the two and restart Python."
+    )
+
+
+def _mapped() -> list[Path]:
+    """The files of our CPU library that this process has mapped, if /proc shows them."""
     try:
         with open("/proc/self/maps") as maps:
-            paths = {line.split()[-1] for line in maps if "ssd_ops" in line and ".so" in line}
+            paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "libssd_ops.so" in line}
     except OSError:
-        paths = set()
-    return ", ".join(sorted(paths)) or "its path is unknown"
+        return []
+    return [Path(path) for path in sorted(paths) if Path(path).exists()]
+
+
+def _version_of(library: Path) -> str:
+    function = ctypes.CDLL(str(library)).ssd_ops_version
+    function.restype = ctypes.c_char_p
+    version: bytes = function()
+    return version.decode()
 
 
 def op_names() -> list[str]:
@@ -112,15 +138,32 @@ def build_info() -> dict[str, object]:
         >>> build_info()["torch_target"]
         '2.11'
     """
-    info = dict(_C.build_info())
+    info = dict(json.loads(_C.build_info()))
     if _C_cuda is None:
         info["cuda"] = f"no: {_why_no_cuda}"
     else:
-        cuda = _C_cuda.build_info()
+        cuda = json.loads(_C_cuda.build_info())
         info["cuda"] = f"{cuda['compiler']} for {cuda['architectures']}"
     return info
 
 
 def library_path() -> str:
-    """The path of the loaded CPU library."""
-    return str(_C.__file__)
+    """The path of the loaded CPU library, which C++ programs link too."""
+    return str(_C.path())
+
+
+def cmake_prefix_path() -> str:
+    """The value of CMake's ``CMAKE_PREFIX_PATH`` with which it finds this package and torch.
+
+    Returns:
+        Two folders with a semicolon between them: that of this package, which holds ``include/ssd_ops.h``,
+        ``lib/libssd_ops.so`` and the files of CMake, and torch's. `docs/deploy.md` has a C++ project that
+        uses it. `ssd-ops info --cmake` prints the same.
+
+    Example:
+        >>> from pathlib import Path
+        >>> ours, torch_s = cmake_prefix_path().split(";")
+        >>> Path(ours, "include", "ssd_ops.h").exists()
+        True
+    """
+    return f"{Path(__file__).resolve().parent};{torch.utils.cmake_prefix_path}"

@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 COMMANDS = [
     (page.name, found[1].strip())
     for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
-    for found in re.finditer(r"(?:\bssd-ops|-m ssd_ops) ([\w-][^`#&|;\n]*)", page.read_text())
+    for found in re.finditer(r"(?:\bssd-ops|-m ssd_ops) ([\w-][^`#&|;)\n]*)", page.read_text())
 ]
 
 

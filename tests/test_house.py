@@ -33,15 +33,16 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 # A part of the package -> the other parts that it may import. The longest name that fits a module counts.
 NOBODY: set[str] = set()
 ARROWS = {
-    "": {"ops", "version"},
+    "": {"_ext", "ops", "version"},
     "__main__": {"tinyssd.cli"},
-    "_ext": NOBODY,
+    "_ext": {"version"},
     "version": NOBODY,
     "reference": NOBODY,
     "ops": {"_ext"},
     "integrations": {"ops"},
     "tinyssd": {"ops"},
-    "tinyssd.cli": {"", "_ext", "ops", "tinyssd"},
+    "tinyssd.export": {"ops", "tinyssd", "integrations"},
+    "tinyssd.cli": {"", "_ext", "ops", "tinyssd", "tinyssd.export"},
 }
 # A room of csrc -> the files of other rooms that it may include, besides those of common: the core of NMS.
 ROOMS = {
@@ -211,12 +212,12 @@ def test_includes_stay_in_their_room():
 @pytest.mark.parametrize("path", csrc_files(), ids=lambda path: str(path.relative_to(CSRC)))
 def test_a_file_of_csrc_is_what_its_ending_says(path):
     """`.h`: contract and host core. `.cpp`: schema and CPU kernel. `.cuh`: CUDA kernels. `.cu`: checks,
-    launch, registration. `.cu.h`: what several `.cu` files share of that.
+    launch, registration. `.cu.h`: what several `.cu` files share of that. `.map`: what a library shows.
     """
     text, included = path.read_text(), all_includes(path)
     cuda = {name for name in included if re.search(r"\.cuh$|\.cu\.h$|^cuda_|^cub/", name)}
     torch_headers = {name for name in included if name.startswith("torch/")}
-    assert ending(path) in {".h", ".cpp", ".cuh", ".cu", ".cu.h"}
+    assert ending(path) in {".h", ".cpp", ".cuh", ".cu", ".cu.h", ".map"}
     if ending(path) in {".h", ".cpp"}:
         assert not cuda, f"a file without CUDA includes {cuda}"
     if ending(path) == ".cuh":
@@ -227,7 +228,9 @@ def test_a_file_of_csrc_is_what_its_ending_says(path):
         ("SSD_CUDA_IMPL(m) {", ".cu"),
     ):
         assert word not in text or ending(path) == place, f"{word} stands in {place} files"
-    if ending(path) in {".cpp", ".cu"} and path.stem != "module":
+    python = path.parent.name == "python"
+    assert python == any(name.startswith("pybind11/") for name in included)
+    if ending(path) in {".cpp", ".cu"} and path.stem != "module" and not python:
         assert path.stem in schemas(), f"{path.name} is not of an op"
         assert f"{path.stem}.h" in {Path(name).name for name in included}, "the contract"
 
@@ -263,34 +266,69 @@ def test_only_the_stable_interface_of_torch_is_included():
             assert not stable.search(text), path
 
 
+def test_libraries_are_told_apart_by_their_names_and_found_by_place():
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf is not installed")
+    for library in LIBRARIES:
+        table = subprocess.run([readelf, "-d", library], capture_output=True, text=True).stdout
+        assert re.search(r"SONAME.*\[(.+)\]", table)[1] == library.name
+        assert re.search(r"RUNPATH.*\[(.+)\]", table)[1] == "$ORIGIN:$ORIGIN/../../torch/lib"
+        needed = set(re.findall(r"NEEDED.*\[(.+?)\.so", table))
+        assert not [name for name in needed if "python" in name or "c10" in name]
+        assert ("libssd_ops" in needed) == ("cuda" in library.name)
+
+
 def test_box_math_needs_no_torch():
     for name in ("box.h", "math.h", "host_device.h"):
         assert "torch/" not in (CSRC / "common" / name).read_text(), name
 
 
-def test_the_library_needs_only_stable_symbols():
+def symbols(library: Path, which: str) -> list[str]:
+    """The dynamic symbols of a library, those that it defines or those that it takes from others."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm is not installed")
-    libraries = sorted(PACKAGE.glob("_C*.so"))
-    assert libraries
-    for library in libraries:
-        table = subprocess.run(
-            [nm, "-D", "--undefined-only", library], capture_output=True, text=True
-        )
-        names = [line.split()[-1] for line in table.stdout.splitlines() if line.split()]
-        of_torch = [name for name in names if re.search(r"_Z\w*?(2at|3c10|5torch)\w*", name)]
-        assert not of_torch, f"{library.name} needs C++ symbols of torch"
-        versioned = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)")
-        ours = re.compile(
-            r"(aoti_torch_|torch_|cuda|_?Py|_Z\w*St|_ITM_|__gmon|__cxa|_Unwind|__asan|__ubsan)"
-        )
-        others = [name for name in names if not versioned.search(name) and not ours.match(name)]
-        assert not others, f"{library.name} needs {others}"
+    table = subprocess.run([nm, "-D", which, library], capture_output=True, text=True, check=True)
+    return [line.split()[-1] for line in table.stdout.splitlines()]
+
+
+LIBRARIES = sorted(PACKAGE.glob("lib/*.so"))
+SYSTEM = re.compile(r".*@(GLIBC|GLIBCXX|CXXABI|GCC)_|_ITM_|__gmon_start__$")
+SANITIZERS = re.compile(r"__(asan|ubsan|tsan|sanitizer)_")  # tests/sanitize.py
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_a_library_needs_the_stable_abi_alone(library):
+    """No symbol of Python, and of torch only its C functions."""
+    names = symbols(library, "--undefined-only")
+    assert any(name.startswith("aoti_torch_") for name in names)
+    allowed = re.compile(r"aoti_torch_\w+$|torch_\w+$|ssd_ops_version$")
+    others = [n for n in names if not (SYSTEM.match(n) or SANITIZERS.match(n) or allowed.match(n))]
+    assert not others, f"{library.name} needs {others}"
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_a_library_shows_its_interface_alone(library):
+    what = "ssd_ops_cuda" if "cuda" in library.name else "ssd_ops"
+    defined = symbols(library, "--defined-only")
+    assert sorted(defined) == [f"{what}_build_info", f"{what}_version"]
+
+
+def test_the_modules_take_all_from_python_and_our_libraries():
+    modules = sorted(PACKAGE.glob("_C*.so"))
+    assert LIBRARIES and len(modules) == len(LIBRARIES)
+    allowed = re.compile(r"_?Py\w+$|ssd_ops_\w+$")
+    for module in modules:
+        names = symbols(module, "--undefined-only")
+        others = [
+            n for n in names if not (SYSTEM.match(n) or SANITIZERS.match(n) or allowed.match(n))
+        ]
+        assert not others, f"{module.name} needs {others}"
 
 
 def test_no_path_of_the_builder_in_the_library():
-    for library in PACKAGE.glob("_C*.so"):
+    for library in [*LIBRARIES, *PACKAGE.glob("_C*.so")]:
         assert str(ROOT).encode() not in library.read_bytes()
 
 
@@ -326,7 +364,7 @@ def missing(op: str, pattern: str, texts: list[str]) -> list[str]:
 
 def test_every_op_has_the_files_of_the_guide():
     assert schemas(), "no schema found"
-    assert len(files_of_an_op()) == 9, "the table of CONTRIBUTING.md is not read"
+    assert len(files_of_an_op()) == 10, "the table of CONTRIBUTING.md is not read"
     for op in schemas():
         wrong = [line for row in files_of_an_op() for line in missing(op, *row)]
         assert not wrong, wrong

@@ -35,7 +35,7 @@ made = {}
 setuptools.setup = lambda **arguments: made.update(arguments)
 sys.argv = ["setup.py", "build_ext"]
 runpy.run_path("setup.py")
-(cuda,) = [one for one in made["ext_modules"] if one.name == "ssd_ops._C_cuda"]
+(cuda,) = [one for one in made["ext_modules"] if one.name == "ssd_ops.lib.libssd_ops_cuda"]
 print(json.dumps([*cuda.extra_compile_args["nvcc"], *(f"-I{path}" for path in cuda.include_dirs)]))
 """
 

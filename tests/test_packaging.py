@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -72,8 +74,8 @@ def files_below(folder: Path, *suffixes: str) -> set[str]:
     }
 
 
-SOURCES = files_below(ROOT / "csrc", ".h", ".cpp", ".cuh", ".cu")
-MODULES = files_below(ROOT / "ssd_ops", ".py", ".typed")
+SOURCES = files_below(ROOT / "csrc", ".h", ".cpp", ".cuh", ".cu", ".map")
+MODULES = files_below(ROOT / "ssd_ops", ".py", ".typed", ".h", ".cmake")
 
 
 def test_without_torch_the_build_says_what_to_do(checkout, tmp_path):
@@ -102,6 +104,26 @@ def test_the_sdist_holds_what_the_build_reads(sdist):
     assert SOURCES and MODULES
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} | SOURCES | MODULES <= names
     assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+
+
+def test_a_wheel_holds_what_its_build_made_and_nothing_older(checkout):
+    """The kernels of an earlier build do not go into a wheel without CUDA."""
+    for path in sorted((checkout / "csrc").rglob("*.c*")):
+        if path.stem not in ("module", "_C"):
+            path.unlink()  # so that it takes seconds
+    older = f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/ssd_ops/lib"
+    (checkout / older).mkdir(parents=True)
+    (checkout / older / "libssd_ops_cuda.so").touch()
+    env = {**os.environ, "SSD_OPS_CUDA": "0"}
+    made = run([sys.executable, "setup.py", "-q", "bdist_wheel"], cwd=checkout, env=env)
+    assert made.returncode == 0, made.stderr[-2000:]
+    (wheel,) = (checkout / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = sorted(name for name in archive.namelist() if name.endswith(".so"))
+    assert [name.partition(".")[0] for name in libraries] == [
+        "ssd_ops/_C",
+        "ssd_ops/lib/libssd_ops",
+    ]
 
 
 @pytest.mark.slow
@@ -135,7 +157,8 @@ def test_the_sdist_installs_in_an_empty_environment_and_runs(sdist, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     libraries = {name for name in names if name.endswith(".so")}
-    assert [name.partition(".")[0] for name in libraries] == ["ssd_ops/_C"]
+    stems = sorted(name.partition(".")[0] for name in libraries)
+    assert stems == ["ssd_ops/_C", "ssd_ops/lib/libssd_ops"]
     assert names == MODULES | libraries
 
     installed = run([*pip, "install", "--no-deps", "--force-reinstall", wheel])
@@ -149,7 +172,7 @@ def test_the_sdist_installs_in_an_empty_environment_and_runs(sdist, tmp_path):
     path, answer = result.stdout.splitlines()
     assert Path(path).is_relative_to(site)
     assert answer == "[0]"
-    assert run([*pip, "uninstall", "-y", "ssd_ops"]).returncode == 0
+    assert run([*pip, "uninstall", "-y", "ssd_ops"], env=env).returncode == 0
     assert not (site / "ssd_ops").exists()
 
 
@@ -228,7 +251,7 @@ def test_a_wrong_list_of_architectures_ends_the_build_with_a_sentence(checkout):
     reason="built without nvcc",
 )
 def test_the_cuda_kernels_are_built_where_nvcc_is():
-    (library,) = (ROOT / "ssd_ops").glob("_C_cuda*.so")
+    library = ROOT / "ssd_ops" / "lib" / "libssd_ops_cuda.so"
     for op in _ext.op_names():
         # Its mangled name holds the name of the function that registers the kernel.
         assert f"{op.removeprefix('ssd_ops::')}_cuda".encode() in library.read_bytes(), op
@@ -263,10 +286,16 @@ def test_without_cuda_kernels_a_cuda_tensor_gets_a_sentence():
     )
 
 
-def test_a_second_copy_of_the_library_is_refused(tmp_path):
-    """Loading two copies would end the process without a word."""
-    shutil.copytree(ROOT / "ssd_ops", tmp_path / "ssd_ops", ignore=shutil.ignore_patterns("*.so"))
-    shutil.copy(_ext.library_path(), tmp_path / "ssd_ops")
+def copy_of_the_package(folder: Path) -> Path:
+    """The CPU library of another copy of the package, in a folder."""
+    cuda = shutil.ignore_patterns("*_cuda*", "__pycache__")
+    shutil.copytree(ROOT / "ssd_ops", folder / "ssd_ops", ignore=cuda)
+    return folder / "ssd_ops" / "lib" / "libssd_ops.so"
+
+
+def test_a_second_copy_of_the_package_is_refused(tmp_path):
+    """Loading two copies of the ops would end the process."""
+    copy_of_the_package(tmp_path)
     code = (
         "import sys, ssd_ops; first = ssd_ops._ext.library_path()\n"
         "for name in [name for name in sys.modules if name.startswith('ssd_ops')]: del sys.modules[name]\n"
@@ -277,6 +306,42 @@ def test_a_second_copy_of_the_library_is_refused(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("True ssd_ops: another copy of the library is loaded already")
     assert str(tmp_path) in result.stdout
+    assert result.stdout.count(f"version {ssd_ops.__version__}") == 2
+
+
+def test_the_same_library_may_be_loaded_before_the_package():
+    code = (
+        f"import torch; torch.ops.load_library({_ext.library_path()!r})\n"
+        "import ssd_ops; print(ssd_ops.nms(torch.zeros(1, 4), torch.ones(1), 0.5).tolist())"
+    )
+    result = run([sys.executable, "-c", code])
+    assert result.stdout.strip() == "[0]", result.stderr
+
+
+def test_a_library_of_another_version_than_the_python_files_is_refused(tmp_path):
+    copy_of_the_package(tmp_path)
+    (tmp_path / "ssd_ops" / "version.py").write_text('__version__ = "9.9.9"\n')
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ssd_ops"
+    result = run([sys.executable, "-c", code], cwd=tmp_path)
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"{tmp_path}/ssd_ops/lib/libssd_ops.so is of version {ssd_ops.__version__}" in last
+    assert "the Python files are of version 9.9.9" in last
+
+
+def test_a_second_library_is_refused_by_name_without_python_too(tmp_path):
+    """What a C++ program meets that loads two; with one of the two linked in, also."""
+    own, copy = _ext.library_path(), str(copy_of_the_package(tmp_path))
+    load = "import torch, ctypes; ctypes.CDLL({!r}{}); ctypes.CDLL({!r})"
+    says = (
+        f"ssd_ops: the op library {{}}, version {ssd_ops.__version__}, is loaded already, so {{}}, version "
+        f"{ssd_ops.__version__}, cannot be loaded into the same process: keep one of the two."
+    )
+    for first, second in ((own, copy), (copy, own)):
+        for mode in ("", ", ctypes.RTLD_GLOBAL"):
+            result = run([sys.executable, "-c", load.format(first, mode, second)])
+            assert result.returncode == -signal.SIGABRT
+            assert result.stderr.strip() == says.format(first, second)
+    assert run([sys.executable, "-c", load.format(own, "", own)]).returncode == 0
 
 
 def test_a_missing_library_is_said_plainly(tmp_path):
@@ -301,12 +366,23 @@ def test_the_library_names_no_path_of_its_builder():
     assert str(ROOT).encode() not in library
 
 
-def test_the_library_needs_the_stable_abi_alone():
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("nm (binutils) is not installed")
-    lines = run([nm, "-D", "--undefined-only", _ext.library_path()]).stdout.splitlines()
-    names = [line.split()[-1] for line in lines]
-    mangled = [name for name in names if any(part in name for part in ("3c10", "2at", "5torch"))]
-    assert mangled == []
-    assert any(name.startswith("aoti_torch_") for name in names)
+def test_cuda_kernels_of_another_version_are_refused(tmp_path):
+    """Their library without the kernels, as of another version; nvcc is not needed for what says no."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if shutil.which(compiler) is None:
+        pytest.skip("a C++ compiler is not installed")
+    own, other = Path(_ext.library_path()), tmp_path / "libssd_ops_cuda.so"
+    facts = {"VERSION": "9.9.9", "TARGET": "2.11", "ARCHITECTURES": "9.0"}
+    command = [
+        *(compiler, "-shared", "-fPIC", "-std=c++17", f"-I{ROOT / 'csrc'}", "-x", "c++"),
+        *(f'-DSSD_OPS_{name}="{value}"' for name, value in facts.items()),
+        *(str(ROOT / "csrc" / "common" / "module.cu"), "-x", "none", str(own), "-o", str(other)),
+    ]
+    made = run(command)
+    assert made.returncode == 0, made.stderr
+    result = run([sys.executable, "-c", f"import ssd_ops, ctypes; ctypes.CDLL({str(other)!r})"])
+    assert result.returncode == -signal.SIGABRT
+    assert result.stderr.strip() == (
+        f"ssd_ops: the op library {own}, version {ssd_ops.__version__}, is loaded already, so {other}, "
+        "version 9.9.9, cannot be loaded into the same process: both must be of one version."
+    )

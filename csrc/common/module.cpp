@@ -1,28 +1,27 @@
-// The Python module ssd_ops._C. Importing it loads the library, and loading registers the ops.
-#include <pybind11/pybind11.h>
+// libssd_ops.so beside its ops: its version and the facts of its build.
+#include "common/module.h"
+
 #include <torch/headeronly/version.h>
 
-#define SSD_OPS_TEXT_(x) #x
-#define SSD_OPS_TEXT(x) SSD_OPS_TEXT_(x)
-
-namespace {
-
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["torch"] = SSD_OPS_TEXT(TORCH_VERSION_MAJOR) "." SSD_OPS_TEXT(TORCH_VERSION_MINOR);
-  info["torch_target"] = SSD_OPS_TARGET;
-#if defined(__clang__)
-  info["compiler"] = "clang " __clang_version__;
-#else
-  info["compiler"] = "g++ " __VERSION__;
-#endif
-  info["cxx"] = static_cast<long>(__cplusplus);
-  return info;
+extern "C" const char* ssd_ops_version() {
+  return SSD_OPS_VERSION;
 }
 
-}  // namespace
+extern "C" const char* ssd_ops_build_info() {
+#if defined(__clang__)
+#define SSD_OPS_COMPILER "clang " __clang_version__
+#else
+#define SSD_OPS_COMPILER "g++ " __VERSION__
+#endif
+  static const std::string info = "{\"torch\": \"" SSD_OPS_TEXT(TORCH_VERSION_MAJOR) "." SSD_OPS_TEXT(
+                                      TORCH_VERSION_MINOR) "\", \"torch_target\": \"" SSD_OPS_TARGET
+                                                           "\", \"compiler\": \"" SSD_OPS_COMPILER
+                                                           "\", \"cxx\": " +
+                                  std::to_string(__cplusplus) + "}";
+  return info.c_str();
+}
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU kernels of ssd_ops; importing registers them as torch.ops.ssd_ops.*";
-  m.def("build_info", &build_info, "Versions and compiler of this build.");
+// 101 is the first priority that is not the compiler's own: the registrations come after.
+__attribute__((constructor(101))) static void check_process() {
+  ssd_ops::refuse_a_second_copy("ssd_ops_version", &ssd_ops_version);
 }

@@ -1,23 +1,21 @@
-// The Python module ssd_ops._C_cuda. Importing it loads the library, and loading registers the CUDA kernels
-// of the ops that ssd_ops._C has defined.
-#include <pybind11/pybind11.h>
+// libssd_ops_cuda.so beside its kernels: its version and the facts of its build.
+#include "common/module.h"
 
-#define SSD_OPS_TEXT_(x) #x
-#define SSD_OPS_TEXT(x) SSD_OPS_TEXT_(x)
-
-namespace {
-
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["compiler"] = "nvcc " SSD_OPS_TEXT(__CUDACC_VER_MAJOR__) "." SSD_OPS_TEXT(__CUDACC_VER_MINOR__);
-  info["architectures"] = SSD_OPS_ARCHITECTURES;
-  info["torch_target"] = SSD_OPS_TARGET;
-  return info;
+extern "C" const char* ssd_ops_cuda_version() {
+  return SSD_OPS_VERSION;
 }
 
-}  // namespace
+extern "C" const char* ssd_ops_cuda_build_info() {
+  return "{\"compiler\": \"nvcc " SSD_OPS_TEXT(__CUDACC_VER_MAJOR__) "." SSD_OPS_TEXT(
+      __CUDACC_VER_MINOR__) "\", \"architectures\": \"" SSD_OPS_ARCHITECTURES
+                            "\", \"torch_target\": \"" SSD_OPS_TARGET "\"}";
+}
 
-PYBIND11_MODULE(_C_cuda, m) {
-  m.doc() = "CUDA kernels of ssd_ops; importing registers them as torch.ops.ssd_ops.*";
-  m.def("build_info", &build_info, "Compiler of this build, and the GPUs it is for.");
+__attribute__((constructor(101))) static void check_process() {
+  ssd_ops::refuse_a_second_copy("ssd_ops_cuda_version", &ssd_ops_cuda_version);
+  // Loaded before this one, which needs it: the file of that name which the loader has found.
+  if (std::strcmp(ssd_ops_version(), SSD_OPS_VERSION) != 0)
+    ssd_ops::refuse(ssd_ops::file_of(reinterpret_cast<const void*>(&ssd_ops_version)), ssd_ops_version(),
+                    ssd_ops::file_of(reinterpret_cast<const void*>(&ssd_ops_cuda_version)),
+                    "both must be of one version");
 }

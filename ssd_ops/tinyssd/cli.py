@@ -24,6 +24,7 @@ import torch
 
 from ssd_ops import __version__, _ext, ops
 from ssd_ops.tinyssd import checkpoint
+from ssd_ops.tinyssd import export as exporter
 from ssd_ops.tinyssd import train as trainer
 from ssd_ops.tinyssd.data import draw_bananas
 from ssd_ops.tinyssd.data.bananas import BananaDetection
@@ -85,6 +86,8 @@ def _run(words: Sequence[str]) -> None:
             print(f"ssd-ops {__version__}")
         case ["info"]:
             info()
+        case ["info", "--cmake"]:
+            info(cmake=True)
         case [name, *rest] if name in COMMANDS:
             parse(name, rest)()
         case [name, *_]:
@@ -363,6 +366,44 @@ def _images(places: list[Path]) -> list[Path]:
     return found
 
 
+def export(
+    run: Path,
+    out: Path = Path("model.pt2"),
+    onnx: bool = False,
+    image_size: tuple[int, int] | None = None,
+    threshold: float = SHOW_THRESHOLD,
+    max_detections: int = 100,
+    device: str = "cpu",
+) -> None:
+    """Write a trained detector as one file, for C++ programs without Python or for ONNX runtimes.
+
+    From raw images to boxes in their pixels. docs/deploy.md has a C++ program that runs it.
+
+    example: ssd-ops export run --out model.pt2 --image-size 480 640
+
+    Args:
+        run: the checkpoint, or the folder that `train` wrote.
+        out: the file, model.pt2 (compiled by AOTInductor) or model.onnx.
+        onnx: write ONNX, whatever the ending.
+        image_size: height and width of the images; None is the size that the network takes.
+        threshold: lowest score of a box.
+        max_detections: boxes of an image.
+        device: what a model.pt2 is compiled for: cpu, cuda or cuda:1.
+    """
+    if onnx and out == Path("model.pt2"):
+        out = Path("model.onnx")
+    onnx = onnx or out.suffix == ".onnx"
+    model, _, meta = checkpoint.load(run, "cpu" if onnx else device)
+    options: Any = {"score_threshold": threshold, "max_detections": max_detections}
+    detector = exporter.Detector(model, image_size, **options)
+    say(f"Exporting to {out} ...")
+    write = exporter.write_onnx if onnx else exporter.write_package
+    write(detector, out)
+    print(f"Input: images [B, 3, {detector.height}, {detector.width}] uint8, red first")
+    print(f"Output: {', '.join(exporter.OUTPUTS)}, padded to {max_detections} boxes an image")
+    print(f"Classes: {', '.join(meta['class_names'])}")
+
+
 def anchors(
     data: Path,
     options: Annotated[Settings, tyro.conf.arg(name="")],  # each field by its name alone
@@ -433,11 +474,17 @@ def curves(run: Path) -> None:
     print(f"Curves: {plot.draw_curves(history, run / 'curves.png')}")
 
 
-def info() -> None:
+def info(cmake: bool = False) -> None:
     """Show versions, what is compiled, and the devices.
 
     example: ssd-ops info
+
+    Args:
+        cmake: print the value of CMAKE_PREFIX_PATH with which CMake finds ssd_ops and torch, and nothing
+            else.
     """
+    if cmake:
+        return print(_ext.cmake_prefix_path())
     names = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
     cuda = [f"cuda:{index} ({name})" for index, name in enumerate(names)]
     rows = {
@@ -455,5 +502,5 @@ def info() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (demo, make_data, train, evaluate, detect, anchors, curves, info)
+    for command in (demo, make_data, train, evaluate, detect, export, anchors, curves, info)
 }

@@ -29,7 +29,9 @@ from ssd_ops.tinyssd.settings import PRESETS, Settings
 from ssd_ops.tinyssd.show import plot
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "make-data", "train", "evaluate", "detect", "anchors", "curves", "info"]
+COMMANDS = [
+    *("demo", "make-data", "train", "evaluate", "detect", "export", "anchors", "curves", "info"),
+]
 
 
 def call(*args):

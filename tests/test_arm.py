@@ -52,10 +52,8 @@ def build(flags: list[str]) -> Path:
 
     folder = ROOT / "build" / "arm"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [HOST]
-    for path in sorted((ROOT / "csrc").rglob("*.cpp")):
-        if "pybind11" not in path.read_text():
-            sources.append(path)
+    rooms = [path for path in (ROOT / "csrc").iterdir() if path.name not in ("common", "python")]
+    sources = [HOST, *sorted(path for room in rooms for path in room.glob("*.cpp"))]
     command = [COMPILER, "-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", *flags]
     command += [
         "-fno-trapping-math",

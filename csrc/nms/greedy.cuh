@@ -41,8 +41,7 @@ __device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, 
   const T inter = intersection(kept, box);
   if (!(inter > T(0))) return false;
   const T base = base_area(limit.metric, inter, area(kept), box_area);
-  if (!(inter >= quick_threshold(limit.threshold) * base)) return false;
-  return inter > sure_threshold(limit.threshold) * base || overlap(inter, base) > limit.threshold;
+  return inter >= quick_threshold(limit.threshold) * base && overlap(inter, base) > limit.threshold;
 }
 
 // Boxes of a tile, a bit each: those that are kept, and those that nothing can be said of yet.

@@ -135,13 +135,4 @@ SSD_HOST_DEVICE T quick_threshold(T threshold) {
   return threshold * static_cast<T>(1 - 1e-6);
 }
 
-// inter > fl(upper * base) makes fl(inter / base) > t certain for any upper > t: rounding is monotone, inter
-// and upper are representable, so inter / base > upper and its rounding is not below upper. Infinity where no
-// factor makes a number of its own.
-template <typename T>
-SSD_HOST_DEVICE T sure_threshold(T threshold) {
-  const T upper = threshold * static_cast<T>(1 + 1e-6);
-  return upper > threshold ? upper : std::numeric_limits<T>::infinity();
-}
-
 }  // namespace ssd_ops

@@ -169,8 +169,7 @@ struct Candidates {
     };
     const int thread = static_cast<int>(threadIdx.x);
     if (from_list) {
-      // By member: the padding of a candidate is never written.
-      for (int i = thread; i < num_listed; i += kNmsThreads) meet({list[i].key, list[i].flat}, to);
+      for (int i = thread; i < num_listed; i += kNmsThreads) meet(list[i], to);
       return;
     }
     for (int64_t box = thread; box < scores.num_boxes; box += kNmsThreads) {

@@ -76,21 +76,6 @@ void sort_descending(const T* scores,  // [count]
     if (scores[i] == scores[i]) order.push_back(i);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
 }
-
-// Calls choose(i) for the `wanted` smallest keys, of which there are as many; of equal keys, for the first.
-// `spare` is room to work in.
-template <typename Key, typename Choose>
-void choose_smallest(const std::vector<Key>& keys, int64_t wanted, std::vector<Key>& spare,
-                     const Choose& choose) {
-  if (wanted == 0) return;
-  spare = keys;
-  std::nth_element(spare.begin(), spare.begin() + (wanted - 1), spare.end());
-  const Key last = spare[static_cast<size_t>(wanted - 1)];
-  int64_t equal =
-      wanted - std::count_if(spare.begin(), spare.begin() + wanted, [&](Key key) { return key < last; });
-  for (size_t i = 0; i < keys.size(); ++i)
-    if (keys[i] < last || (keys[i] == last && equal-- > 0)) choose(i);
-}
 #endif
 
 }  // namespace ssd_ops

@@ -178,6 +178,7 @@ class Matcher {
 
   // After match: the highest IoU of anchor i with any ground truth, and the ground truth that has it.
   T best_iou(int64_t i) const { return best_iou_[static_cast<size_t>(i)]; }
+  const T* best_ious() const { return best_iou_.data(); }
   int64_t best_gt(int64_t i) const { return best_gt_[static_cast<size_t>(i)]; }
 
  private:

@@ -5,17 +5,12 @@
 // many steps as a key has bits, and fewer where no two keys near the bound are equal.
 #pragma once
 
-#include <limits>
 #include <vector>
 
-#include "common/host_device.h"
+#include "common/order.h"
 #include "common/simd.h"
 
 namespace ssd_ops {
-
-// The key of what is never chosen. No number has it (common/mining.h, `loss_key`).
-template <typename Key>
-constexpr Key kNoKey = std::numeric_limits<Key>::max();
 
 // How many keys are at most `bound`.
 template <typename Key>
@@ -47,7 +42,7 @@ SSD_SIMD(void, choose_up_to, (const uint64_t* keys, int64_t count, uint64_t boun
          (keys, count, bound, chosen))
 
 // chosen[i] = 1 for the `wanted` smallest keys, of equal ones for the first; the others stay as they are. As
-// many are not kNoKey.
+// many are not kNoKey (common/order.h).
 template <typename Key>
 void choose_smallest(const std::vector<Key>& keys, int64_t wanted, uint8_t* chosen) {
   const int64_t count = static_cast<int64_t>(keys.size());

@@ -89,6 +89,7 @@ class GreedyNms {
       return;
     }
     boxes_.clear();
+    boxes_.reserve(order.size());
     for (const int64_t index : order) boxes_.push_back(box_at(index));
     lay_out_grid(threshold);
     for (size_t position = 0; position < boxes_.size(); ++position) {
@@ -139,6 +140,7 @@ class GreedyNms {
     starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
     used_.assign(static_cast<size_t>(side_ * side_), 0);
     cells_.clear();
+    cells_.reserve(boxes_.size());
     for (const Box<T>& box : boxes_) {
       int64_t cell = -1;
       if (can_overlap(box, area(box))) cell = grid_.cell(box);

@@ -1,6 +1,7 @@
 #include "mining/hard_negative_mining.h"
 
 #include "common/mining.h"
+#include "common/share_out.h"
 #include "common/smallest.h"
 
 namespace ssd_ops {
@@ -66,10 +67,10 @@ Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
       [&](auto zero) {
         using T = decltype(zero);
         const Reader<T> reader(losses);
-        torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+        share_out(num_images, [&](const auto& next) {
           std::vector<T> buffer;
           ImageMining<T> mining;
-          for (int64_t image = begin; image < end; ++image) {
+          for (int64_t image; next(image);) {
             const int64_t first = image * num_anchors;
             mining.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
                           min_negatives, selected + first);

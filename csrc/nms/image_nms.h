@@ -13,6 +13,8 @@ namespace ssd_ops {
 template <typename T, typename S>
 class ImageNms {
  public:
+  explicit ImageNms(bool uses_threads) : greedy_(uses_threads) {}
+
   // The indices of the kept boxes of image `image`, by score.
   const std::vector<int64_t>& run(const Reader<T>& boxes,   // [B, count, 4]
                                   const Reader<S>& scores,  // [B, count]

@@ -23,10 +23,10 @@ Tensor nms_cpu(const Tensor& boxes,   // [N, 4]
       return out;
     };
     if (boxes.size(0) > kSmall) {
-      ImageNms<T, S> nms;
+      ImageNms<T, S> nms(true);
       return run_in(nms);
     }
-    thread_local ImageNms<T, S> nms;
+    thread_local ImageNms<T, S> nms(false);
     return run_in(nms);
   };
   return dispatch_boxes_and_scores(run, boxes, scores);

@@ -4,6 +4,7 @@
 
 #include "common/activation.h"
 #include "common/mining.h"
+#include "common/share_out.h"
 #include "common/smallest.h"
 #include "target/matching.h"
 #include "target/rules.h"
@@ -164,13 +165,13 @@ void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4
   const Reader<T> read_labels(labels), read_preds(mining.is_on() ? *cls_preds : labels);
   const int64_t num_rows = mining.is_on() ? cls_preds->size(1) : 0;
   // One image is enough work for a task: at 5,444 anchors it writes 218 kB.
-  torch::stable::parallel_for(0, labels.size(0), 1, [&](int64_t begin, int64_t end) {
+  share_out(labels.size(0), [&](const auto& next) {
     Matcher<T> matcher(blocks);
     NegativeMining<T> negatives(mining);
     GroundTruths<T> gts;
     std::vector<T> label_buffer, pred_buffer;
     std::vector<int32_t> matched;
-    for (int64_t image = begin; image < end; ++image) {
+    for (int64_t image; next(image);) {
       const int64_t first = image * num_anchors, size = num_rows * num_anchors;
       read_gts(read_labels.read(image * num_gts * 5, num_gts * 5, label_buffer), num_gts, target.semantics,
                gts);

@@ -399,6 +399,33 @@ def test_threads_and_runs_agree(threads):
     assert torch.equal(results[1], results[2])
 
 
+@pytest.mark.not_emulated("strips of the grid are a matter of CPU threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_strips_change_nothing(threads, threshold, dtype):
+    """As many strips as threads. At their borders boxes wait for each other in long chains."""
+    count = 24_000
+    center = torch.rand(count, 2, dtype=dtype) * 400
+    near = 100 * torch.randint(1, 4, (count // 3,))  # the borders of 2 and of 4 strips
+    center[: count // 3, 0] = near + 3 * torch.randn(count // 3)
+    for kind in ("alone", "copies"):
+        if kind == "copies":
+            center = center[torch.randint(count // 10, (count,))] + 0.2 * torch.rand(count, 2)
+        half = 0.5 + torch.rand(count, 2, dtype=dtype)
+        half[::100] *= torch.tensor([20.0, 1])
+        half[::101] = 0
+        half[::103] *= 1e-22 if dtype == torch.float32 else 1e-160  # areas below the normal numbers
+        boxes = torch.cat((center - half, center + half), dim=1)[torch.randperm(count)]
+        scores = torch.randint(0, 5000, (count,)).to(dtype)
+        threads(1)
+        expected = ssd_ops.nms(boxes, scores, threshold)
+        for number in (2, 4, 7):
+            threads(number)
+            assert torch.equal(ssd_ops.nms(boxes, scores, threshold), expected), (kind, number)
+            padded = ssd_ops.nms_padded(boxes[None], scores[None], threshold)[0]
+            assert torch.equal(padded[0, : len(expected)], expected)
+
+
 @pytest.mark.parametrize("images", [0, 1, 3, 17])  # from 16 on a GPU gives each image a block
 @pytest.mark.parametrize("count", [0, 1, 33, 300, 600])
 def test_padded_is_nms_of_each_image(images, count):

@@ -8,9 +8,9 @@
 // the lowest anchor, then the lowest ground truth, until one side is used up. It is found lazily: each
 // ground truth keeps a short list of its best anchors in that order; the best head of all lists is
 // taken, and a head that was taken in the meantime is dropped. Dropping only lowers a list's head, so
-// the head that is best and free is the maximum over all free pairs. Ground truths with one box want the same
-// anchors, and share a list. A list drops an anchor at most once: with D distinct boxes among G ground truths,
-// there are at most G + D * min(G, A) steps, however often a box is repeated.
+// the head that is best and free is the maximum over all free pairs. Of more than kListLength ground truths,
+// those with one box want the same anchors, and share a list. A list drops an anchor at most once: with D
+// distinct boxes among the G there are at most G + D * min(G, A) steps, however often a box is repeated.
 #pragma once
 
 #include <algorithm>
@@ -303,9 +303,10 @@ class Matcher {
     };
     std::vector<int32_t> order(gts.size()), leaders;
     std::iota(order.begin(), order.end(), 0);
+    next_equal_.assign(gts.size(), -1);
+    if (gts.size() <= kListLength) return order;  // one list lasts for all of so few: sorting does not pay
     std::stable_sort(order.begin(), order.end(),
                      [&](int32_t a, int32_t b) { return corners(a) < corners(b); });
-    next_equal_.assign(gts.size(), -1);
     for (size_t i = 0; i < order.size(); ++i) {
       if (i > 0 && corners(order[i - 1]) == corners(order[i]))
         next_equal_[order[i - 1]] = order[i];

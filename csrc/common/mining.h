@@ -6,10 +6,13 @@
 
 namespace ssd_ops {
 
+template <typename T>
+using LossKey = typename FloatTraits<T>::Bits;
+
 // The key of a loss: the smaller, the harder. A NaN has 0, which no number has: the key of +infinity is
 // 2^23 - 1 or more.
 template <typename T>
-SSD_HOST_DEVICE typename FloatTraits<T>::Bits loss_key(T loss) {
+SSD_HOST_DEVICE LossKey<T> loss_key(T loss) {
   return loss == loss ? descending_key(loss) : 0;
 }
 

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "common/math.h"
+#include "common/simd.h"
 
 namespace ssd_ops {
 
@@ -26,6 +28,10 @@ SSD_HOST_DEVICE T of_descending_key(typename FloatTraits<T>::Bits key) {
 }
 
 #ifndef __CUDACC__
+// The key of what has no place in the order. No number has it: that of minus infinity is less.
+template <typename Key>
+constexpr Key kNoKey = std::numeric_limits<Key>::max();
+
 // Radix sort, least digit first, by the upper `key_bits` of 64: the lower bits stay with them, and equal
 // keys keep their order. A digit that is the same in all keys costs no pass.
 template <int kDigit>
@@ -47,24 +53,43 @@ void radix_sort_upper(std::vector<uint64_t>& items, std::vector<uint64_t>& spare
   }
 }
 
-// The indices of `scores`, highest score first, equal scores by index. NaN scores are left out.
 template <typename T>
-void sort_descending(const T* scores,  // [count]
-                     int64_t count, std::vector<int64_t>& order) {
+SSD_HOST_DEVICE void descending_keys_lanes(const T* __restrict scores, int64_t count,
+                                           typename FloatTraits<T>::Bits* __restrict keys) {
+  using Key = typename FloatTraits<T>::Bits;
+  for (int64_t i = 0; i < count; ++i) {
+    const Key key = descending_key(scores[i]);
+    keys[i] = scores[i] == scores[i] ? key : kNoKey<Key>;
+  }
+}
+
+SSD_SIMD(void, descending_keys, (const float* scores, int64_t count, uint32_t* keys), (scores, count, keys))
+SSD_SIMD(void, descending_keys, (const double* scores, int64_t count, uint64_t* keys), (scores, count, keys))
+
+// The keys of scores, to be sorted upwards; kNoKey for a NaN, and in the lanes that are left.
+template <typename T>
+void read_keys(const T* scores,  // [count]
+               int64_t count, std::vector<typename FloatTraits<T>::Bits>& keys) {
+  keys.resize(static_cast<size_t>((count + kLanes - 1) / kLanes * kLanes));
+  descending_keys(scores, count, keys.data());
+  std::fill(keys.begin() + count, keys.end(), kNoKey<typename FloatTraits<T>::Bits>);
+}
+
+// The indices of `keys`, lowest key first, equal keys by index. kNoKey is left out.
+template <typename Key>
+void sort_keys(const std::vector<Key>& keys, std::vector<int64_t>& order) {
   // Below, the passes over the bins cost more than comparing. Few items are passed over more often, with fewer
   // bins.
-  constexpr int64_t kRadixFrom = 64, kWideDigitsFrom = 4096;
+  constexpr size_t kRadixFrom = 64, kWideDigitsFrom = 4096;
   order.clear();
-  if (sizeof(T) == 4 && count <= int64_t{1} << 32) {
+  if (sizeof(Key) == 4 && keys.size() <= size_t{1} << 32) {
     std::vector<uint64_t> items, spare;
-    items.reserve(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i)
-      if (scores[i] == scores[i])
-        items.push_back(static_cast<uint64_t>(descending_key(scores[i])) << 32 | static_cast<uint64_t>(i));
-    if (items.empty()) return;
-    if (count < kRadixFrom)
+    items.reserve(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i)
+      if (keys[i] != kNoKey<Key>) items.push_back(static_cast<uint64_t>(keys[i]) << 32 | i);
+    if (items.size() < kRadixFrom)
       std::sort(items.begin(), items.end());
-    else if (count < kWideDigitsFrom)
+    else if (items.size() < kWideDigitsFrom)
       radix_sort_upper<8>(items, spare, 32);
     else
       radix_sort_upper<11>(items, spare, 32);
@@ -72,24 +97,21 @@ void sort_descending(const T* scores,  // [count]
     for (const uint64_t item : items) order.push_back(static_cast<int64_t>(item & 0xffffffffu));
     return;
   }
-  for (int64_t i = 0; i < count; ++i)
-    if (scores[i] == scores[i]) order.push_back(i);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+  for (size_t i = 0; i < keys.size(); ++i)
+    if (keys[i] != kNoKey<Key>) order.push_back(static_cast<int64_t>(i));
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return keys[static_cast<size_t>(a)] < keys[static_cast<size_t>(b)];
+  });
 }
 
-// Calls choose(i) for the `wanted` smallest keys, of which there are as many; of equal keys, for the first.
-// `spare` is room to work in.
-template <typename Key, typename Choose>
-void choose_smallest(const std::vector<Key>& keys, int64_t wanted, std::vector<Key>& spare,
-                     const Choose& choose) {
-  if (wanted == 0) return;
-  spare = keys;
-  std::nth_element(spare.begin(), spare.begin() + (wanted - 1), spare.end());
-  const Key last = spare[static_cast<size_t>(wanted - 1)];
-  int64_t equal =
-      wanted - std::count_if(spare.begin(), spare.begin() + wanted, [&](Key key) { return key < last; });
-  for (size_t i = 0; i < keys.size(); ++i)
-    if (keys[i] < last || (keys[i] == last && equal-- > 0)) choose(i);
+// The indices of `scores`, highest score first, equal scores by index. NaN scores are left out.
+template <typename T>
+void sort_descending(const T* scores,  // [count]
+                     int64_t count, std::vector<int64_t>& order) {
+  using Key = typename FloatTraits<T>::Bits;
+  std::vector<Key> keys;
+  read_keys(scores, count, keys);
+  sort_keys(keys, order);
 }
 #endif
 

@@ -1,5 +1,6 @@
 #include "detection/detect.h"
 
+#include "common/share_out.h"
 #include "common/simd.h"
 #include "detection/selection.h"
 
@@ -63,10 +64,10 @@ Detections run(const Tensor& cls_scores,    // [B, A, C+1] or [B, A, C]
   const Reader<T> read_scores(cls_scores), read_offsets(offset_preds), read_anchors(anchors);
   std::vector<T> anchor_buffer;
   const T* anchor_rows = read_anchors.read(0, 4 * num_anchors, anchor_buffer);
-  torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+  share_out(num_images, [&](const auto& next) {
     Selection<T> selection(rules, num_anchors, width - background);
     std::vector<T> score_buffer, tile(static_cast<size_t>(width * kTile));
-    for (int64_t image = begin; image < end; ++image) {
+    for (int64_t image; next(image);) {
       selection.add_all([&](int64_t first, int64_t count) {
         const int64_t start = (image * num_anchors + first) * width;
         to_tile(read_scores.read(start, count * width, score_buffer), count, width, tile.data());

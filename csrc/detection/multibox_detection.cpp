@@ -2,6 +2,7 @@
 
 #include "common/decode.h"
 #include "common/order.h"
+#include "common/share_out.h"
 #include "common/simd.h"
 #include "nms/grouped.h"
 
@@ -168,10 +169,10 @@ Tensor multibox_detection_cpu(const Tensor& cls_probs,     // [B, C+1, A]
                                       topk,
                                       static_cast<Semantics>(semantics)};
         T* rows = data<T>(out);
-        torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+        share_out(num_images, [&](const auto& next) {
           ImageDetection<T> detection(num_rows - 1, num_anchors, anchor_rows, rules);
           std::vector<T> prob_buffer, offset_buffer;
-          for (int64_t image = begin; image < end; ++image) {
+          for (int64_t image; next(image);) {
             detection.run(read_probs.read((image * num_rows + 1) * num_anchors, (num_rows - 1) * num_anchors,
                                           prob_buffer),
                           read_offsets.read(image * 4 * num_anchors, 4 * num_anchors, offset_buffer),

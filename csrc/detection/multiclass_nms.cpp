@@ -1,5 +1,6 @@
 #include "detection/multiclass_nms.h"
 
+#include "common/share_out.h"
 #include "detection/selection.h"
 
 namespace ssd_ops {
@@ -12,10 +13,10 @@ Detections run(const Tensor& boxes,   // [B, N, 4]
   const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1), num_classes = scores.size(2);
   DetectionTensors<T> out(boxes, num_images, rules.max_detections);
   const Reader<T> read_boxes(boxes), read_scores(scores);
-  torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+  share_out(num_images, [&](const auto& next) {
     Selection<T> selection(rules, num_boxes, num_classes);
     std::vector<T> box_buffer, score_buffer, tile(static_cast<size_t>(num_classes * kTile));
-    for (int64_t image = begin; image < end; ++image) {
+    for (int64_t image; next(image);) {
       selection.add_all([&](int64_t first, int64_t count) {
         const int64_t start = (image * num_boxes + first) * num_classes;
         to_tile(read_scores.read(start, count * num_classes, score_buffer), count, num_classes, tile.data());

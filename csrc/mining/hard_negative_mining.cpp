@@ -1,9 +1,40 @@
 #include "mining/hard_negative_mining.h"
 
 #include "common/mining.h"
+#include "common/share_out.h"
+#include "common/smallest.h"
 
 namespace ssd_ops {
 namespace {
+
+struct LabelCounts {
+  int64_t positives, negatives;
+};
+
+// Selects the positives, and gives a key to each negative.
+template <typename T>
+SSD_HOST_DEVICE LabelCounts read_image_lanes(const T* __restrict losses,            // [count]
+                                             const int64_t* __restrict cls_labels,  // [count]
+                                             int64_t count,
+                                             LossKey<T>* __restrict keys,     // [count]
+                                             uint8_t* __restrict selected) {  // [count]
+  LabelCounts counts{0, 0};
+  for (int64_t i = 0; i < count; ++i) {
+    counts.positives += cls_labels[i] > 0;
+    counts.negatives += cls_labels[i] == 0;
+    selected[i] = cls_labels[i] > 0 ? 1 : 0;
+    const LossKey<T> key = loss_key(losses[i]);
+    keys[i] = cls_labels[i] == 0 ? key : kNoKey<LossKey<T>>;
+  }
+  return counts;
+}
+
+SSD_SIMD(LabelCounts, read_image,
+         (const float* losses, const int64_t* cls_labels, int64_t count, uint32_t* keys, uint8_t* selected),
+         (losses, cls_labels, count, keys, selected))
+SSD_SIMD(LabelCounts, read_image,
+         (const double* losses, const int64_t* cls_labels, int64_t count, uint64_t* keys, uint8_t* selected),
+         (losses, cls_labels, count, keys, selected))
 
 template <typename T>
 class ImageMining {
@@ -11,25 +42,15 @@ class ImageMining {
   void select(const T* losses,            // [count]
               const int64_t* cls_labels,  // [count]
               int64_t count, double ratio, int64_t min_negatives,
-              bool* selected) {  // [count]
-    int64_t positives = 0;
-    keys_.clear();
-    negatives_.clear();
-    for (int64_t i = 0; i < count; ++i) {
-      positives += cls_labels[i] > 0;
-      selected[i] = cls_labels[i] > 0;
-      if (cls_labels[i] != 0) continue;
-      keys_.push_back(loss_key(losses[i]));
-      negatives_.push_back(i);
-    }
-    const int64_t negatives = static_cast<int64_t>(keys_.size());
-    const int64_t wanted = negatives_wanted<double>(positives, negatives, ratio, min_negatives);
-    choose_smallest(keys_, wanted, spare_, [&](size_t i) { selected[negatives_[i]] = true; });
+              uint8_t* selected) {  // [count]
+    keys_.resize(static_cast<size_t>(count));
+    const LabelCounts counts = read_image(losses, cls_labels, count, keys_.data(), selected);
+    const int64_t wanted = negatives_wanted<double>(counts.positives, counts.negatives, ratio, min_negatives);
+    choose_smallest(keys_, wanted, selected);
   }
 
  private:
-  std::vector<typename FloatTraits<T>::Bits> keys_, spare_;
-  std::vector<int64_t> negatives_;
+  std::vector<LossKey<T>> keys_;
 };
 
 Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
@@ -41,15 +62,15 @@ Tensor hard_negative_mining_cpu(const Tensor& losses,      // [B, A]
   if (out.numel() == 0) return out;
   const Tensor labels = as_contiguous(cls_labels);
   const int64_t* label_data = const_data<int64_t>(labels);
-  bool* selected = data<bool>(out);
+  uint8_t* selected = data<uint8_t>(out);
   dispatch_real(
       [&](auto zero) {
         using T = decltype(zero);
         const Reader<T> reader(losses);
-        torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+        share_out(num_images, [&](const auto& next) {
           std::vector<T> buffer;
           ImageMining<T> mining;
-          for (int64_t image = begin; image < end; ++image) {
+          for (int64_t image; next(image);) {
             const int64_t first = image * num_anchors;
             mining.select(reader.read(first, num_anchors, buffer), label_data + first, num_anchors, ratio,
                           min_negatives, selected + first);

@@ -2,7 +2,7 @@
 //
 // A box is tested only against kept boxes, newest first (boxes of like score lie close together), and
 // only against those that could overlap it enough: kept boxes are filed by center in a grid (nms/prune.h).
-// Memory is linear in the boxes. By IoS, boxes of all sizes suppress each other, and the other way round is
+// Where there are many boxes, threads take strips of the grid. Memory is linear in the boxes. By IoS, boxes of all sizes suppress each other, and the other way round is
 // quicker (nms/greedy_groups.h).
 #pragma once
 
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/box_columns.h"
+#include "common/share_out.h"
 #include "common/simd.h"
 #include "nms/greedy_few.h"
 #include "nms/greedy_groups.h"
@@ -69,9 +70,44 @@ SSD_SIMD(bool, any_over,
          (const KeptBoxes<double>& kept, int64_t first, int64_t last, Box<double> box, double threshold),
          (kept, first, last, box, threshold))
 
+// Boxes by cell of a grid. A cell's room is the number of boxes whose center lies in it, so that filing never
+// moves anything.
+template <typename T>
+class FiledBoxes {
+ public:
+  // Room for the boxes of each cell, of which there are counts[c].
+  void make_room(const std::vector<int64_t>& counts) {
+    starts_.clear();
+    int64_t start = 0;
+    for (const int64_t count : counts) {
+      starts_.push_back(start);
+      start += (count + kLanes - 1) / kLanes * kLanes;
+    }
+    used_.assign(counts.size(), 0);
+    slots_.assign(static_cast<size_t>(start));
+  }
+
+  void file(Box<T> box, int64_t cell) {
+    slots_.set(static_cast<size_t>(starts_[static_cast<size_t>(cell)] + used_[static_cast<size_t>(cell)]++),
+               box);
+  }
+
+  KeptBoxes<T> boxes() const {
+    return {slots_.x1.data(),    slots_.y1.data(), slots_.x2.data(), slots_.y2.data(),
+            slots_.areas.data(), starts_.data(),   used_.data()};
+  }
+
+ private:
+  std::vector<int64_t> starts_, used_;
+  BoxColumns<T> slots_;
+};
+
 template <typename T>
 class GreedyNms {
  public:
+  // With threads of its own where there are many boxes: not where other threads have work already.
+  explicit GreedyNms(bool uses_threads = false) : uses_threads_(uses_threads) {}
+
   // `kept` gets the positions in `order` of the boxes kept, ascending. box_at(i) is the box of index i.
   template <typename BoxAt>
   void run(const std::vector<int64_t>& order, const BoxAt& box_at, OverlapLimit<T> limit,
@@ -88,15 +124,19 @@ class GreedyNms {
       few_.run(order, box_at, threshold, kept);
       return;
     }
-    boxes_.clear();
-    for (const int64_t index : order) boxes_.push_back(box_at(index));
+    load(order, box_at);
     lay_out_grid(threshold);
+    const int64_t strips = count_strips();
+    if (strips > 1) {
+      run_strips(strips, threshold, kept);
+      return;
+    }
     for (size_t position = 0; position < boxes_.size(); ++position) {
       const Box<T> box = boxes_[position];
       const int64_t cell = cells_[position];
       if (cell >= 0) {
         if (is_over(box, cell, threshold)) continue;
-        file(box, static_cast<size_t>(cell));
+        kept_.file(box, cell);
       }
       kept.push_back(static_cast<int64_t>(position));
     }
@@ -110,7 +150,32 @@ class GreedyNms {
   // boxes lie in one pile, one cell is left.
   static constexpr double kCellsPerSize = 2;
 
-  // A cell's room is the number of boxes whose center lies in it, so that filing never moves anything.
+  // Of the grid, with its first and last column.
+  struct Strip {
+    int64_t first, last;
+  };
+  enum class State : uint8_t { kKept, kDropped, kOpen };
+
+  // body(begin, end) for all boxes, part by part.
+  template <typename Body>
+  void in_parts(const Body& body) const {
+    constexpr int64_t kPart = 8192;
+    const int64_t count = static_cast<int64_t>(boxes_.size());
+    if (uses_threads_)
+      torch::stable::parallel_for(0, count, kPart, body);
+    else
+      body(0, count);
+  }
+
+  template <typename BoxAt>
+  void load(const std::vector<int64_t>& order, const BoxAt& box_at) {
+    boxes_.resize(order.size());
+    in_parts([&](int64_t begin, int64_t end) {
+      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+        boxes_[i] = box_at(order[i]);
+    });
+  }
+
   void lay_out_grid(T threshold) {
     double right = std::numeric_limits<double>::lowest(), bottom = right;
     double left = std::numeric_limits<double>::max(), top = left;
@@ -133,44 +198,100 @@ class GreedyNms {
       while (side_ < kMaxSide && static_cast<double>(side_) < kCellsPerSize * sizes &&
              static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
         ++side_;
+    mean_width_ = widths / static_cast<double>(active);
     grid_ = {grid_axis(left, right, side_), grid_axis(top, bottom, side_)};
     reach_ = threshold >= T(kMinPruned) ? nms_reach(threshold) : 0;
 
-    starts_.assign(static_cast<size_t>(side_ * side_ + 1), 0);
-    used_.assign(static_cast<size_t>(side_ * side_), 0);
-    cells_.clear();
-    for (const Box<T>& box : boxes_) {
-      int64_t cell = -1;
-      if (can_overlap(box, area(box))) cell = grid_.cell(box);
-      cells_.push_back(cell);
-      if (cell >= 0) ++starts_[static_cast<size_t>(cell) + 1];
-    }
-    for (size_t c = 1; c < starts_.size(); ++c)
-      starts_[c] = starts_[c - 1] + (starts_[c] + kLanes - 1) / kLanes * kLanes;
-    slots_.assign(static_cast<size_t>(starts_.back()));
+    cells_.resize(boxes_.size());
+    in_parts([&](int64_t begin, int64_t end) {
+      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+        cells_[i] = can_overlap(boxes_[i], area(boxes_[i])) ? grid_.cell(boxes_[i]) : -1;
+    });
+    cell_counts_.assign(static_cast<size_t>(side_ * side_), 0);
+    for (const int64_t cell : cells_)
+      if (cell >= 0) ++cell_counts_[static_cast<size_t>(cell)];
+    kept_.make_room(cell_counts_);
   }
 
-  void file(Box<T> box, size_t cell) { slots_.set(static_cast<size_t>(starts_[cell] + used_[cell]++), box); }
-
   bool is_over(Box<T> box, int64_t cell, T threshold) const {
-    const KeptBoxes<T> kept{slots_.x1.data(),    slots_.y1.data(), slots_.x2.data(), slots_.y2.data(),
-                            slots_.areas.data(), starts_.data(),   used_.data()};
     // What suppresses a box most often has its center close by.
-    if (any_over(kept, cell, cell, box, threshold)) return true;
-    if (side_ == 1) return false;
-    const CellRange cells = grid_.around(box, area(box), reach_);
+    if (any_over(kept_.boxes(), cell, cell, box, threshold)) return true;
+    return side_ > 1 && is_over(kept_, grid_.around(box, area(box), reach_), box, threshold);
+  }
+
+  bool is_over(const FiledBoxes<T>& filed, CellRange cells, Box<T> box, T threshold) const {
+    const KeptBoxes<T> kept = filed.boxes();
     for (int64_t row = cells.top; row <= cells.bottom; ++row)
       if (any_over(kept, row * side_ + cells.left, row * side_ + cells.right, box, threshold)) return true;
     return false;
   }
 
+  // In how many strips the grid is cut: 1 where threads would not pay. A strip is much wider than what a box
+  // can reach, so that few boxes look beyond one.
+  int64_t count_strips() const {
+    constexpr size_t kBoxesFrom = 20000;
+    constexpr double kReaches = 8;
+    if (!uses_threads_ || boxes_.size() < kBoxesFrom || reach_ == 0) return 1;
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    if (threads == 1) return 1;
+    const double columns = reach_ * mean_width_ * grid_.columns.per_unit;
+    const double most = static_cast<double>(side_) / (kReaches * columns + 1);
+    return most < 2 ? 1 : min_of(threads, static_cast<int64_t>(most));
+  }
+
+  // Each strip by itself, from the best box on, and exactly what one loop over all boxes gives. A box that a
+  // kept one of its strip overlaps too much is dropped. Of the others, one that can reach another strip stays
+  // open, and so does one that an open box before it overlaps too much. The rest is kept, and overlaps no open
+  // box before it. So the open boxes, which are decided at last, change nothing of that.
+  void run_strips(int64_t strips, T threshold, std::vector<int64_t>& kept) {
+    states_.assign(boxes_.size(), State::kKept);
+    open_.make_room(cell_counts_);
+    share_out(strips, [&](const auto& next) {
+      for (int64_t i; next(i);) run_strip({i * side_ / strips, (i + 1) * side_ / strips - 1}, threshold);
+    });
+    for (size_t position = 0; position < boxes_.size(); ++position) {
+      const Box<T> box = boxes_[position];
+      if (states_[position] == State::kOpen) {
+        if (is_over(box, cells_[position], threshold)) continue;
+        kept_.file(box, cells_[position]);
+      }
+      if (states_[position] != State::kDropped) kept.push_back(static_cast<int64_t>(position));
+    }
+  }
+
+  void run_strip(Strip strip, T threshold) {
+    std::vector<uint8_t> is_in(cell_counts_.size()), has_open(static_cast<size_t>(side_));
+    for (int64_t row = 0; row < side_; ++row)
+      std::fill_n(&is_in[static_cast<size_t>(row * side_ + strip.first)], strip.last - strip.first + 1, 1);
+    for (size_t position = 0; position < boxes_.size(); ++position) {
+      const int64_t cell = cells_[position];
+      if (cell < 0 || !is_in[static_cast<size_t>(cell)]) continue;
+      const Box<T> box = boxes_[position];
+      State& state = states_[position];
+      state = State::kDropped;
+      if (any_over(kept_.boxes(), cell, cell, box, threshold)) continue;
+      const CellRange cells = grid_.around(box, area(box), reach_);
+      const CellRange inside{max_of(cells.left, strip.first), min_of(cells.right, strip.last), cells.top,
+                             cells.bottom};
+      if (is_over(kept_, inside, box, threshold)) continue;
+      bool is_open = inside.left != cells.left || inside.right != cells.right;
+      if (!is_open && std::count(&has_open[inside.left], &has_open[inside.right] + 1, 1) > 0)
+        is_open = is_over(open_, inside, box, threshold);
+      if (is_open) has_open[static_cast<size_t>(cell % side_)] = 1;
+      state = is_open ? State::kOpen : State::kKept;
+      (is_open ? open_ : kept_).file(box, cell);
+    }
+  }
+
+  bool uses_threads_;
   std::vector<Box<T>> boxes_;
   int64_t side_ = 1;
   BoxGrid grid_{};
-  double reach_ = 0;
+  double reach_ = 0, mean_width_ = 0;
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
-  std::vector<int64_t> starts_, used_;
-  BoxColumns<T> slots_;
+  std::vector<int64_t> cell_counts_;
+  FiledBoxes<T> kept_, open_;  // open_ with strips only
+  std::vector<State> states_;  // of each box, with strips
   FewNms<T> few_;
   GreedyGroups<T> groups_;
   std::vector<int64_t> taken_by_;  // what groups_ says

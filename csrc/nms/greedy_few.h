@@ -18,15 +18,6 @@ struct BoxesInOrder {
   typename FloatTraits<T>::Signed* open;  // 1: no kept box overlaps it too much; 0 where one does
 };
 
-// inter > fl(upper * union) makes fl(inter / union) > t certain for any upper > t: rounding is monotone, inter
-// and upper are representable, so inter / union > upper and its rounding is not below upper. Infinity where no
-// factor makes a number of its own.
-template <typename T>
-SSD_HOST_DEVICE T sure_threshold(T threshold) {
-  const T upper = threshold * static_cast<T>(1 + 1e-6);
-  return upper > threshold ? upper : std::numeric_limits<T>::infinity();
-}
-
 // Closes those of the boxes begin..end-1 that have an IoU over the threshold with a kept one.
 template <typename T>
 SSD_HOST_DEVICE void close_over_lanes(const BoxesInOrder<T>& boxes, int64_t begin, int64_t end, Box<T> kept,

@@ -1,8 +1,7 @@
 // Exact greedy NMS within groups, on the CPU: each group by itself, groups in parallel.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
+#include "common/share_out.h"
 #include "nms/greedy.h"
 
 namespace ssd_ops {
@@ -30,22 +29,24 @@ class GroupedNms {
   }
 
   // body(worker, indices, positions) for each group, groups in parallel: the indices of its boxes, in order,
-  // and their positions in the order of all. A task has a Worker of its own.
+  // and their positions in the order of all. A thread has a Worker of its own.
   template <typename Worker, typename GroupAt, typename Body>
   void each(const std::vector<int64_t>& order, const GroupAt& group_at, const Body& body) {
-    constexpr int64_t kGrain = 2048;  // boxes per task
+    constexpr int64_t kGrain = 2048;  // boxes of a part of the work
     if (order.empty()) return;
     gather(order, group_at);
     const int64_t num_groups = static_cast<int64_t>(starts_.size()) - 1;
-    const int64_t grain = max_of<int64_t>(1, num_groups * kGrain / static_cast<int64_t>(order.size()));
-    torch::stable::parallel_for(0, num_groups, grain, [&](int64_t begin, int64_t end) {
+    // Groups side by side are one part of the work.
+    const int64_t part = max_of<int64_t>(1, num_groups * kGrain / static_cast<int64_t>(order.size()));
+    share_out((num_groups + part - 1) / part, [&](const auto& next) {
       Worker worker;
       std::vector<int64_t> indices;
-      for (int64_t g = begin; g < end; ++g) {
-        indices.clear();
-        for (size_t i = starts_[g]; i < starts_[g + 1]; ++i) indices.push_back(order[positions_[i]]);
-        body(worker, indices, positions_.data() + starts_[g]);
-      }
+      for (int64_t i; next(i);)
+        for (int64_t g = i * part; g < min_of((i + 1) * part, num_groups); ++g) {
+          indices.clear();
+          for (size_t p = starts_[g]; p < starts_[g + 1]; ++p) indices.push_back(order[positions_[p]]);
+          body(worker, indices, positions_.data() + starts_[g]);
+        }
     });
   }
 

@@ -1,6 +1,7 @@
 #include "nms/nms_groups.h"
 
 #include "common/order.h"
+#include "common/share_out.h"
 #include "nms/grouped.h"
 
 namespace ssd_ops {
@@ -55,11 +56,11 @@ Tensor nms_groups_cpu(const Tensor& boxes,         // [..., N, 4]
     using S = decltype(score);
     const Reader<T> read_boxes(boxes);
     const Reader<S> read_scores(scores);
-    torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
+    share_out(num_images, [&](const auto& next) {
       ImageGroups<T, S> image_groups(overlap_limit<T>(iou_threshold, metric));
       std::vector<T> box_buffer;
       std::vector<S> score_buffer;
-      for (int64_t image = begin; image < end; ++image) {
+      for (int64_t image; next(image);) {
         const int64_t first = image * count;
         image_groups.run(read_boxes.read(4 * first, 4 * count, box_buffer),
                          read_scores.read(first, count, score_buffer),

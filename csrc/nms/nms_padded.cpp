@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "common/share_out.h"
 #include "nms/image_nms.h"
 
 namespace ssd_ops {
@@ -19,10 +20,11 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes,   // [B, N, 4]
     using S = decltype(score);
     const Reader<T> read_boxes(boxes);
     const Reader<S> read_scores(scores);
-    torch::stable::parallel_for(0, num_images, 1, [&](int64_t begin, int64_t end) {
-      ImageNms<T, S> nms(overlap_limit<T>(iou_threshold, metric));
-      for (int64_t image = begin; image < end; ++image) {
-        const std::vector<int64_t>& kept = nms.run(read_boxes, read_scores, image, count);
+    const OverlapLimit<T> limit = overlap_limit<T>(iou_threshold, metric);
+    share_out(num_images, [&](const auto& next) {
+      ImageNms<T, S> nms(num_images == 1);
+      for (int64_t image; next(image);) {
+        const std::vector<int64_t>& kept = nms.run(read_boxes, read_scores, image, count, limit);
         int64_t* row = std::copy(kept.begin(), kept.end(), index_data + image * count);
         std::fill(row, index_data + (image + 1) * count, int64_t{-1});
         count_data[image] = static_cast<int64_t>(kept.size());

@@ -135,4 +135,13 @@ SSD_HOST_DEVICE T quick_threshold(T threshold) {
   return threshold * static_cast<T>(1 - 1e-6);
 }
 
+// inter > fl(upper * union) makes fl(inter / union) > t certain for any upper > t: rounding is monotone, inter
+// and upper are representable, so inter / union > upper and its rounding is not below upper. Infinity where no
+// factor makes a number of its own.
+template <typename T>
+SSD_HOST_DEVICE T sure_threshold(T threshold) {
+  const T upper = threshold * static_cast<T>(1 + 1e-6);
+  return upper > threshold ? upper : std::numeric_limits<T>::infinity();
+}
+
 }  // namespace ssd_ops

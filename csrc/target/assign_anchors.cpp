@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "common/share_out.h"
 #include "target/matching.h"
 
 namespace ssd_ops {
@@ -63,12 +64,12 @@ std::tuple<Tensor, Tensor> assign_anchors_cpu(const Tensor& anchors,            
         const IgnoredRegions<T> regions(ignore_boxes, ignore_threshold);
         int64_t* idx_data = data<int64_t>(idxs);
         T* iou_data = data<T>(ious);
-        torch::stable::parallel_for(0, layout.num_images, 1, [&](int64_t begin, int64_t end) {
+        share_out(layout.num_images, [&](const auto& next) {
           Matcher<T> matcher(blocks);
           GtRows<T> gts;
           std::vector<T> buffer;
           std::vector<int32_t> matched;
-          for (int64_t image = begin; image < end; ++image) {
+          for (int64_t image; next(image);) {
             const GtRange range = layout.range(image);
             const int64_t count = range.end - range.begin;
             gts.read(reader.read(4 * range.begin, 4 * count, buffer), count);

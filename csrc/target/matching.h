@@ -8,12 +8,16 @@
 // the lowest anchor, then the lowest ground truth, until one side is used up. It is found lazily: each
 // ground truth keeps a short list of its best anchors in that order; the best head of all lists is
 // taken, and a head that was taken in the meantime is dropped. Dropping only lowers a list's head, so
-// the head that is best and free is the maximum over all free pairs.
+// the head that is best and free is the maximum over all free pairs. Of more than kListLength ground truths,
+// those with one box want the same anchors, and share a list. A list drops an anchor at most once: with D
+// distinct boxes among the G there are at most G + D * min(G, A) steps, however often a box is repeated.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <queue>
+#include <tuple>
 
 #include "common/box_columns.h"
 #include "common/simd.h"
@@ -178,6 +182,7 @@ class Matcher {
 
   // After match: the highest IoU of anchor i with any ground truth, and the ground truth that has it.
   T best_iou(int64_t i) const { return best_iou_[static_cast<size_t>(i)]; }
+  const T* best_ious() const { return best_iou_.data(); }
   int64_t best_gt(int64_t i) const { return best_gt_[static_cast<size_t>(i)]; }
 
  private:
@@ -247,28 +252,35 @@ class Matcher {
   void force_bipartite(const std::vector<Box<T>>& gts, T above, std::vector<int32_t>& matched) {
     std::fill(taken_.begin(), taken_.end(), 0);
     lists_.assign(gts.size(), {});
+    const std::vector<int32_t> leaders = queue_equal(gts);
     std::vector<int32_t> without;  // ground truths that overlap no free anchor
+    const auto leave_out = [&](int32_t gt) {
+      for (; gt >= 0; gt = next_equal_[gt]) without.push_back(gt);
+    };
     std::priority_queue<Head> heads;
-    for (size_t g = 0; g < gts.size(); ++g) {
-      if (column_[g].anchor >= 0) {
-        heads.push({column_[g], static_cast<int32_t>(g)});
+    for (const int32_t gt : leaders) {
+      if (column_[gt].anchor >= 0) {
+        heads.push({column_[gt], gt});
       } else {
-        without.push_back(static_cast<int32_t>(g));
+        leave_out(gt);
       }
     }
     while (!heads.empty()) {
-      const Head head = heads.top();
+      Head head = heads.top();
       heads.pop();
       if (!taken_[head.candidate.anchor]) {
         if (!(head.candidate.iou > above)) return;  // it is the highest of all that are free
         take(head.candidate.anchor, head.gt, matched);
-        continue;
+        const int32_t next = next_equal_[head.gt];
+        if (next < 0) continue;
+        lists_[next].swap(lists_[head.gt]);
+        head.gt = next;
       }
-      const Candidate next = next_free(gts[head.gt], lists_[head.gt]);
-      if (next.anchor >= 0) {
-        heads.push({next, head.gt});
+      head.candidate = next_free(gts[head.gt], lists_[head.gt]);
+      if (head.candidate.anchor >= 0) {
+        heads.push(head);
       } else {
-        without.push_back(head.gt);
+        leave_out(head.gt);
       }
     }
     if (above >= 0) return;
@@ -280,6 +292,28 @@ class Matcher {
       if (anchor == a_.count) break;
       take(anchor, gt, matched);
     }
+  }
+
+  // Ground truths with one box wait in one queue, in the order of their rows: they want the same anchors, and
+  // the lowest row goes first. next_equal_ says who follows. Returns the first of each queue.
+  std::vector<int32_t> queue_equal(const std::vector<Box<T>>& gts) {
+    const auto corners = [&](int32_t gt) {
+      const Box<T>& box = gts[gt];
+      return std::tie(box.x1, box.y1, box.x2, box.y2);
+    };
+    std::vector<int32_t> order(gts.size()), leaders;
+    std::iota(order.begin(), order.end(), 0);
+    next_equal_.assign(gts.size(), -1);
+    if (gts.size() <= kListLength) return order;  // one list lasts for all of so few: sorting does not pay
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return corners(a) < corners(b); });
+    for (size_t i = 0; i < order.size(); ++i) {
+      if (i > 0 && corners(order[i - 1]) == corners(order[i]))
+        next_equal_[order[i - 1]] = order[i];
+      else
+        leaders.push_back(order[i]);
+    }
+    return leaders;
   }
 
   void take(int64_t anchor, int32_t gt, std::vector<int32_t>& matched) {
@@ -334,6 +368,7 @@ class Matcher {
   std::vector<Candidate> column_;
   std::vector<std::vector<int64_t>> best_blocks_;
   std::vector<std::vector<Candidate>> lists_;
+  std::vector<int32_t> next_equal_;
 };
 
 }  // namespace ssd_ops

@@ -4,6 +4,8 @@
 
 #include "common/activation.h"
 #include "common/mining.h"
+#include "common/share_out.h"
+#include "common/smallest.h"
 #include "target/matching.h"
 #include "target/rules.h"
 
@@ -56,6 +58,37 @@ SSD_SIMD(void, background_block,
          (const double* logits, int64_t num_rows, int64_t stride, int64_t count, double* sum, double* out),
          (logits, num_rows, stride, count, sum, out))
 
+struct MatchCounts {
+  int64_t matched, candidates;
+};
+
+// The key of each negative that may be mined: the smaller, the less it looks like background.
+template <typename T>
+SSD_HOST_DEVICE MatchCounts mining_keys_lanes(const T* __restrict background,     // [count]
+                                              const int32_t* __restrict matched,  // [count]
+                                              const T* __restrict best_iou,       // [count]
+                                              int64_t count, T iou_below,
+                                              LossKey<T>* __restrict keys) {  // [count]
+  MatchCounts counts{0, 0};
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_candidate = (matched[i] == -1) & (best_iou[i] < iou_below);
+    const LossKey<T> key = loss_key(-background[i]);
+    keys[i] = is_candidate ? key : kNoKey<LossKey<T>>;
+    counts.matched += matched[i] >= 0 ? 1 : 0;
+    counts.candidates += is_candidate ? 1 : 0;
+  }
+  return counts;
+}
+
+SSD_SIMD(MatchCounts, mining_keys,
+         (const float* background, const int32_t* matched, const float* best_iou, int64_t count,
+          float iou_below, uint32_t* keys),
+         (background, matched, best_iou, count, iou_below, keys))
+SSD_SIMD(MatchCounts, mining_keys,
+         (const double* background, const int32_t* matched, const double* best_iou, int64_t count,
+          double iou_below, uint64_t* keys),
+         (background, matched, best_iou, count, iou_below, keys))
+
 // Leaves class 0 only to the negatives that look least like background.
 template <typename T>
 class NegativeMining {
@@ -67,34 +100,27 @@ class NegativeMining {
             const Matcher<T>& matcher,
             int64_t* cls_labels) {  // [A]
     background_.resize(static_cast<size_t>(num_anchors));
+    keys_.resize(static_cast<size_t>(num_anchors));
     sums_.resize(static_cast<size_t>(kBlock));
     for (int64_t first = 0; first < num_anchors; first += kBlock)
       background_block(logits + first, num_rows, num_anchors, std::min(kBlock, num_anchors - first),
                        sums_.data(), &background_[first]);
-    keys_.clear();
-    candidates_.clear();
-    int64_t num_matched = 0;
-    for (int64_t i = 0; i < num_anchors; ++i) {
-      if (matched[i] >= 0) {
-        ++num_matched;
-        continue;
-      }
-      cls_labels[i] = rules_.ignore_label;
-      if (matched[i] == -2 || !(matcher.best_iou(i) < static_cast<T>(rules_.threshold))) continue;
-      keys_.push_back(loss_key(-background_[i]));
-      candidates_.push_back(i);
-    }
+    const MatchCounts counts = mining_keys(background_.data(), matched.data(), matcher.best_ious(),
+                                           num_anchors, static_cast<T>(rules_.threshold), keys_.data());
     // The product in float32 is MXNet's.
-    const int64_t wanted = negatives_wanted<float>(num_matched, static_cast<int64_t>(keys_.size()),
-                                                   rules_.ratio, rules_.min_negatives);
-    choose_smallest(keys_, wanted, spare_, [&](size_t i) { cls_labels[candidates_[i]] = 0; });
+    const int64_t wanted =
+        negatives_wanted<float>(counts.matched, counts.candidates, rules_.ratio, rules_.min_negatives);
+    chosen_.assign(static_cast<size_t>(num_anchors), 0);
+    choose_smallest(keys_, wanted, chosen_.data());
+    for (size_t i = 0; i < matched.size(); ++i)
+      if (matched[i] < 0) cls_labels[i] = chosen_[i] ? 0 : rules_.ignore_label;
   }
 
  private:
   MiningRules rules_;
   std::vector<T> background_, sums_;
-  std::vector<typename FloatTraits<T>::Bits> keys_, spare_;
-  std::vector<int64_t> candidates_;
+  std::vector<LossKey<T>> keys_;
+  std::vector<uint8_t> chosen_;
 };
 
 template <typename T>
@@ -139,13 +165,13 @@ void write_images(const Tensor& anchors,                   // [A, 4] or [1, A, 4
   const Reader<T> read_labels(labels), read_preds(mining.is_on() ? *cls_preds : labels);
   const int64_t num_rows = mining.is_on() ? cls_preds->size(1) : 0;
   // One image is enough work for a task: at 5,444 anchors it writes 218 kB.
-  torch::stable::parallel_for(0, labels.size(0), 1, [&](int64_t begin, int64_t end) {
+  share_out(labels.size(0), [&](const auto& next) {
     Matcher<T> matcher(blocks);
     NegativeMining<T> negatives(mining);
     GroundTruths<T> gts;
     std::vector<T> label_buffer, pred_buffer;
     std::vector<int32_t> matched;
-    for (int64_t image = begin; image < end; ++image) {
+    for (int64_t image; next(image);) {
       const int64_t first = image * num_anchors, size = num_rows * num_anchors;
       read_gts(read_labels.read(image * num_gts * 5, num_gts * 5, label_buffer), num_gts, target.semantics,
                gts);

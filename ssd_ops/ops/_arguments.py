@@ -52,7 +52,7 @@ def as_iou_threshold(op: str, value: object) -> float:
     number = as_number(op, "iou_threshold", value)
     if not number >= 0:
         raise ValueError(f"{op}: iou_threshold must be 0 or more, got {number}")
-    return min(number, 1.0)
+    return number if number < 1.0 else 1.0
 
 
 def as_numbers(op: str, name: str, values: Sequence[object] | Tensor) -> list[float]:

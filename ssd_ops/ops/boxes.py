@@ -99,7 +99,9 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy", *, metric: str = 
             ) from None
         boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
         boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
-    return torch.ops.ssd_ops.box_iou(boxes1, boxes2, as_choice(op, "metric", metric, METRIC))
+    return torch.ops.ssd_ops.box_iou.default(
+        boxes1, boxes2, as_choice(op, "metric", metric, METRIC)
+    )
 
 
 @torch.library.register_fake("ssd_ops::box_iou")
@@ -165,7 +167,7 @@ def encode_boxes(
     number = as_choice(op, "coding", coding, CODING)
     if eps != 0 and coding != "center":
         raise ValueError(f"{op}: eps must be 0 with a coding other than 'center', got {eps}")
-    return torch.ops.ssd_ops.encode_boxes(
+    return torch.ops.ssd_ops.encode_boxes.default(
         boxes, anchors, as_variances(op, variances, number), eps, number
     )
 
@@ -221,7 +223,7 @@ def decode_boxes(
     op = "decode_boxes"
     check_tensors(op, offsets=offsets, anchors=anchors)
     number = as_choice(op, "coding", coding, CODING)
-    return torch.ops.ssd_ops.decode_boxes(
+    return torch.ops.ssd_ops.decode_boxes.default(
         offsets,
         anchors,
         as_variances(op, variances, number),
@@ -239,7 +241,7 @@ def _(offsets: Tensor, anchors: Tensor, *_settings: Any) -> Tensor:
 @torch.library.register_vmap("ssd_ops::box_iou")
 def _(info: Any, in_dims: _vmap.InDims, *args: Any) -> tuple[Tensor, int]:
     both = [_vmap.in_front(info, b, dim) for b, dim in zip(args[:2], in_dims[:2], strict=True)]
-    return torch.ops.ssd_ops.box_iou(*both, *args[2:]), 0
+    return torch.ops.ssd_ops.box_iou.default(*both, *args[2:]), 0
 
 
 _vmap.register_rows("encode_boxes")

@@ -106,7 +106,7 @@ def multiclass_nms(
     op = "multiclass_nms"
     check_tensors(op, boxes=boxes, scores=scores)
     return Detections(
-        *torch.ops.ssd_ops.multiclass_nms(
+        *torch.ops.ssd_ops.multiclass_nms.default(
             boxes,
             scores,
             as_fraction(op, "score_threshold", score_threshold),
@@ -211,7 +211,7 @@ def multibox_detection(
     if semantics == "torchvision":
         raise ValueError(f"{op}: semantics must be 'd2l' or 'mxnet'; for 'torchvision' use detect")
     mode = as_choice(op, "semantics", semantics, SEMANTICS)
-    return torch.ops.ssd_ops.multibox_detection(
+    return torch.ops.ssd_ops.multibox_detection.default(
         cls_probs,
         offset_preds,
         anchors,
@@ -313,7 +313,7 @@ def detect(
     check_tensors(op, cls_scores=cls_scores, offset_preds=offset_preds, anchors=anchors)
     number = as_choice(op, "coding", coding, CODING)
     return Detections(
-        *torch.ops.ssd_ops.detect(
+        *torch.ops.ssd_ops.detect.default(
             cls_scores,
             offset_preds,
             anchors,

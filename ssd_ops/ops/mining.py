@@ -45,7 +45,7 @@ def hard_negative_mining(
     """
     op = "hard_negative_mining"
     check_tensors(op, losses=losses, cls_labels=cls_labels)
-    return torch.ops.ssd_ops.hard_negative_mining(
+    return torch.ops.ssd_ops.hard_negative_mining.default(
         losses, cls_labels, as_ratio(op, "ratio", ratio), as_min_negatives(op, min_negatives)
     )
 

@@ -51,7 +51,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, metric: str = "i
     """
     check_tensors("nms", boxes=boxes, scores=scores)
     threshold = as_iou_threshold("nms", iou_threshold)
-    return torch.ops.ssd_ops.nms(
+    return torch.ops.ssd_ops.nms.default(
         boxes, scores, threshold, as_choice("nms", "metric", metric, METRIC)
     )
 
@@ -95,8 +95,10 @@ def nms_padded(
     threshold = as_iou_threshold("nms_padded", iou_threshold)
     number = as_choice("nms_padded", "metric", metric, METRIC)
     if boxes.ndim != 2 or scores.ndim != 1:
-        return torch.ops.ssd_ops.nms_padded(boxes, scores, threshold, number)
-    indices, counts = torch.ops.ssd_ops.nms_padded(boxes[None], scores[None], threshold, number)
+        return torch.ops.ssd_ops.nms_padded.default(boxes, scores, threshold, number)
+    indices, counts = torch.ops.ssd_ops.nms_padded.default(
+        boxes[None], scores[None], threshold, number
+    )
     return indices[0], counts[0]
 
 
@@ -145,7 +147,7 @@ def batched_nms(
     check_tensors(op, boxes=boxes, scores=scores, idxs=idxs)
     threshold = as_iou_threshold(op, iou_threshold)
     number = as_choice(op, "metric", metric, METRIC)
-    return torch.ops.ssd_ops.batched_nms(boxes, scores, _long(idxs), threshold, number)
+    return torch.ops.ssd_ops.batched_nms.default(boxes, scores, _long(idxs), threshold, number)
 
 
 def _long(idxs: Tensor) -> Tensor:
@@ -216,7 +218,7 @@ def nms_groups(
         idxs = _long(idxs)
     threshold = as_iou_threshold(op, iou_threshold)
     number = as_choice(op, "metric", metric, METRIC)
-    return torch.ops.ssd_ops.nms_groups(boxes, scores, idxs, threshold, number)
+    return torch.ops.ssd_ops.nms_groups.default(boxes, scores, idxs, threshold, number)
 
 
 @torch.library.register_fake("ssd_ops::nms_groups")
@@ -232,7 +234,7 @@ def _(info: Any, in_dims: _vmap.InDims, *args: Any) -> tuple[Tensor, int]:
         None if t is None else _vmap.in_front(info, t, dim)
         for t, dim in zip(args[:3], in_dims[:3], strict=True)
     ]
-    return torch.ops.ssd_ops.nms_groups(*tensors, *args[3:]), 0
+    return torch.ops.ssd_ops.nms_groups.default(*tensors, *args[3:]), 0
 
 
 class MergedBoxes(NamedTuple):

@@ -153,7 +153,7 @@ def _priors(
     if image_size is not None:
         shapes = [_shapes(*level) for level in zip(all_sizes, all_ratios, strict=True)]
         return _grid(op, feature_maps, shapes, image_size, steps, offsets, clip)
-    return torch.ops.ssd_ops.multibox_priors(
+    return torch.ops.ssd_ops.multibox_priors.default(
         list(feature_maps),
         [size for level in all_sizes for size in level],
         [len(level) for level in all_sizes],
@@ -275,7 +275,7 @@ def _grid(
     size: list[float] = []
     if image_size is not None:
         size = as_positives(op, "image_size", as_tuple_of(op, "image_size", image_size, 2))
-    return torch.ops.ssd_ops.grid_anchors(
+    return torch.ops.ssd_ops.grid_anchors.default(
         list(feature_maps),
         [side for level in shapes for shape in level for side in shape],
         [len(level) for level in shapes],

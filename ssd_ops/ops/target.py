@@ -126,7 +126,7 @@ def assign_anchors(
     force = as_choice(op, "force_match", force_match, _FORCE_MATCH)
     regions = _as_regions(op, anchors, ignore_boxes)
     share = as_fraction(op, "ignore_threshold", ignore_threshold)
-    return torch.ops.ssd_ops.assign_anchors(
+    return torch.ops.ssd_ops.assign_anchors.default(
         anchors, gt_boxes, gt_counts, threshold, background, force, regions, share
     )
 
@@ -304,7 +304,7 @@ def multibox_target(
         if cls_preds is None:
             raise ValueError(f"{op}: cls_preds must be given for negative_mining_ratio, got None")
     number = as_choice(op, "coding", coding, CODING)
-    return torch.ops.ssd_ops.multibox_target(
+    return torch.ops.ssd_ops.multibox_target.default(
         anchors,
         labels,
         cls_preds,

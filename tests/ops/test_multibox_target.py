@@ -144,6 +144,16 @@ def test_many_ground_truths_want_the_same_anchors():
     compare(anchors[:, :100], torch.cat((torch.zeros(2, 150, 1), same), dim=2))
 
 
+def test_copies_of_few_ground_truths_take_turns():
+    """The class of a row is its number, so the result says which copy took which anchor."""
+    anchors = cases.prior_anchors(5444)
+    few = torch.tensor([0.3, 0.3, 0.7, 0.7]) + 0.001 * torch.randn(4, 4)
+    few[3] = few[2] + torch.tensor([1.0, 0, 1, 0])  # of the first 100 anchors it overlaps none
+    labels = torch.cat((torch.arange(280.0)[:, None], few[torch.randint(0, 4, (280,))]), dim=1)
+    for some, semantics in itertools.product((anchors, anchors[:, :100]), ("d2l", "mxnet")):
+        compare(some, labels[None], semantics=semantics)
+
+
 def test_variances():
     anchors, labels = cases.boxes(60), cases.labels(4, 5)
     for variances in (

@@ -199,6 +199,37 @@ def test_equals_reference_on_clusters(threshold):
         compare(boxes, torch.rand(1600), threshold)
 
 
+# Around the lanes of a vector, and around the numbers of boxes from which a sample is looked at.
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 17, 100, 300, 1023, 1024, 1025, 2000])
+def test_equals_reference_on_piles(count):
+    """Few boxes are kept: of some piles one each, and those that lie alone."""
+    for piles, alone, dtype in (
+        (1, 0, torch.float32),
+        (1, 5, torch.float64),
+        (3, 0, torch.half),
+        (7, count // 3, torch.float32),
+    ):
+        center = torch.rand(piles, 2)[torch.randint(piles, (count,))] * 500 + torch.rand(count, 2)
+        center[:alone] = 1000 + 300 * torch.rand(len(center[:alone]), 2)
+        half = 20 + torch.rand(count, 2)
+        boxes = torch.cat((center - half, center + half), dim=1)
+        for scores in (torch.rand(count), torch.randint(0, 4, (count,)).double()):
+            scores[torch.rand(count) < 0.1] = nan
+            scores[:alone] += 2  # the first boxes that are taken close no other
+            boxes, scores = boxes[order := torch.randperm(count)].to(dtype), scores[order]
+            for threshold in (0.0, 0.3, 0.85, 1.0):
+                compare(boxes, scores, threshold, metrics=("iou",))
+
+
+def test_a_small_call_leaves_nothing_to_the_next():
+    """Of larger, smaller and equal size, with other dtypes in between."""
+    for count in (300, 20, 300, 1000, 33, 32, 0, 5):
+        for dtype in (torch.float32, torch.float64):
+            boxes = cases.boxes(count, kind="small", dtype=dtype)
+            compare(boxes, torch.rand(count), 0.3)
+            compare(boxes, torch.rand(count, dtype=torch.float64), 0.3)
+
+
 @pytest.mark.parametrize("shape", ["tall", "wide", "sizes"])
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.5, 0.9])
 def test_equals_reference_on_uneven_shapes(threshold, shape):
@@ -366,6 +397,33 @@ def test_threads_and_runs_agree(threads):
         results.append(ssd_ops.nms(boxes, scores, 0.5))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2])
+
+
+@pytest.mark.not_emulated("strips of the grid are a matter of CPU threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_strips_change_nothing(threads, threshold, dtype):
+    """As many strips as threads. At their borders boxes wait for each other in long chains."""
+    count = 24_000
+    center = torch.rand(count, 2, dtype=dtype) * 400
+    near = 100 * torch.randint(1, 4, (count // 3,))  # the borders of 2 and of 4 strips
+    center[: count // 3, 0] = near + 3 * torch.randn(count // 3)
+    for kind in ("alone", "copies"):
+        if kind == "copies":
+            center = center[torch.randint(count // 10, (count,))] + 0.2 * torch.rand(count, 2)
+        half = 0.5 + torch.rand(count, 2, dtype=dtype)
+        half[::100] *= torch.tensor([20.0, 1])
+        half[::101] = 0
+        half[::103] *= 1e-22 if dtype == torch.float32 else 1e-160  # areas below the normal numbers
+        boxes = torch.cat((center - half, center + half), dim=1)[torch.randperm(count)]
+        scores = torch.randint(0, 5000, (count,)).to(dtype)
+        threads(1)
+        expected = ssd_ops.nms(boxes, scores, threshold)
+        for number in (2, 4, 7):
+            threads(number)
+            assert torch.equal(ssd_ops.nms(boxes, scores, threshold), expected), (kind, number)
+            padded = ssd_ops.nms_padded(boxes[None], scores[None], threshold)[0]
+            assert torch.equal(padded[0, : len(expected)], expected)
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 17])  # from 16 on a GPU gives each image a block

@@ -29,6 +29,8 @@ for dtype in (torch.float32, torch.float64):
         *ssd_ops.multiclass_nms(offsets, probs.mT, best_class_only=True)[1:],
         *ssd_ops.multibox_target(boxes, labels),
         *ssd_ops.multibox_target(boxes, labels, ignore_boxes=labels[..., 1:].flip(0)),
+        *ssd_ops.multibox_target(boxes, labels, probs, negative_mining_ratio=3.0),
+        ssd_ops.hard_negative_mining(probs[:, 0], torch.arange(-1, 5999).view(2, 3000) % 3),
         ssd_ops.multibox_detection(probs, offsets.flatten(1), boxes),
         *(ssd_ops.nms(boxes, probs[0, 0], threshold) for threshold in (0.0, 0.3, 0.7)),
         ssd_ops.box_iou(boxes[:200], boxes, metric="ios"),

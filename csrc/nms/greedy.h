@@ -2,8 +2,8 @@
 //
 // A box is tested only against kept boxes, newest first (boxes of like score lie close together), and
 // only against those that could overlap it enough: kept boxes are filed by center in a grid (nms/prune.h).
-// Where there are many boxes, threads take strips of the grid. Memory is linear in the boxes. By IoS, boxes of all sizes suppress each other, and the other way round is
-// quicker (nms/greedy_groups.h).
+// Where there are many boxes, threads take strips of the grid. Memory is linear in the boxes. By IoS, boxes of
+// all sizes suppress each other, and the other way round is quicker (nms/greedy_groups.h).
 #pragma once
 
 #include <algorithm>
@@ -143,16 +143,21 @@ class GreedyNms {
   }
 
  private:
-  static constexpr size_t kFew = 512;  // boxes: for more, a grid pays
+  static constexpr size_t kFew = 512;            // boxes: for more, a grid pays
+  static constexpr size_t kThreadsFrom = 80000;  // boxes: for fewer, threads cost more than they save
   static constexpr size_t kBoxesPerCell = 128;
   static constexpr int64_t kMaxSide = 256;  // cells along one side
   // Cells along a box of mean size, at most: more would only make each box look into more of them. Where all
   // boxes lie in one pile, one cell is left.
   static constexpr double kCellsPerSize = 2;
 
-  // Of the grid, with its first and last column.
+  // Of the grid, with its first and last row: its cells lie together, so threads write to no common line.
   struct Strip {
     int64_t first, last;
+  };
+  // The positions of its boxes that are not dropped, ascending.
+  struct Decided {
+    std::vector<int64_t> kept, open;
   };
   enum class State : uint8_t { kKept, kDropped, kOpen };
 
@@ -161,7 +166,7 @@ class GreedyNms {
   void in_parts(const Body& body) const {
     constexpr int64_t kPart = 8192;
     const int64_t count = static_cast<int64_t>(boxes_.size());
-    if (uses_threads_)
+    if (uses_threads_ && boxes_.size() >= kThreadsFrom)
       torch::stable::parallel_for(0, count, kPart, body);
     else
       body(0, count);
@@ -198,7 +203,7 @@ class GreedyNms {
       while (side_ < kMaxSide && static_cast<double>(side_) < kCellsPerSize * sizes &&
              static_cast<size_t>((side_ + 1) * (side_ + 1)) * kBoxesPerCell <= active)
         ++side_;
-    mean_width_ = widths / static_cast<double>(active);
+    mean_height_ = heights / static_cast<double>(active);
     grid_ = {grid_axis(left, right, side_), grid_axis(top, bottom, side_)};
     reach_ = threshold >= T(kMinPruned) ? nms_reach(threshold) : 0;
 
@@ -229,13 +234,12 @@ class GreedyNms {
   // In how many strips the grid is cut: 1 where threads would not pay. A strip is much wider than what a box
   // can reach, so that few boxes look beyond one.
   int64_t count_strips() const {
-    constexpr size_t kBoxesFrom = 20000;
     constexpr double kReaches = 8;
-    if (!uses_threads_ || boxes_.size() < kBoxesFrom || reach_ == 0) return 1;
+    if (!uses_threads_ || boxes_.size() < kThreadsFrom || reach_ == 0) return 1;
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     if (threads == 1) return 1;
-    const double columns = reach_ * mean_width_ * grid_.columns.per_unit;
-    const double most = static_cast<double>(side_) / (kReaches * columns + 1);
+    const double rows = reach_ * mean_height_ * grid_.rows.per_unit;
+    const double most = static_cast<double>(side_) / (kReaches * rows + 1);
     return most < 2 ? 1 : min_of(threads, static_cast<int64_t>(most));
   }
 
@@ -244,50 +248,58 @@ class GreedyNms {
   // open, and so does one that an open box before it overlaps too much. The rest is kept, and overlaps no open
   // box before it. So the open boxes, which are decided at last, change nothing of that.
   void run_strips(int64_t strips, T threshold, std::vector<int64_t>& kept) {
-    states_.assign(boxes_.size(), State::kKept);
     open_.make_room(cell_counts_);
+    std::vector<Decided> decided(static_cast<size_t>(strips));
     share_out(strips, [&](const auto& next) {
-      for (int64_t i; next(i);) run_strip({i * side_ / strips, (i + 1) * side_ / strips - 1}, threshold);
+      for (int64_t i; next(i);)
+        decided[static_cast<size_t>(i)] =
+            run_strip({i * side_ / strips, (i + 1) * side_ / strips - 1}, threshold);
     });
+    states_.assign(boxes_.size(), State::kDropped);
+    for (const Decided& of_strip : decided) {
+      for (const int64_t position : of_strip.kept) states_[static_cast<size_t>(position)] = State::kKept;
+      for (const int64_t position : of_strip.open) states_[static_cast<size_t>(position)] = State::kOpen;
+    }
     for (size_t position = 0; position < boxes_.size(); ++position) {
       const Box<T> box = boxes_[position];
-      if (states_[position] == State::kOpen) {
-        if (is_over(box, cells_[position], threshold)) continue;
-        kept_.file(box, cells_[position]);
+      const int64_t cell = cells_[position];
+      if (cell >= 0 && states_[position] == State::kDropped) continue;
+      if (cell >= 0 && states_[position] == State::kOpen) {
+        if (is_over(box, cell, threshold)) continue;
+        kept_.file(box, cell);
       }
-      if (states_[position] != State::kDropped) kept.push_back(static_cast<int64_t>(position));
+      kept.push_back(static_cast<int64_t>(position));
     }
   }
 
-  void run_strip(Strip strip, T threshold) {
-    std::vector<uint8_t> is_in(cell_counts_.size()), has_open(static_cast<size_t>(side_));
-    for (int64_t row = 0; row < side_; ++row)
-      std::fill_n(&is_in[static_cast<size_t>(row * side_ + strip.first)], strip.last - strip.first + 1, 1);
+  // It writes to memory of its own: threads that write side by side would wait for each other.
+  Decided run_strip(Strip strip, T threshold) {
+    Decided decided;
+    std::vector<uint8_t> has_open(static_cast<size_t>(side_));  // of each row
     for (size_t position = 0; position < boxes_.size(); ++position) {
       const int64_t cell = cells_[position];
-      if (cell < 0 || !is_in[static_cast<size_t>(cell)]) continue;
+      if (cell < strip.first * side_ || cell >= (strip.last + 1) * side_) continue;
       const Box<T> box = boxes_[position];
-      State& state = states_[position];
-      state = State::kDropped;
       if (any_over(kept_.boxes(), cell, cell, box, threshold)) continue;
       const CellRange cells = grid_.around(box, area(box), reach_);
-      const CellRange inside{max_of(cells.left, strip.first), min_of(cells.right, strip.last), cells.top,
-                             cells.bottom};
+      const CellRange inside{cells.left, cells.right, max_of(cells.top, strip.first),
+                             min_of(cells.bottom, strip.last)};
       if (is_over(kept_, inside, box, threshold)) continue;
-      bool is_open = inside.left != cells.left || inside.right != cells.right;
-      if (!is_open && std::count(&has_open[inside.left], &has_open[inside.right] + 1, 1) > 0)
+      bool is_open = inside.top != cells.top || inside.bottom != cells.bottom;
+      if (!is_open && std::count(&has_open[inside.top], &has_open[inside.bottom] + 1, 1) > 0)
         is_open = is_over(open_, inside, box, threshold);
-      if (is_open) has_open[static_cast<size_t>(cell % side_)] = 1;
-      state = is_open ? State::kOpen : State::kKept;
+      if (is_open) has_open[static_cast<size_t>(cell / side_)] = 1;
+      (is_open ? decided.open : decided.kept).push_back(static_cast<int64_t>(position));
       (is_open ? open_ : kept_).file(box, cell);
     }
+    return decided;
   }
 
   bool uses_threads_;
   std::vector<Box<T>> boxes_;
   int64_t side_ = 1;
   BoxGrid grid_{};
-  double reach_ = 0, mean_width_ = 0;
+  double reach_ = 0, mean_height_ = 0;
   std::vector<int64_t> cells_;  // of each box, or -1 where it cannot overlap any
   std::vector<int64_t> cell_counts_;
   FiledBoxes<T> kept_, open_;  // open_ with strips only

@@ -404,10 +404,10 @@ def test_threads_and_runs_agree(threads):
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_strips_change_nothing(threads, threshold, dtype):
     """As many strips as threads. At their borders boxes wait for each other in long chains."""
-    count = 24_000
-    center = torch.rand(count, 2, dtype=dtype) * 400
-    near = 100 * torch.randint(1, 4, (count // 3,))  # the borders of 2 and of 4 strips
-    center[: count // 3, 0] = near + 3 * torch.randn(count // 3)
+    count = 96_000
+    center = torch.rand(count, 2, dtype=dtype) * 800
+    near = 200 * torch.randint(1, 4, (count // 3,))  # the borders of 2 and of 4 strips
+    center[: count // 3, 1] = near + 3 * torch.randn(count // 3)
     for kind in ("alone", "copies"):
         if kind == "copies":
             center = center[torch.randint(count // 10, (count,))] + 0.2 * torch.rand(count, 2)

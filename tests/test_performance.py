@@ -134,6 +134,11 @@ def test_memory_is_linear_in_the_candidates(result):
         one, other = row["cells"]
         # The table of all pairs is the result of box_iou itself.
         counts = [c["results"] if row["op"] == "box_iou" else c["n"] for c in (one, other)]
+        if (
+            row["op"] == "nms"
+        ):  # threads, with memory of their own, come in between the two: bytes of a box
+            assert max(one["peak"] / one["n"], other["peak"] / other["n"]) <= 100, row["case"]
+            continue
         assert other["peak"] <= 1.1 * one["peak"] * counts[1] / counts[0], row["case"]
 
 

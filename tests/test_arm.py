@@ -83,7 +83,7 @@ def build(flags: list[str]) -> Path:
 
 
 def of_tensor(tensor: Tensor) -> bytes:
-    plain = tensor.contiguous()
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
     head = struct.pack(f"<cii{plain.ndim}q", b"T", NUMBERS[plain.dtype], plain.ndim, *plain.shape)
     if not plain.numel():
         return head

@@ -418,7 +418,7 @@ class OneMore(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        return result + 1 if str(function) == "ssd_ops.box_iou" else result
+        return result + 1 if str(function).startswith("ssd_ops.box_iou") else result
 
 
 def test_a_wrong_answer_of_the_device_is_seen(load, monkeypatch, capsys):

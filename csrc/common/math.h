@@ -4,7 +4,7 @@
 // a box across an IoU threshold. These use only +, -, *, / and bit operations, which IEEE 754 fixes,
 // so CPU and GPU agree as long as nothing is contracted into an FMA (-ffp-contract=off, --fmad=false).
 // No branches: the loops around them vectorise. Error below 1.1 ulp over the whole range (measured
-// against mpmath by tests/test_encode_decode.py); the coefficients are Chebyshev fits made for this file.
+// against mpmath by tests/ops/test_encode_decode.py); the coefficients are Chebyshev fits made for this file.
 #pragma once
 
 #include <cstdint>

@@ -257,6 +257,10 @@ AOTITorchError torch_delete_list(StableListHandle list) {
   delete list;
   return 0;
 }
+AOTITorchError torch_get_num_threads(uint32_t* count) {
+  *count = 1;
+  return 0;
+}
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc body, void* context) {
   if (begin < end) body(begin, end, context);
   return 0;

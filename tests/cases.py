@@ -8,11 +8,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import ssd_ops
@@ -54,6 +56,22 @@ def inputs(op: str, images: int = 3, dtype: torch.dtype = torch.float32, size: i
     `size` boxes or anchors.
     """
     return _function_of_inputs(op)(images, size, dtype)
+
+
+def raw_call(function: Callable, args: tuple) -> tuple[Any, tuple]:
+    """(op, arguments) of the one call of `torch.ops.ssd_ops` that a public function makes."""
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "ssd_ops":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        function(*args)
+    (call,) = calls
+    return call
 
 
 @functools.cache

@@ -44,20 +44,10 @@ BY_TORCH = ("ssd_ops", "DefaultCPUAllocator", "Overflow when unpacking", "expect
 
 def raw_arguments(name: str, rng: random.Random) -> list[Any]:
     """Arguments with which the public function calls the op, for a random size."""
-    calls: list[tuple] = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "ssd_ops":
-                calls.append(args)
-            return func(*args, **(kwargs or {}))
-
     inputs = cases.inputs(
         name, rng.choice([0, 1, 2, 3]), rng.choice(cases.DTYPES), rng.choice([0, 1, 2, 9, 40])
     )
-    with Recorder():
-        getattr(ssd_ops, name)(*inputs)
-    return list(calls[0])
+    return list(cases.raw_call(getattr(ssd_ops, name), inputs)[1])
 
 
 def odd_tensor(tensor: Tensor, rng: random.Random) -> Tensor:

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cases
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd_ops import _ext
 
@@ -109,23 +109,9 @@ def load() -> torch.library.Library:
     return library
 
 
-class _Recorder(TorchDispatchMode):
-    """What a public function hands to the ops of the library."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple, dict]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "ssd_ops":
-            self.calls.append((func._schema.name.split("::")[1], args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def empty_call(function: Callable, args: tuple) -> Callable:
     """The call of the empty op with the arguments that a public function gives to its op."""
     load()
-    with _Recorder() as recorder:
-        function(*args)
-    ((name, given, named),) = recorder.calls
-    return functools.partial(getattr(getattr(torch.ops, NAMESPACE), name), *given, **named)
+    op, given = cases.raw_call(function, args)
+    name = op._schema.name.split("::")[1]
+    return functools.partial(getattr(getattr(torch.ops, NAMESPACE), name), *given)

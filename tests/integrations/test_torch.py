@@ -35,22 +35,6 @@ def requiring_grad(value):
     return type(value)(map(requiring_grad, value)) if isinstance(value, list | tuple) else value
 
 
-def raw_call(name: str, args) -> tuple:
-    """(op, arguments) with which the public function calls `torch.ops.ssd_ops`."""
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "ssd_ops":
-                calls.append((func, args))
-            return func(*args, **(kwargs or {}))
-
-    with Recorder():
-        getattr(ssd_ops, name)(*args)
-    assert len(calls) == 1, f"{name} makes {len(calls)} calls"
-    return calls[0]
-
-
 def test_every_op_of_the_library_is_public():
     assert set(OPS) >= {
         "multibox_prior",
@@ -79,7 +63,9 @@ def test_opcheck(name, grad):
     """All four tests of torch.library.opcheck, on several shapes and dtypes."""
     for images, size in ((1, 1), (3, 20), (0, 5), (2, 0)):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            op, args = raw_call(name, cases.inputs(name, images, dtype, size))
+            op, args = cases.raw_call(
+                getattr(ssd_ops, name), cases.inputs(name, images, dtype, size)
+            )
             torch.library.opcheck(op, requiring_grad(args) if grad else args)
 
 

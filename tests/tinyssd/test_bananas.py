@@ -205,11 +205,15 @@ def chunk(kind, content):
     )
 
 
-def bomb(side):
-    """A PNG of few bytes that says it is `side` pixels high and wide."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 64)), chunk(b"IEND", b"")
+def png(width, height, content):
+    """A PNG that says it has this size, whatever its compressed content is."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", content), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb(side):
+    return png(side, side, zlib.compress(bytes(64)))
 
 
 # Of the last two, our limit refuses one, and Pillow's own the other as well.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_bananas import png
 
 from ssd_ops.tinyssd import checkpoint
 from ssd_ops.tinyssd.checkpoint import load
@@ -175,21 +176,6 @@ def encoded(kind, size=(40, 30)):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
-
-
-def chunk(kind, content):
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
-
-
-def png(width, height, content):
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", head), chunk(b"IDAT", content), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 IMAGES = {

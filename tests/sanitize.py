@@ -77,7 +77,9 @@ def run(kind: str, arguments: list[str]) -> int:
     """Runs Python with these arguments where the kernels have the sanitizers of `kind`."""
     checks = "asan" if kind == "fuzz" else kind
     builder = backends.builder()
-    env = {**environment(checks), "SSD_OPS_EMULATED": str(builder.build(checks))}
+    env = environment(checks)
+    if "--cpu" not in arguments:
+        env["SSD_OPS_EMULATED"] = str(builder.build(checks))
     command = [sys.executable, *arguments]
     if kind == "tsan":
         return subprocess.run([*command, "-k", "emulated"], cwd=ROOT, env=env).returncode

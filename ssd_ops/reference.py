@@ -93,6 +93,11 @@ def _exp(x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
+def _log(x: Tensor) -> Tensor:
+    """torch's log; of it the same is true."""
+    return torch.log(x)
+
+
 def _round(threshold: float, real: torch.dtype) -> float:
     """The nearest number of a dtype: what a comparison with a tensor does to a Python number."""
     return torch.tensor(threshold, dtype=real).item()
@@ -142,7 +147,7 @@ def encode_boxes(boxes, anchors, *, variances=None, eps=0.0, coding="center"):
         return torch.cat((low / v[:2], high / v[2:]), dim=-1)
     xy = (box_xy - anchor_xy) / anchor_wh / v[:2]
     ratio = box_wh / anchor_wh
-    wh = (ratio if coding == "linear" else torch.log(eps + ratio)) / v[2:]
+    wh = (ratio if coding == "linear" else _log(eps + ratio)) / v[2:]
     return torch.cat((xy, wh), dim=-1)
 
 

@@ -217,6 +217,16 @@ def library_exp(x: Tensor) -> Tensor:
     )
 
 
+def library_log(x: Tensor) -> Tensor:
+    """The log of the kernels, as `reference._log`: the offset of the side of a box to a side of 1."""
+    rows = torch.zeros(*x.shape, 4, dtype=x.dtype)
+    rows[..., 2] = x
+    rows[..., 3] = 1
+    anchor = torch.tensor([0.0, 0, 1, 1], dtype=x.dtype)
+    offsets = ssd_ops.encode_boxes(rows.reshape(-1, 4), anchor, variances=(1, 1, 1, 1))
+    return offsets[:, 2].reshape(x.shape)
+
+
 def odd_layouts(tensor: Tensor) -> dict[str, Tensor]:
     """Tensors equal to the given one whose memory is laid out differently."""
     wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)

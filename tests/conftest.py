@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 
 import backends
+import cases
+import figures
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-import ssd_ops  # noqa: F401  (registers the ops)
+from ssd_ops import reference
 
+LONG = 50_000  # examples
 # A machine that is shared is slow at times, which is no failure; and a failure must come back. `cases.rounds`
-# sizes the loops of random cases by the same profile.
-for _name, _examples in (("dev", 20), ("ci", 100)):
+# sizes the loops of random cases by the same profile; `long` is for the tests with the mark `long` alone.
+for _name, _examples in (("dev", 20), ("ci", 100), ("long", LONG)):
     settings.register_profile(
         _name,
         deadline=None,
@@ -31,6 +34,9 @@ LEFT_OUT = pytest.StashKey[Counter]()  # slow tests of a file that were not sele
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "not_emulated(why): a test that runs for minutes emulated")
+    config.addinivalue_line(
+        "markers", "long: does far more in the profile `long`, as in `make long`"
+    )
     config.addinivalue_line("markers", "slow: takes many seconds; left to `make test-all`")
     config.addinivalue_line("markers", "slow_emulated: slow, but in the emulation alone")
     config.stash[LEFT_OUT] = Counter()
@@ -99,6 +105,20 @@ def _seed(request):
     torch.manual_seed(zlib.crc32(request.node.nodeid.rpartition("/")[2].encode()))
     yield
     torch.set_rng_state(state)
+
+
+@pytest.fixture
+def note():
+    """note(check, op, **figures): for docs/reliability.md, what a test has done in the profile `long`."""
+    long = settings().max_examples == LONG
+    return figures.note if long else lambda *_, **__: None
+
+
+@pytest.fixture
+def library_math(monkeypatch):
+    """The reference has the exp and the log of the kernels, so both are equal bit for bit."""
+    monkeypatch.setattr(reference, "_exp", cases.library_exp)
+    monkeypatch.setattr(reference, "_log", cases.library_log)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import Tensor
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 D2L_EPS = 1e-6  # the book's `offset_boxes` adds it inside the logarithm
+END_OF_CLASSES = 2.0**60  # a class from here on is padding, as a negative one is
 MXNET_MIN_IOU = 1e-6  # MXNet forces only matches with an IoU above it
 
 
@@ -327,7 +328,12 @@ def multibox_target(
     cls_labels = torch.zeros((num_images, num_anchors), dtype=torch.int64)
     for image, rows in enumerate(labels):
         boxes = rows[:, 1:]
-        valid = (rows[:, 0] >= 0) & boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        valid = (
+            (rows[:, 0] >= 0)
+            & (rows[:, 0] < END_OF_CLASSES)
+            & boxes.isfinite().all(1)
+            & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        )
         if semantics == "torchvision":
             valid &= _has_extent(boxes)
         rows = rows[valid]
@@ -558,7 +564,7 @@ def detect(
         scores = softmax(logits, 2)[..., 1:]
     else:
         scores = 1 / (1 + _exp(-logits)) if activation == "sigmoid" else logits
-    offsets = offset_preds.to(real).reshape(len(logits), -1, 4)
+    offsets = offset_preds.to(real).reshape(len(logits), len(anchors), 4)
     return multiclass_nms(
         decode_boxes(
             offsets,

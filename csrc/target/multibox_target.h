@@ -7,11 +7,11 @@
 //
 // coding: the numbers of `Coding` (common/box.h), as in encode_boxes.
 //
-// A row is padding, and ignored, where its class is negative or NaN, a corner is not finite, or the
-// corners are out of order (torchvision: or it has no area). A matched anchor has the encoded box, masks 1
-// and class + 1; any other offsets 0, masks 0 and class 0. An anchor without area, or not finite, matches
-// nothing. An anchor without a match that an ignore box covers has ignore_label and is never mined. Thresholds
-// are rounded to the arithmetic's dtype.
+// A row is padding, and ignored, where its class is negative, 2^60 or more, or NaN, a corner is not
+// finite, or the corners are out of order (torchvision: or it has no area). A matched anchor has the
+// encoded box, masks 1 and class + 1; any other offsets 0, masks 0 and class 0. An anchor without area, or
+// not finite, matches nothing. An anchor without a match that an ignore box covers has ignore_label and is
+// never mined. Thresholds are rounded to the arithmetic's dtype.
 //
 // d2l          An anchor takes its best ground truth (highest IoU, lowest row on ties) if IoU >=
 //              iou_threshold; then the forced match overwrites: of all free pairs the one with the highest

@@ -231,8 +231,9 @@ def multibox_target(
         anchors: ``[1, A, 4]`` or ``[A, 4]`` xyxy, in fractions of the image.
         labels: The ground truths: ``[B, G, 5]`` rows (class, x1, y1, x2, y2), class from 0, or a list of B
             tensors ``[G_i, 5]``. A row with a negative class is padding and may stand anywhere. So is a row
-            with a NaN or infinite number, or with x2 < x1 or y2 < y1. bfloat16 rounds a class above 256, and
-            float16 one above 2,048. `pack_targets` makes labels of torchvision's targets.
+            with a NaN or infinite number, with x2 < x1 or y2 < y1, or with a class of 2^60 or more. bfloat16
+            rounds a class above 256, and float16 one above 2,048. `pack_targets` makes labels of those of
+            torchvision.
         cls_preds: ``[B, C + 1, A]`` logits, background first. Needed only with `negative_mining_ratio`.
         iou_threshold: 0..1, rounded to the dtype of the arithmetic.
         variances: The four offsets are divided by these numbers. Default: None, which means those of SSD,

@@ -144,7 +144,7 @@ def multiclass_nms(draw: Draw) -> Drawn:
 
 
 def detect(draw: Draw) -> Drawn:
-    images, count = draw.images() or 1, draw.some()
+    images, count = draw.images(), draw.some()
     activation = draw.one_of(["softmax", "sigmoid", "none"])
     classes = draw.count(2, 3) if activation == "softmax" else draw.count(1, 3)
     args = draw.numbers(images, count, classes), draw.numbers(images, count, 4), draw.boxes(count)

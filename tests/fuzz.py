@@ -1,6 +1,7 @@
 """Calls the ops with arguments changed at random, right and wrong, past the Python functions.
 
-`python tests/fuzz.py [--calls 1000] [--seed 0] [OP ...]`; `make sanitize` does so under its sanitizers.
+`python tests/fuzz.py [--calls 1000] [--seed 0] [OP ...]`; `make sanitize` does so under its sanitizers. With
+`--draw set` or `--draw threshold` the arguments are right: sets of boxes of any kind, and those on a border.
 A call must return or raise an error that starts with the name of the op (or is the dispatcher's own), and
 the CPU kernels and the emulated CUDA kernels must do the same, to the bit. The process must live. What fails
 is printed with its seed; put that into test_fuzz.py.
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import backends
 import cases
+import figures
 import torch
 from torch import Tensor
 
@@ -42,11 +45,9 @@ DTYPES = [*cases.DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torc
 BY_TORCH = ("ssd_ops", "DefaultCPUAllocator", "Overflow when unpacking", "expected ", "Expected ")
 
 
-def raw_arguments(name: str, rng: random.Random) -> list[Any]:
-    """Arguments with which the public function calls the op, for a random size."""
-    inputs = cases.inputs(
-        name, rng.choice([0, 1, 2, 3]), rng.choice(cases.DTYPES), rng.choice([0, 1, 2, 9, 40])
-    )
+def raw_arguments(name: str, images: int, dtype: torch.dtype, size: int) -> list[Any]:
+    """Arguments with which the public function calls the op."""
+    inputs = cases.inputs(name, images, dtype, size)
     return list(cases.raw_call(getattr(ssd_ops, name), inputs)[1])
 
 
@@ -121,11 +122,70 @@ def arguments(name: str, seed: int) -> list[Any]:
     """The arguments of one call: the same for the same seed."""
     rng = random.Random(f"{name} {seed}")
     torch.manual_seed(rng.randrange(2**31))
-    args = raw_arguments(name, rng)
+    images, dtype, size = (
+        rng.choice(some) for some in ([0, 1, 2, 3], cases.DTYPES, [0, 1, 2, 9, 40])
+    )
+    args = raw_arguments(name, images, dtype, size)
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         at = rng.randrange(len(args))
         args[at] = odd(args[at], rng)
     return args
+
+
+BOXES = ("boxes", "boxes1", "boxes2", "anchors", "gt_boxes", "ignore_boxes", "labels")
+
+
+def set_of_boxes(name: str, seed: int) -> list[Any]:
+    """Right arguments: boxes of any kind but odd ones, and scores of which many are equal, or none."""
+    rng = random.Random(f"{name} {seed}")
+    kind = rng.choice(["uniform", "small", "grid", "copies", "chain"])
+    return list(_of_a_kind(name, rng, kind, [1, 7, 32, 33, 90, 150]).values())
+
+
+def set_at_the_threshold(name: str, seed: int) -> list[Any]:
+    """Right arguments at the borders: a few boxes many times, equal scores, and a threshold that is the IoU
+    of two of the boxes, or the number before or after it."""
+    rng = random.Random(f"{name} {seed}")
+    args = _of_a_kind(name, rng, "copies", [8, 33, 70])
+    if "offset_preds" in args:  # the decoded boxes are the anchors
+        args["offset_preds"] = torch.zeros_like(args["offset_preds"])
+        args["clip"] = False if isinstance(args["clip"], bool) else [0.0, 0.0]
+    boxes = [args[each] for each in BOXES if each in args and args[each] is not None]
+    for each in ("iou_threshold", "nms_threshold"):
+        if each in args:
+            args[each] = _near_an_iou(boxes[0], boxes[-1], rng)
+    if "background_threshold" in args:
+        args["background_threshold"] = min(args["background_threshold"], args["iou_threshold"])
+    return list(args.values())
+
+
+def _of_a_kind(name: str, rng: random.Random, kind: str, counts: list[int]) -> dict[str, Any]:
+    """Arguments of an op, by name, with boxes and scores of a kind (cases.py)."""
+    torch.manual_seed(rng.randrange(2**31))
+    drawn = raw_arguments(name, rng.choice([1, 2]), rng.choice(cases.DTYPES), rng.choice(counts))
+    names = [
+        argument.name for argument in getattr(torch.ops.ssd_ops, name).default._schema.arguments
+    ]
+    args = dict(zip(names, drawn, strict=True))
+    for each, value in args.items():
+        if each in BOXES and value is not None:
+            new = cases.boxes(*value.shape[:-1], kind=kind, dtype=value.dtype)
+            args[each] = torch.cat((value[..., :-4], new), dim=-1)  # the class of a label stays
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            args[each] = cases.scores(*value.shape, kind=kind, dtype=value.dtype)
+    return args
+
+
+def _near_an_iou(first: Tensor, last: Tensor, rng: random.Random) -> float:
+    real = torch.float64 if first.dtype == torch.float64 else torch.float32
+    first, last = (boxes.flatten(0, -2)[:9, -4:] for boxes in (first, last))
+    ious = ssd_ops.box_iou(first, last)
+    between = [0.5, *ious[(ious > 0) & (ious < 1)].tolist()]
+    chosen = torch.tensor(rng.choice(between[-8:]), dtype=real)
+    return float(chosen.nextafter(chosen + rng.choice([-1, 0, 1])))
+
+
+DRAWS = {"any": arguments, "set": set_of_boxes, "threshold": set_at_the_threshold}
 
 
 def outcome(op: Any, args: list[Any]) -> tuple[Tensor, ...] | str:
@@ -137,9 +197,9 @@ def outcome(op: Any, args: list[Any]) -> tuple[Tensor, ...] | str:
     return result if isinstance(result, tuple) else (result,)
 
 
-def fault(name: str, seed: int, *, emulated: bool) -> str | None:
+def fault(name: str, seed: int, *, emulated: bool, draw: str = "any") -> str | None:
     """What is wrong with one call, or None."""
-    args = arguments(name, seed)
+    args = DRAWS[draw](name, seed)
     before = [a.clone() for a in args if isinstance(a, Tensor)]
     got = outcome(getattr(torch.ops.ssd_ops, name), args)
     for now, then in zip((a for a in args if isinstance(a, Tensor)), before, strict=True):
@@ -147,6 +207,8 @@ def fault(name: str, seed: int, *, emulated: bool) -> str | None:
             return "an argument was changed"
     if isinstance(got, str) and not got.startswith((f"{name}: ", *BY_TORCH)):
         return f"an error without the op's name: {got}"
+    if isinstance(got, str) and draw != "any":
+        return got
     if not emulated:
         return None
     other = outcome(getattr(torch.ops.ssd_ops_emulated, name), args)
@@ -165,9 +227,10 @@ def told(outcome: tuple[Tensor, ...] | str) -> str:
     return outcome if isinstance(outcome, str) else str([list(t.shape) for t in outcome])
 
 
-def faults(name: str, seeds: Iterator[int] | range, *, emulated: bool) -> Iterator[str]:
+def faults(name: str, seeds: Iterable[int], **how: Any) -> Iterator[str]:
+    """What is wrong with the calls of these seeds; `how` as for `fault`."""
     for seed in seeds:
-        if wrong := fault(name, seed, emulated=emulated):
+        if wrong := fault(name, seed, **how):
             yield f"{name}, seed {seed}: {wrong}"
 
 
@@ -178,18 +241,26 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first call; the next one has the next"
     )
+    parser.add_argument("--draw", choices=DRAWS, default="any", help="what arguments")
     parser.add_argument("--cpu", action="store_true", help="the CPU kernels alone")
+    parser.add_argument(
+        "--note", help="the name of this check in reliability.json, for its figures"
+    )
     options = parser.parse_args()
     if not options.cpu:
         backends.load()
     count = 0
     for name in options.ops or OPS:
         print(f"{name} ...", flush=True)
-        for wrong in faults(
-            name, range(options.seed, options.seed + options.calls), emulated=not options.cpu
-        ):
-            print(f"  {wrong}", flush=True)
-            count += 1
+        began, wrong = time.perf_counter(), 0
+        seeds = range(options.seed, options.seed + options.calls)
+        for told_fault in faults(name, seeds, emulated=not options.cpu, draw=options.draw):
+            print(f"  {told_fault}", flush=True)
+            wrong += 1
+        count += wrong
+        if options.note:
+            seconds = round(time.perf_counter() - began)
+            figures.note(options.note, name, calls=options.calls, faults=wrong, seconds=seconds)
     print(f"{count} faults")
     return int(count > 0)
 

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import backends
+import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider"]
@@ -77,7 +78,7 @@ def run(kind: str, arguments: list[str]) -> int:
     """Runs Python with these arguments where the kernels have the sanitizers of `kind`."""
     checks = "asan" if kind == "fuzz" else kind
     builder = backends.builder()
-    env = environment(checks)
+    env = {**environment(checks), "SSD_OPS_RECORD": str(figures.RECORD)}
     if "--cpu" not in arguments:
         env["SSD_OPS_EMULATED"] = str(builder.build(checks))
     command = [sys.executable, *arguments]

@@ -40,6 +40,31 @@ def test_any_call_returns_or_is_one_named_error(name):
     assert list(fuzz.faults(name, range(len(cases.rounds(200))), emulated=True)) == []
 
 
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
+@pytest.mark.parametrize("draw, count", [("set", 100), ("threshold", 30)])
+@pytest.mark.parametrize("name", fuzz.OPS)
+def test_cpu_and_emulated_agree_on_sets_of_boxes(name, draw, count):
+    seeds = range(len(cases.rounds(count)))
+    assert list(fuzz.faults(name, seeds, emulated=True, draw=draw)) == []
+
+
+@pytest.mark.parametrize("name", ["nms", "batched_nms", "multiclass_nms", "multibox_target"])
+def test_sets_at_the_threshold_are_at_it(name):
+    """A threshold two numbers lower or higher gives something else, for some."""
+    op = getattr(torch.ops.ssd_ops, name)
+    names = [argument.name for argument in op.default._schema.arguments]
+    at = names.index("iou_threshold")
+    differ = 0
+    for seed in range(30):
+        args = fuzz.set_at_the_threshold(name, seed)
+        around = [
+            [*args[:at], args[at] * factor, *args[at + 1 :]] for factor in (1 - 2e-7, 1 + 2e-7)
+        ]
+        middle, *others = (fuzz.outcome(op, each) for each in (args, *around))
+        differ += not all(all(map(fuzz.same, middle, other)) for other in others)
+    assert differ >= 6
+
+
 @pytest.mark.parametrize("name, seed", FOUND)
 def test_what_failed_once(name, seed):
     assert fuzz.fault(name, seed, emulated=EMULATED) is None

@@ -1,5 +1,6 @@
 #include "boxes/box_iou.h"
 
+#include "common/cpu_kernel.h"
 #include "common/simd.h"
 
 namespace ssd_ops {
@@ -73,7 +74,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("box_iou(Tensor boxes1, Tensor boxes2, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("box_iou", TORCH_BOX(&box_iou_cpu));
+  m.impl("box_iou", SSD_CPU_KERNEL(box_iou));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "boxes/decode_boxes.h"
 
+#include "common/cpu_kernel.h"
 #include "common/decode.h"
 
 namespace ssd_ops {
@@ -27,7 +28,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "float max_log_size) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("decode_boxes", TORCH_BOX(&decode_boxes_cpu));
+  m.impl("decode_boxes", SSD_CPU_KERNEL(decode_boxes));
 }
 
 }  // namespace

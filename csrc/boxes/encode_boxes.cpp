@@ -1,5 +1,6 @@
 #include "boxes/encode_boxes.h"
 
+#include "common/cpu_kernel.h"
 #include "common/simd.h"
 
 namespace ssd_ops {
@@ -57,7 +58,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("encode_boxes(Tensor boxes, Tensor anchors, float[] variances, float eps, int coding) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("encode_boxes", TORCH_BOX(&encode_boxes_cpu));
+  m.impl("encode_boxes", SSD_CPU_KERNEL(encode_boxes));
 }
 
 }  // namespace

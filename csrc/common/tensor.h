@@ -175,7 +175,13 @@ Decoding<T> to_decoding(const std::vector<double>& variances,
 
 // The tensor itself where it is contiguous: torch::stable::contiguous looks its op up by name.
 inline Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  if (t.is_contiguous()) return t;
+  try {
+    return torch::stable::contiguous(t);
+  } catch (const std::exception&) {  // torch's message holds the path and line of a header
+    fail("ssd_ops", "a contiguous copy of an argument must fit in memory, got a shape of ", shape_text(t),
+         " that does not");
+  }
 }
 
 inline bool is_double(const Tensor& t) {

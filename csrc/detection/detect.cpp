@@ -1,5 +1,6 @@
 #include "detection/detect.h"
 
+#include "common/cpu_kernel.h"
 #include "common/share_out.h"
 #include "common/simd.h"
 #include "detection/selection.h"
@@ -115,7 +116,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "int[] level_counts, int topk_per_level) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("detect", TORCH_BOX(&detect_cpu));
+  m.impl("detect", SSD_CPU_KERNEL(detect));
 }
 
 }  // namespace

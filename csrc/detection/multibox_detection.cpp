@@ -1,5 +1,6 @@
 #include "detection/multibox_detection.h"
 
+#include "common/cpu_kernel.h"
 #include "common/decode.h"
 #include "common/order.h"
 #include "common/share_out.h"
@@ -191,7 +192,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "-> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("multibox_detection", TORCH_BOX(&multibox_detection_cpu));
+  m.impl("multibox_detection", SSD_CPU_KERNEL(multibox_detection));
 }
 
 }  // namespace

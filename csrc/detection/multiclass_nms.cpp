@@ -1,5 +1,6 @@
 #include "detection/multiclass_nms.h"
 
+#include "common/cpu_kernel.h"
 #include "common/share_out.h"
 #include "detection/selection.h"
 
@@ -54,7 +55,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "int topk_per_level) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("multiclass_nms", TORCH_BOX(&multiclass_nms_cpu));
+  m.impl("multiclass_nms", SSD_CPU_KERNEL(multiclass_nms));
 }
 
 }  // namespace

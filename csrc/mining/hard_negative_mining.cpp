@@ -1,5 +1,6 @@
 #include "mining/hard_negative_mining.h"
 
+#include "common/cpu_kernel.h"
 #include "common/mining.h"
 #include "common/share_out.h"
 #include "common/smallest.h"
@@ -85,7 +86,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("hard_negative_mining(Tensor losses, Tensor cls_labels, float ratio, int min_negatives) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("hard_negative_mining", TORCH_BOX(&hard_negative_mining_cpu));
+  m.impl("hard_negative_mining", SSD_CPU_KERNEL(hard_negative_mining));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "nms/batched_nms.h"
 
+#include "common/cpu_kernel.h"
 #include "common/order.h"
 #include "nms/grouped.h"
 
@@ -38,7 +39,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("batched_nms", TORCH_BOX(&batched_nms_cpu));
+  m.impl("batched_nms", SSD_CPU_KERNEL(batched_nms));
 }
 
 }  // namespace

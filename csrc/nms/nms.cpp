@@ -1,5 +1,6 @@
 #include "nms/nms.h"
 
+#include "common/cpu_kernel.h"
 #include "nms/image_nms.h"
 
 namespace ssd_ops {
@@ -36,7 +37,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("nms", TORCH_BOX(&nms_cpu));
+  m.impl("nms", SSD_CPU_KERNEL(nms));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "nms/nms_groups.h"
 
+#include "common/cpu_kernel.h"
 #include "common/order.h"
 #include "common/share_out.h"
 #include "nms/grouped.h"
@@ -76,7 +77,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("nms_groups(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, int metric) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("nms_groups", TORCH_BOX(&nms_groups_cpu));
+  m.impl("nms_groups", SSD_CPU_KERNEL(nms_groups));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "common/cpu_kernel.h"
 #include "common/share_out.h"
 #include "nms/image_nms.h"
 
@@ -39,7 +40,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
   m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int metric) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("nms_padded", TORCH_BOX(&nms_padded_cpu));
+  m.impl("nms_padded", SSD_CPU_KERNEL(nms_padded));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "prior/grid_anchors.h"
 
+#include "common/cpu_kernel.h"
 #include "prior/write_levels.h"
 
 namespace ssd_ops {
@@ -25,7 +26,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "float[] steps, float[] offsets, bool clip) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("grid_anchors", TORCH_BOX(&grid_anchors_cpu));
+  m.impl("grid_anchors", SSD_CPU_KERNEL(grid_anchors));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "prior/multibox_priors.h"
 
+#include "common/cpu_kernel.h"
 #include "prior/write_levels.h"
 
 namespace ssd_ops {
@@ -25,7 +26,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "int[] ratio_counts, float[] steps, float[] offsets, bool clip) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("multibox_priors", TORCH_BOX(&multibox_priors_cpu));
+  m.impl("multibox_priors", SSD_CPU_KERNEL(multibox_priors));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "common/cpu_kernel.h"
 #include "common/share_out.h"
 #include "target/matching.h"
 
@@ -92,7 +93,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "-> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("assign_anchors", TORCH_BOX(&assign_anchors_cpu));
+  m.impl("assign_anchors", SSD_CPU_KERNEL(assign_anchors));
 }
 
 }  // namespace

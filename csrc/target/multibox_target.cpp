@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common/activation.h"
+#include "common/cpu_kernel.h"
 #include "common/mining.h"
 #include "common/share_out.h"
 #include "common/smallest.h"
@@ -225,7 +226,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ops, m) {
       "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ssd_ops, CPU, m) {
-  m.impl("multibox_target", TORCH_BOX(&multibox_target_cpu));
+  m.impl("multibox_target", SSD_CPU_KERNEL(multibox_target));
 }
 
 }  // namespace

@@ -194,23 +194,25 @@ def test_in_inference_mode_and_under_autocast():
 
 
 def test_python_threads_at_once():
-    """Two threads that call all ops at the same time get the answers of one alone."""
+    """Eight threads that call all ops at the same time get the answers of one alone."""
     calls = [(getattr(ssd_ops, name), cases.inputs(name, 4, size=300)) for name in OPS]
     expected = [tensors_of(op(*args)) for op, args in calls]
     wrong: list[str] = []
+    start = threading.Barrier(8)
 
-    def work():
-        for _ in range(10):
-            for (op, args), right in zip(calls, expected, strict=True):
-                got = tensors_of(op(*args))
-                if not all(torch.equal(a, b) for a, b in zip(got, right, strict=True)):
-                    wrong.append(op.__name__)
+    def work(first: int):
+        start.wait()
+        for number in range(first, first + 3 * len(calls)):  # not all the same op at once
+            (op, args), right = calls[number % len(calls)], expected[number % len(calls)]
+            got = tensors_of(op(*args))
+            if not all(torch.equal(a, b) for a, b in zip(got, right, strict=True)):
+                wrong.append(op.__name__)
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    workers = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=120)
     assert not any(worker.is_alive() for worker in workers), "a thread hangs"
     assert not wrong
 
@@ -228,22 +230,27 @@ class TargetsInWorker(Dataset):
         return ssd_ops.multibox_target(self.anchors, self.labels[i : i + 1])
 
 
-def test_forked_workers_do_not_hang(threads):
-    """A child forked after the parent has used several threads, with more than one of its own."""
+@pytest.mark.long
+def test_forked_workers_do_not_hang(threads, note):
+    """Children forked after the parent has used several threads, with more than one of their own: four in
+    each epoch of a toy set, and 100 epochs in the profile `long`."""
     threads(2)
     data = TargetsInWorker()
     expected = ssd_ops.multibox_target(data.anchors, data.labels)
     loader = DataLoader(
         data,
         batch_size=None,
-        num_workers=2,
+        num_workers=4,
         multiprocessing_context="fork",
         timeout=60,
         worker_init_fn=_two_threads,
     )
-    for image, parts in enumerate(loader):
-        for got, whole in zip(parts, expected, strict=True):
-            assert torch.equal(got[0], whole[image])
+    epochs = min(100, len(cases.rounds(4)))
+    for _ in range(epochs):
+        for image, parts in enumerate(loader):
+            for got, whole in zip(parts, expected, strict=True):
+                assert torch.equal(got[0], whole[image])
+    note("forks", "multibox_target", epochs=epochs, workers=4)
 
 
 def _two_threads(_worker: int) -> None:

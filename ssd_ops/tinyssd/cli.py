@@ -69,8 +69,16 @@ def main(argv: list[str] | None = None) -> None:
         if traceback and not stopped:
             raise
         name = " ".join(["ssd-ops", *(word for word in words[:1] if word in COMMANDS)])
-        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"{name}: {_sentence(error)}", file=sys.stderr)
         sys.exit(130 if stopped else 2)
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says, in one line; of a system's error the file and the reason."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _run(words: Sequence[str]) -> None:

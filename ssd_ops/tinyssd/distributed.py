@@ -47,10 +47,23 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    yield device
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        yield device
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        rest = "the checkpoint of the last finished epoch is whole, to be resumed from"
+        raise RuntimeError(
+            f"train: every process must live to the end, got one that is gone; {rest}"
+        ) from error
     # Not after an error: leaving would wait for processes that wait for this one, which is to end.
     dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether torch reports a process that does not answer; of gloo it has only the path of a source."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def all_sum(numbers: Tensor) -> Tensor:

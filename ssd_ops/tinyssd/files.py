@@ -18,13 +18,22 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(error, path) from None
+
+
+def _not_written(error: OSError, path: Path) -> OSError:
+    """The same error, which names what was to be written and says what is there now."""
+    left = "what was there before is whole" if path.exists() else "nothing of it is left"
+    return OSError(error.errno, f"{error.strerror}; it cannot be written, and {left}", str(path))
 
 
 @contextmanager
@@ -42,7 +51,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(f"data: folder must not exist or be empty, got {path}")
     # Beside the folder or above it, so that the last step is a rename within one file system.
     above = next(parent for parent in path.absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=above) as temporary:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=above)
+    except OSError as error:
+        raise _not_written(error, path) from None
+    with made as temporary:
         aside = Path(temporary) / "folder"
         aside.mkdir()
         yield aside

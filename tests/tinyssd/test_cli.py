@@ -7,7 +7,9 @@ import inspect
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -550,3 +552,56 @@ def test_runs_as_a_module():
     assert result.returncode == 2
     assert result.stderr.startswith("ssd-ops evaluate: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def file_size():
+    """file_size(limit): no file of this process can be larger, as on a disk with that much room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def train_on(run, bananas, epochs):
+    options = ("--preset", "paper", "--schedule", "constant", "--batch-size", 4, "--epochs", epochs)
+    return call(
+        "train", bananas, "--out", run, *options, "--resume" if epochs > 1 else "--overwrite"
+    )
+
+
+def test_a_full_disk_while_a_checkpoint_is_written(bananas, tmp_path, file_size, capsys):
+    out = tmp_path / "run"
+    assert train_on(out, bananas, 1) == 0
+    path = out / checkpoint.FILE_NAME
+    before = path.read_bytes()
+    capsys.readouterr()
+    file_size(len(before) // 2)
+    assert train_on(out, bananas, 2) == 2
+    file_size(resource.RLIM_INFINITY)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"ssd-ops train: {path}: File too large; it cannot be written, and what was there before is whole"
+    )
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(out)) == [path.name, "curves.png", "log.jsonl"]
+    assert train_on(out, bananas, 2) == 0
+    assert checkpoint.load(out)[2]["epoch"] == 2
+
+
+def test_a_folder_that_cannot_be_written(bananas, tmp_path, monkeypatch, capsys):
+    """Root may write where the mode forbids it, so the system is told to refuse."""
+    real = os.mkdir
+
+    def refuse(path, *args, **options):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for command in (("train", bananas, "--out"), ("make-data",)):
+        assert call(*command, tmp_path / "new") == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"ssd-ops {command[0]}: {tmp_path / 'new'}: Permission denied"), said
+    assert os.listdir(tmp_path) == []

@@ -173,5 +173,26 @@ def test_sync_batch_norm_is_batch_norm_in_values_and_gradients(monkeypatch):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name))
 
 
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            RuntimeError("[/x/gloo/tcp/pair.cc:5] Connection closed"),
+            "^train: every process must live",
+        ),
+        (torch.distributed.DistNetworkError("timed out"), "^train: every process must live"),
+        (RuntimeError("nms: boxes must be"), "^nms: boxes must be"),
+    ],
+)
+def test_a_process_that_is_gone_is_one_sentence(monkeypatch, error, message):
+    """By hand: two processes without torchrun, which else ends the others, and `kill -9` of one."""
+    from ssd_ops.tinyssd import distributed
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match=message), distributed.joined(torch.device("cpu")):
+        raise error
+
+
 def test_settings_travel_as_json():
     assert Settings(**json.loads(json.dumps(asdict(SETTINGS)))) == SETTINGS

@@ -7,7 +7,7 @@ import pytest
 from ssd_ops.tinyssd.files import new_folder, replace_file
 
 
-def full(*_):
+def full(*_, **__):
     raise OSError(28, "No space left on device")
 
 
@@ -22,6 +22,20 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     replace_file(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_error_names_the_file_and_says_what_is_left(tmp_path, monkeypatch, there):
+    path = tmp_path / "file"
+    if there:
+        replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        replace_file(path, b"new")
+    left = "what was there before is whole" if there else "nothing of it is left"
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert caught.value.strerror.startswith("No space left on device; it cannot be written")
+    assert caught.value.strerror.endswith(left) and path.exists() == there
 
 
 def test_what_a_kill_left_is_written_over(tmp_path, monkeypatch):
@@ -48,6 +62,13 @@ def test_a_folder_appears_at_the_end_of_the_block(tmp_path, there):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
     assert (target / "inside").read_text() == "kept" and os.listdir(target) == ["inside"]
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "set"):
+        pytest.fail("let in")
+    assert caught.value.filename == str(tmp_path / "set")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

@@ -115,10 +115,16 @@ class Loader:
             # For seeds that nobody uses: without it, torch draws them from the caller's generator.
             generator=torch.Generator(),
         )
-        for batch in loading:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        try:
+            for batch in loading:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            why = "that the system ended, for want of memory perhaps; with workers=0 there are none"
+            raise RuntimeError(f"data: workers must live, got one {why} ({error})") from None
 
 
 def check_set(name: str, dataset: Any) -> None:

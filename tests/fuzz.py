@@ -43,6 +43,7 @@ INTS = [0, 1, 2, 3, 5, 100, -1, -2, -3, 2**31 - 1, 2**31, -(2**31), 2**63 - 1, -
 DTYPES = [*cases.DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
 # What torch says itself, of arguments that do not fit the schema or that no memory is there for.
 BY_TORCH = ("ssd_ops", "DefaultCPUAllocator", "Overflow when unpacking", "expected ", "Expected ")
+BY_TORCH += ("There were no tensor arguments",)  # of an empty list of feature maps
 
 
 def raw_arguments(name: str, images: int, dtype: torch.dtype, size: int) -> list[Any]:
@@ -193,7 +194,10 @@ def outcome(op: Any, args: list[Any]) -> tuple[Tensor, ...] | str:
     try:
         result = op(*args)
     except (RuntimeError, ValueError, TypeError, IndexError, OverflowError) as error:
-        return str(error).splitlines()[0].replace("ssd_ops_emulated", "ssd_ops")
+        said = str(error).splitlines()[0].replace("ssd_ops_emulated", "ssd_ops")
+        return said.partition(" (e.g., you passed an empty list")[
+            0
+        ]  # what follows is of the dispatcher
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -58,7 +58,12 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     with made as temporary:
         aside = Path(temporary) / "folder"
         aside.mkdir()
-        yield aside
+        try:
+            yield aside
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise _not_written(error, path) from None  # as of a write, which knows no name
         path.mkdir(parents=True, exist_ok=True)
         path.rmdir()
         os.replace(aside, path)

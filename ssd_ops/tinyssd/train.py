@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ssd_ops.tinyssd import checkpoint, distributed
-from ssd_ops.tinyssd.data.loader import Loader, check_set, tensors_of
+from ssd_ops.tinyssd.data.loader import Loader, check_set, of_workers, tensors_of
 from ssd_ops.tinyssd.data.transforms import augment
 from ssd_ops.tinyssd.files import replace_file
 from ssd_ops.tinyssd.measure.evaluate import evaluate
@@ -120,6 +120,8 @@ def train(
             done = len(history)
             stopped = f"stopped in epoch {done + 1}; {path} holds the {done} finished epochs"
             raise KeyboardInterrupt(f"train: {stopped}, to be used or resumed from") from None
+        except RuntimeError as error:  # torch tells of a dead worker at any time, from a signal
+            raise of_workers(error) from error.__cause__
         return model.eval(), history
 
 

@@ -71,6 +71,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     assert caught.value.filename == str(tmp_path / "set")
 
 
+def test_a_disk_that_is_full_in_the_block_names_the_folder(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "set"):
+        full()
+    assert caught.value.filename == str(tmp_path / "set") and os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError) as caught, new_folder(tmp_path / "set"):
+        (tmp_path / "none").read_text()
+    assert caught.value.filename == str(tmp_path / "none")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_block_that_fails_leaves_nothing(tmp_path, error):
     with pytest.raises(error), new_folder(tmp_path / "a" / "b") as folder:

@@ -121,10 +121,15 @@ class Loader:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            why = "that the system ended, for want of memory perhaps; with workers=0 there are none"
-            raise RuntimeError(f"data: workers must live, got one {why} ({error})") from None
+            raise of_workers(error) from error.__cause__
+
+
+def of_workers(error: RuntimeError) -> RuntimeError:
+    """The error as it is, or what torch means where it says that a worker has died."""
+    if not str(error).startswith("DataLoader worker"):
+        return error
+    why = "that the system ended, for want of memory perhaps; with workers=0 there are none"
+    return RuntimeError(f"data: workers must live, got one {why} ({str(error).strip()})")
 
 
 def check_set(name: str, dataset: Any) -> None:

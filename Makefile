@@ -34,7 +34,7 @@ define show_progress
 	|| { tail -n 40 build/$(1).log >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-all lint peers bench rivals performance docs sanitize gpu wheel clean
+.PHONY: help demo test test-all long lint peers bench rivals performance docs sanitize gpu wheel clean
 
 help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -49,6 +49,14 @@ test: lint ## lint, and the tests but the slow ones: what a developer runs
 test-all: lint ## every test, with more random cases, and that the benchmarks' rivals agree
 	HYPOTHESIS_PROFILE=ci $(PYTEST) tests
 	$(BIN)/python -m pytest -q -rs benchmarks --benchmark-disable
+
+# Hours. It writes benchmarks/results/reliability.json, and from it the table of docs/reliability.md.
+long: $(VENV)/built ## the checks of docs/reliability.md with all their examples, calls and repeats
+	HYPOTHESIS_PROFILE=long $(PYTEST) -m long -k "not emulated" tests
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --draw set --calls 10000 --note set
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --draw threshold --calls 1000 --note threshold
+	OMP_NUM_THREADS=1 $(BIN)/python tests/sanitize.py fuzz --cpu --calls 100000 --note sanitized
+	$(BIN)/python tests/figures.py
 
 lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change nothing
 	$(BIN)/ruff check .

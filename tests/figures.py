@@ -22,7 +22,15 @@ RECORD = Path(
     os.environ.get("SSD_OPS_RECORD", ROOT / "benchmarks" / "results" / "reliability.json")
 )
 PAGE = ROOT / "docs" / "reliability.md"
-BLOCK = re.compile(r"(<!-- from reliability\.json -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- tests/figures\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+# By check: what a column of the table says, and which figures it shows.
+COLUMNS = {
+    "examples": ("examples equal to the reference", "{examples:,}"),
+    "sanitized": ("calls at random under sanitizers", "{calls:,}"),
+    "set": ("sets of boxes, CPU = emulated", "{calls:,}"),
+    "threshold": ("sets at the threshold, CPU = emulated", "{calls:,}"),
+    "memory": ("growth of memory in so many calls", "{kB} kB in {calls:,}"),
+}
 
 
 def note(check: str, of: str, **figures: float) -> None:
@@ -56,3 +64,46 @@ def made() -> dict[str, str]:
             [Path(sys.argv[0]).name.replace("__main__.py", "pytest"), *sys.argv[1:]]
         ),
     }
+
+
+def page(text: str, record: dict) -> str:
+    """The page with its figures written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{block(record)}\n\n{found[2]}", text)
+
+
+def block(record: dict) -> str:
+    """The table of the ops, what is not of one op, and where it was made."""
+    ops = sorted({op for check in COLUMNS for op in record.get(check, {"done": {}})["done"]})
+    head = ["op", *(title for title, _ in COLUMNS.values())]
+    rows = [head, ["---", *["---:"] * len(COLUMNS)]]
+    rows += [[f"`{op}`", *(_cell(record, check, op) for check in COLUMNS)] for op in ops]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    decided = [f["decided"] for f in record["examples"]["done"].values() if "decided" in f]
+    low, high = (round(100 * share) for share in (min(decided), max(decided)))
+    lines += [
+        "",
+        f"- Where an op chooses, a box drops another or a tie decides in {low} to {high} % of the examples.",
+    ]
+    for width, done in record["repeats"]["done"].items():
+        lines.append(
+            f"- Vectors of {width} bits, {done['sizes']} sizes, 1 to {done['threads']} threads, "
+            f"{done['repeats']} times each: the bits of 512."
+        )
+    for done in record["forks"]["done"].values():
+        lines.append(
+            f"- {done['epochs']} epochs of {done['workers']} forked workers that call ops."
+        )
+    made = sorted(
+        {tuple(check["made"][name] for name in ("processor", "torch")) for check in record.values()}
+    )
+    lines += ["", "; ".join(f"{processor}, torch {version}" for processor, version in made) + "."]
+    return "\n".join(lines)
+
+
+def _cell(record: dict, check: str, op: str) -> str:
+    figures = record.get(check, {"done": {}})["done"].get(op)
+    return COLUMNS[check][1].format(**figures) if figures else ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(), json.loads(RECORD.read_text())))

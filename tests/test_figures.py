@@ -45,7 +45,9 @@ def test_every_op_was_checked(record):
     assert set(record["examples"]["done"]) == set(record["memory"]["done"]) == set(fuzz.OPS)
     assert all(done["kB"] < 1024 for done in record["memory"]["done"].values())
     assert not any(
-        done["faults"] for check in ("set", "threshold") for done in record[check]["done"].values()
+        done["faults"]
+        for check in ("sanitized", "set", "threshold")
+        for done in record[check]["done"].values()
     )
 
 

@@ -1,0 +1,332 @@
+"""Plants faults in the code and runs the tests that should notice.
+
+`python tests/mutants/run.py [python] [csrc]`, or `make mutants`; both by default. A sample of the faults is
+drawn by a seed. Each is planted in a forked child of a process that has collected the tests (server.py): in
+Python by replacing functions (faults_python.py), in C++ by a switch in libraries that hold all faults
+(fault.h, faults_csrc.py). It is caught if a test fails, or the process dies or hangs. Of the tests that reach
+its line the quick ones run first, and no more than `--seconds` of them.
+
+Writes benchmarks/results/mutants.json: the figures, and each fault that no test has noticed. The faults of
+equal.txt change nothing that a caller could see, and do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+COPIED = ("ssd_ops", "tests", "docs", "csrc", "benchmarks", ".github", ".ci")
+# Tests of what is not the code of the package, or that start a process for each case.
+OPTIONS = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"]
+ARGUMENTS = {
+    "python": [
+        *("tests/ops", "tests/tinyssd", "tests/integrations", "tests/test_docs.py"),
+        *("tests/test_house.py", "tests/test_readme.py", "tests/test_tutorial.py"),
+        *("-k", "not emulated"),
+    ],
+    "csrc": ["tests/ops"],
+}
+
+
+def say(text: str) -> None:
+    os.write(OUT, f"{text}\n".encode())
+
+
+OUT = os.dup(1)  # pytest takes the standard output for itself
+
+
+def make_copy(folder: Path) -> Path:
+    """A copy of the repository, in which faults are planted."""
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in COPIED:
+        if (ROOT / name).exists():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for path in ROOT.iterdir():
+        if path.is_file() and path.name != ".git":
+            shutil.copy(path, copy)
+    return copy
+
+
+def timed_runs(server, kind: str, key: str, start: Callable, stop: Callable, folder: Path) -> dict:
+    """What each test does where nothing is wrong. Kept until the code, or the file of the test, changes."""
+    from mutants.server import Run
+
+    by_file: dict[str, list[str]] = {}
+    for name in server.items:
+        by_file.setdefault(name.partition("::")[0], []).append(name)
+    runs = {}
+    for file, names in by_file.items():
+        digest = hashlib.sha256(f"{key} {sorted(names)}".encode() + Path(file).read_bytes())
+        kept = folder / f"runs-{kind}-{digest.hexdigest()[:16]}.json"
+        if not kept.exists():
+            say(f"timing {len(names)} tests of {file}")
+            found = server.time_tests(names, start, stop, limit=3600.0)
+            if found is None:
+                raise RuntimeError(f"the tests of {file} end the process")
+            kept.write_text(json.dumps(found))
+        found = json.loads(kept.read_text())
+        if failed := sorted(set(names) - set(found)):
+            say(f"{len(failed)} tests fail without a fault, such as {failed[0]}")
+        runs |= {name: Run(seconds, int(reached, 16)) for name, (seconds, reached) in found.items()}
+    return runs
+
+
+def chosen(reaching: dict, seconds: float) -> tuple[list[str], float]:
+    """The tests that a fault is shown to, in order, and how long they take."""
+    from mutants.server import spread
+
+    names, total = [], 0.0
+    for name in spread(reaching):
+        if total + reaching[name].seconds <= seconds:
+            names.append(name)
+            total += reaching[name].seconds
+    return names, total
+
+
+def sample(faults: list, options, equal: dict) -> tuple[list[int], int]:
+    """Numbers (from 1) of the faults to plant, and how many of those drawn change nothing."""
+    from mutants.fault import is_equal
+
+    numbers = [n for n, f in enumerate(faults, 1) if f is not None and options.only in f.file]
+    random.Random(options.seed).shuffle(numbers)
+    drawn = numbers[: options.count or None]
+    kept = [n for n in drawn if not is_equal(faults[n - 1], equal)]
+    return kept, len(drawn) - len(kept)
+
+
+def judge(kind: str, faults: list, options, verdict: Callable[[int], str | None]) -> dict:
+    """Plants the faults of the sample, one after another, and counts."""
+    from mutants.fault import EQUAL, read_equal
+
+    numbers, unseen = sample(faults, options, read_equal(EQUAL.read_text()))
+    total, caught, survivors = Counter(), Counter(), []
+    began = time.monotonic()
+    for number in numbers:
+        if time.monotonic() - began > 60 * options.minutes:
+            say(f"{options.minutes} minutes are over")
+            break
+        fault = faults[number - 1]
+        by = verdict(number)
+        total[fault.file] += 1
+        caught[fault.file] += by is not None
+        where = f"{fault.file}:{fault.line}: {fault.change}"
+        say(f"{sum(caught.values())}/{sum(total.values())} {where}: {by or 'NOT NOTICED'}")
+        if by is None:
+            row = {"file": fault.file, "line": fault.line, "code": fault.code}
+            survivors.append({**row, "change": fault.change})
+    survivors.sort(key=lambda row: (row["file"], row["line"]))
+    return {
+        "seed": options.seed,
+        "planted": sum(total.values()),
+        "caught": sum(caught.values()),
+        "equal": unseen,
+        "possible": sum(fault is not None for fault in faults),
+        "files": {file: [caught[file], total[file]] for file in sorted(total)},
+        "not noticed": survivors,
+    }
+
+
+def run_python(options, folder: Path, copy: Path) -> dict:
+    from mutants import faults_python
+    from mutants.server import Run, Server
+
+    faults = faults_python.find(copy)
+    lines = faults_python.Lines(copy)
+    by_line: dict[tuple[str, int], list[int]] = {}
+    for number, fault in enumerate(faults, 1):
+        for line in fault.lines:
+            by_line.setdefault((str(copy / fault.file), line), []).append(number)
+
+    def stop() -> str:
+        return hex(bits(n for line in lines.stop() for n in by_line.get(line, [])))
+
+    key = digest_of([copy / "ssd_ops", HERE / "faults_python.py"])
+    result = {}
+
+    def drive(server: Server) -> None:
+        on_import = int(stop(), 16)
+        runs = timed_runs(server, "python", key, lines.start, stop, folder)
+
+        def verdict(number: int) -> str | None:
+            fault = faults[number - 1]
+            path = copy / fault.file
+            text = path.read_text()
+            mutated = faults_python.with_fault(text, fault)
+            try:
+                path.write_text(mutated)  # for the processes that tests start
+                if on_import >> number & 1:
+                    return in_new_process(fault, runs)
+                reaching = {name: run for name, run in runs.items() if run.reaches(number)}
+                names, total = chosen(reaching, options.seconds)
+                plant = functools.partial(faults_python.replace_functions, str(path), mutated)
+                return server.noticed_by(names, plant, limit=30 + 4 * total)
+            finally:
+                path.write_text(text)
+
+        def in_new_process(fault, runs: dict[str, Run]) -> str | None:
+            """For code that runs when the package is imported: the tests that reach its file."""
+            beside = bits(n for n, f in enumerate(faults, 1) if f.file == fault.file) & ~on_import
+            near = {name: run for name, run in runs.items() if run.reached & beside or not beside}
+            names, total = chosen(near, options.seconds)
+            command = [sys.executable, "-m", "pytest", "-x", *OPTIONS, *names[:300]]
+            try:
+                done = subprocess.run(command, capture_output=True, timeout=120 + 4 * total)
+            except subprocess.TimeoutExpired:
+                return "the process"
+            return "a new process" if done.returncode else None
+
+        result.update(judge("python", faults, options, verdict))
+
+    import pytest
+    import torch  # noqa: F401  (not traced)
+
+    lines.start()  # what runs when the package is imported, too
+    pytest.main([*OPTIONS, *ARGUMENTS["python"]], plugins=[Server(drive)])
+    return result
+
+
+def run_csrc(options, folder: Path, copy: Path) -> dict:
+    import ctypes
+
+    import pytest
+    from mutants import faults_csrc
+    from mutants.server import Server
+
+    every = faults_csrc.find(copy)
+    build = faults_csrc.Build(copy, folder)
+    cpu, emulated, built = build.make(every, options.jobs, say)
+    faults = [fault if n in built else None for n, fault in enumerate(every, 1)]
+    shutil.copy(cpu, copy / "ssd_ops" / "lib" / cpu.name)
+    os.environ["SSD_OPS_EMULATED"] = str(emulated)
+    key = digest_of(
+        [copy / "csrc", copy / "tests" / "emulation", HERE / "fault.h", HERE / "faults_csrc.py"]
+    )
+    result = {}
+
+    def drive(server: Server) -> None:
+        libraries = [
+            ctypes.CDLL(str(copy / "ssd_ops" / "lib" / cpu.name)),
+            ctypes.CDLL(str(emulated)),
+        ]
+        reached = [
+            (ctypes.c_ubyte * (1 << 16)).in_dll(library, "fault_reached") for library in libraries
+        ]
+
+        def start() -> None:
+            for flags in reached:
+                ctypes.memset(flags, 0, len(flags))
+
+        def stop() -> str:
+            return hex(bits(n for n in built if any(flags[n] for flags in reached)))
+
+        def plant(number: int) -> None:
+            for library in libraries:
+                ctypes.c_int.in_dll(library, "fault_number").value = number
+
+        runs = timed_runs(server, "csrc", key, start, stop, folder)
+
+        def verdict(number: int) -> str | None:
+            reaching = {name: run for name, run in runs.items() if run.reaches(number)}
+            names, total = chosen(reaching, options.seconds)
+            return server.noticed_by(names, functools.partial(plant, number), limit=30 + 4 * total)
+
+        result.update(judge("csrc", faults, options, verdict))
+
+    pytest.main([*OPTIONS, *ARGUMENTS["csrc"]], plugins=[Server(drive)])
+    return result
+
+
+def bits(numbers: Iterable[int]) -> int:
+    """A set of numbers as the bits of one: thousands of sets of thousands fit into memory."""
+    result = 0
+    for number in set(numbers):
+        result |= 1 << number
+    return result
+
+
+def digest_of(folders: list[Path]) -> str:
+    state = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.*")) if folder.is_dir() else [folder]:
+            if path.is_file() and path.suffix not in (".so", ".pyc", ".txt"):
+                state.update(str(path.name).encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def about() -> dict:
+    import torch
+
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
+        "machine": names[0] if names else platform.machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "commit": commit,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="python, csrc; both, if none is named"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--count", type=int, default=300, help="faults of a kind; 0: all")
+    parser.add_argument("--minutes", type=float, default=60, help="after which a kind ends")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="of tests that a fault is shown to"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="files that have this in their path"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    kinds = options.kinds or ["python", "csrc"]
+    folder = ROOT / "build" / "mutants"
+    if len(kinds) > 1:  # a process each: both import the package, from a copy of their own
+        command = [sys.executable, __file__, *sys.argv[1:]]
+        return max(subprocess.run([*command, kind]).returncode for kind in kinds)
+    (kind,) = kinds
+    folder /= kind
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = make_copy(folder)
+    os.chdir(copy)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:1] = [str(copy), str(copy / "tests")]
+    result = {"python": run_python, "csrc": run_csrc}[kind](options, folder, copy)
+    if not result:
+        return 1
+    say(f"{kind}: {result['caught']} of {result['planted']} faults caught")
+    for row in result["not noticed"]:
+        say(f"  {row['file']}:{row['line']}: {row['change']}\n      {row['code']}")
+    whole = json.loads(options.out.read_text()) if options.out.exists() else {}
+    command = " ".join(["python", "tests/mutants/run.py", *sys.argv[1:]])
+    whole[kind] = {"command": command, **about(), **result}
+    options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Collects tests once, and runs chosen ones in forked children: a planted fault costs no import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+MEMORY = 12 * 2**30  # bytes of address space of a child: a fault may ask for any amount
+
+
+@dataclass
+class Run:
+    """What a test does where nothing is wrong: seconds, and a bit for each fault that it reaches."""
+
+    seconds: float
+    reached: int
+
+    def reaches(self, number: int) -> bool:
+        return bool(self.reached >> number & 1)
+
+
+class Server:
+    """A plugin of pytest. In place of running the tests it calls `drive(self)`."""
+
+    def __init__(self, drive: Callable[[Server], None]) -> None:
+        self.drive = drive
+        self.items: dict[str, pytest.Item] = {}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        self.drive(self)
+        return True
+
+    def first_failure(self, names: Iterable[str]) -> str | None:
+        """Runs tests, in a child, up to one that fails."""
+        for name in names:
+            reports = runtestprotocol(self.items[name], log=False, nextitem=None)
+            if any(report.failed for report in reports):
+                return name
+        return None
+
+    def time_tests(self, names: list[str], start: Callable, stop: Callable, limit: float) -> Any:
+        """{name: [seconds, what stop() returns]} of the tests that pass, in one child."""
+
+        def work() -> dict[str, list]:
+            result = {}
+            for name in names:
+                start()
+                began = time.perf_counter()
+                failed = self.first_failure([name])
+                seconds, reached = time.perf_counter() - began, stop()
+                if failed is None:
+                    result[name] = [seconds, reached]
+            return result
+
+        return in_child(work, limit)
+
+    def noticed_by(self, names: list[str], plant: Callable[[], None], limit: float) -> str | None:
+        """The test that fails with a fault, "the process" if that dies or hangs, or None."""
+
+        def work() -> list[str | None]:
+            plant()
+            return [self.first_failure(names)]
+
+        result = in_child(work, limit)
+        return "the process" if result is None else result[0]
+
+
+def in_child(work: Callable[[], Any], limit: float) -> Any:
+    """What work() returns in a forked child, as JSON; None if it does not return in time."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(work(), pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    deadline, text = time.monotonic() + limit, b""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
+            piece = pipe.read(1 << 20)
+            text += piece
+            if not piece:
+                break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # and whatever it has started
+    os.waitpid(child, 0)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def spread(runs: dict[str, Run]) -> list[str]:
+    """The quickest case of every test function, then the second of each, and so on."""
+    by_function: dict[str, list[str]] = {}
+    for name in sorted(runs, key=lambda name: runs[name].seconds):
+        by_function.setdefault(name.partition("[")[0], []).append(name)
+    rank = {name: at for names in by_function.values() for at, name in enumerate(names)}
+    return sorted(runs, key=lambda name: (rank[name], runs[name].seconds))

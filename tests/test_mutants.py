@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_faults_of_python():
         (15, "1 becomes 2"),
     }
     for one in found:
-        text = faults_python.with_fault(PYTHON, one)
+        text = fault.edited(PYTHON, list(one.edits))
         assert text.count("\n") == PYTHON.count("\n") and text != PYTHON
         compile(text, "f.py", "exec")
 
@@ -135,14 +136,15 @@ def test_a_fault_is_caught_where_a_test_looks(tmp_path, monkeypatch):
 import sys
 sys.path[:0] = [{str(HERE)!r}, {str(tmp_path)!r}]
 import pytest
-from mutants import faults_python, server
+from mutants import fault, faults_python, server
 path = {str(tmp_path / "code_under_test.py")!r}
 text = open(path).read()
 def drive(s):
     (name,) = s.items
-    for fault in faults_python.faults_of(text, path):
-        plant = lambda: faults_python.replace_functions(path, faults_python.with_fault(text, fault))
-        print("FAULT", fault.line, fault.change, ":", s.noticed_by([name], plant, 20.0), file=sys.stderr)
+    for one in faults_python.faults_of(text, path):
+        changed = fault.edited(text, list(one.edits))
+        plant = lambda: faults_python.replace_functions(path, changed)
+        print("FAULT", one.line, one.change, ":", s.noticed_by([name], plant, 20.0), file=sys.stderr)
     def hang():
         while True: pass
     print("FAULT hang :", s.noticed_by([name], hang, 0.3), file=sys.stderr)
@@ -189,10 +191,26 @@ def test_tests_are_spread_over_functions():
         "b[2]": server.Run(9.0, 0),
     }
     assert server.spread(runs) == ["a[2]", "b[1]", "a[1]", "b[2]"]
+    names = ["f::a", "g::a", "f::b", "g::b"]
+    assert server.by_file(names) == ["f::a", "f::b", "g::a", "g::b"]
 
 
 def test_a_result_of_a_child_comes_back():
     assert server.in_child(lambda: [1, "a"], limit=20.0) == [1, "a"]
+
+
+def test_the_page_says_the_figures():
+    result = json.loads((HERE.parent / "benchmarks" / "results" / "mutants.json").read_text())
+    page = (HERE.parent / "docs" / "reliability.md").read_text()
+    for kind, folder, least in (("python", "ssd_ops", 0.90), ("csrc", "csrc", 0.95)):
+        caught, planted = result[kind]["caught"], result[kind]["planted"]
+        assert caught >= least * planted and planted >= 150, kind
+        assert f"{caught} of {planted} in `{folder}`" in page, "docs/reliability.md: other figures"
+        assert planted - caught == len(result[kind]["not noticed"])
+        assert [sum(column) for column in zip(*result[kind]["files"].values(), strict=True)] == [
+            caught,
+            planted,
+        ]
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,3 +67,11 @@ def read_equal(text: str) -> dict[tuple[str, str, str], str]:
 def is_equal(fault: Fault, equal: dict[tuple[str, str, str], str]) -> bool:
     """Whether the list has it; the change `*` stands for every change of a line of code."""
     return any((fault.file, fault.code, change) in equal for change in (fault.change, "*"))
+
+
+def bits(numbers: Iterable[int]) -> int:
+    """A set of numbers as the bits of one: thousands of sets of thousands fit into memory."""
+    result = 0
+    for number in set(numbers):
+        result |= 1 << number
+    return result

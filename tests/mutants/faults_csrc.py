@@ -13,6 +13,7 @@ Left out, because they are no behaviour that a test of this build could see:
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutants.fault import Edit, Fault, edited, numbered
+from mutants.fault import Edit, Fault, bits, edited, numbered
 
 OTHER = {
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="},
@@ -308,6 +309,26 @@ class Build:
         ]
         subprocess.run([*command, "-o", str(aside)], check=True)
         aside.rename(library)
+
+
+class Flags:
+    """The switches of libraries with faults, and what they say of the faults that are reached."""
+
+    def __init__(self, libraries: list[Path], built: set[int]) -> None:
+        self.libraries, self.built = [ctypes.CDLL(str(path)) for path in libraries], built
+        several = ctypes.c_ubyte * (1 << 16)
+        self.flags = [several.in_dll(library, "fault_reached") for library in self.libraries]
+
+    def start(self) -> None:
+        for flags in self.flags:
+            ctypes.memset(flags, 0, len(flags))
+
+    def stop(self) -> int:
+        return bits(n for n in self.built if any(flags[n] for flags in self.flags))
+
+    def switch_on(self, number: int) -> None:
+        for library in self.libraries:
+            ctypes.c_int.in_dll(library, "fault_number").value = number
 
 
 def _key(fault: Fault) -> str:

@@ -14,11 +14,11 @@ import ast
 import gc
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 
-from mutants.fault import Edit, Fault, edited, numbered
+from mutants.fault import Edit, Fault, bits, numbered
 
 OTHER = {
     **{ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="},
@@ -170,10 +170,6 @@ def find(root: Path) -> list[Fault]:
     )
 
 
-def with_fault(text: str, fault: Fault) -> str:
-    return edited(text, list(fault.edits))
-
-
 def functions_of(path: str) -> dict[tuple[str, int], list[FunctionType]]:
     """The functions of this process that come from a file, by qualified name and first line."""
     found: dict[str, dict[int, list[FunctionType]]] = {}
@@ -208,14 +204,18 @@ def replace_functions(path: str, text: str) -> None:
 
 
 class Lines:
-    """Which lines of the package run, by line numbers of each file."""
+    """Sees which lines of the package run, and so which faults are reached."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = str(root / "ssd_ops")
+    def __init__(self, root: Path, faults: list[Fault]) -> None:
+        self.package = str(root / "ssd_ops")
         self.seen: set[tuple[str, int]] = set()
+        self.numbers: dict[tuple[str, int], list[int]] = {}
+        for number, fault in enumerate(faults, 1):
+            for line in fault.lines:
+                self.numbers.setdefault((str(root / fault.file), line), []).append(number)
 
-    def _trace(self, frame, event, argument):
-        if not frame.f_code.co_filename.startswith(self.root):
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Callable | None:
+        if not frame.f_code.co_filename.startswith(self.package):
             return None
         if event == "line":
             self.seen.add((frame.f_code.co_filename, frame.f_lineno))
@@ -225,6 +225,6 @@ class Lines:
         self.seen = set()
         sys.settrace(self._trace)
 
-    def stop(self) -> set[tuple[str, int]]:
+    def stop(self) -> int:
         sys.settrace(None)
-        return self.seen
+        return bits(n for line in self.seen for n in self.numbers.get(line, []))

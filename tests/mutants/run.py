@@ -24,11 +24,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(HERE.parent)
+
+import pytest  # noqa: E402
+from mutants import faults_csrc, faults_python  # noqa: E402
+from mutants.fault import EQUAL, Fault, bits, edited, is_equal, read_equal  # noqa: E402
+from mutants.server import Run, Server, Watch, by_file, spread  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 COPIED = ("ssd_ops", "tests", "docs", "csrc", "benchmarks", ".github", ".ci")
 # Tests of what is not the code of the package, or that start a process for each case.
@@ -41,6 +49,9 @@ ARGUMENTS = {
     ],
     "csrc": ["tests/ops"],
 }
+
+
+Verdict = Callable[[int], str | None]  # who notices the fault of a number
 
 
 def say(text: str) -> None:
@@ -64,23 +75,23 @@ def make_copy(folder: Path) -> Path:
     return copy
 
 
-def timed_runs(server, kind: str, key: str, start: Callable, stop: Callable, folder: Path) -> dict:
+def timed_runs(server: Server, kind: str, key: str, watch: Watch, folder: Path) -> dict[str, Run]:
     """What each test does where nothing is wrong. Kept until the code, or the file of the test, changes."""
-    from mutants.server import Run
-
-    by_file: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name in server.items:
-        by_file.setdefault(name.partition("::")[0], []).append(name)
+        files.setdefault(name.partition("::")[0], []).append(name)
     runs = {}
-    for file, names in by_file.items():
+    for file, names in files.items():
         digest = hashlib.sha256(f"{key} {sorted(names)}".encode() + Path(file).read_bytes())
         kept = folder / f"runs-{kind}-{digest.hexdigest()[:16]}.json"
         if not kept.exists():
             say(f"timing {len(names)} tests of {file}")
-            found = server.time_tests(names, start, stop, limit=3600.0)
+            found = server.time_tests(names, watch, limit=3600.0)
             if found is None:
                 raise RuntimeError(f"the tests of {file} end the process")
-            kept.write_text(json.dumps(found))
+            kept.write_text(
+                json.dumps({n: [run.seconds, hex(run.reached)] for n, run in found.items()})
+            )
         found = json.loads(kept.read_text())
         if failed := sorted(set(names) - set(found)):
             say(f"{len(failed)} tests fail without a fault, such as {failed[0]}")
@@ -88,22 +99,20 @@ def timed_runs(server, kind: str, key: str, start: Callable, stop: Callable, fol
     return runs
 
 
-def chosen(reaching: dict, seconds: float) -> tuple[list[str], float]:
+def chosen(reaching: dict[str, Run], seconds: float) -> tuple[list[str], float]:
     """The tests that a fault is shown to, in order, and how long they take."""
-    from mutants.server import spread
-
     names, total = [], 0.0
     for name in spread(reaching):
         if total + reaching[name].seconds <= seconds:
             names.append(name)
             total += reaching[name].seconds
-    return names, total
+    return by_file(names), total
 
 
-def sample(faults: list, options, equal: dict) -> tuple[list[int], int]:
+def sample(
+    faults: list[Fault | None], options: argparse.Namespace, equal: dict
+) -> tuple[list[int], int]:
     """Numbers (from 1) of the faults to plant, and how many of those drawn change nothing."""
-    from mutants.fault import is_equal
-
     numbers = [n for n, f in enumerate(faults, 1) if f is not None and options.only in f.file]
     random.Random(options.seed).shuffle(numbers)
     drawn = numbers[: options.count or None]
@@ -111,10 +120,8 @@ def sample(faults: list, options, equal: dict) -> tuple[list[int], int]:
     return kept, len(drawn) - len(kept)
 
 
-def judge(kind: str, faults: list, options, verdict: Callable[[int], str | None]) -> dict:
+def judge(faults: list[Fault | None], options: argparse.Namespace, verdict: Verdict) -> dict:
     """Plants the faults of the sample, one after another, and counts."""
-    from mutants.fault import EQUAL, read_equal
-
     numbers, unseen = sample(faults, options, read_equal(EQUAL.read_text()))
     total, caught, survivors = Counter(), Counter(), []
     began = time.monotonic()
@@ -143,48 +150,37 @@ def judge(kind: str, faults: list, options, verdict: Callable[[int], str | None]
     }
 
 
-def run_python(options, folder: Path, copy: Path) -> dict:
-    from mutants import faults_python
-    from mutants.server import Run, Server
-
+def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
     faults = faults_python.find(copy)
-    lines = faults_python.Lines(copy)
-    by_line: dict[tuple[str, int], list[int]] = {}
-    for number, fault in enumerate(faults, 1):
-        for line in fault.lines:
-            by_line.setdefault((str(copy / fault.file), line), []).append(number)
-
-    def stop() -> str:
-        return hex(bits(n for line in lines.stop() for n in by_line.get(line, [])))
-
-    key = digest_of([copy / "ssd_ops", HERE / "faults_python.py"])
+    lines = faults_python.Lines(copy, faults)
     result = {}
 
     def drive(server: Server) -> None:
-        on_import = int(stop(), 16)
-        runs = timed_runs(server, "python", key, lines.start, stop, folder)
+        on_import = lines.stop()
+        key = digest_of([copy / "ssd_ops", HERE / "faults_python.py"])
+        runs = timed_runs(server, "python", key, lines, folder)
 
         def verdict(number: int) -> str | None:
-            fault = faults[number - 1]
-            path = copy / fault.file
+            path = copy / faults[number - 1].file
             text = path.read_text()
-            mutated = faults_python.with_fault(text, fault)
+            changed = edited(text, list(faults[number - 1].edits))
             try:
-                path.write_text(mutated)  # for the processes that tests start
+                path.write_text(changed)  # for the processes that tests start
                 if on_import >> number & 1:
-                    return in_new_process(fault, runs)
+                    return in_new_process(number)
                 reaching = {name: run for name, run in runs.items() if run.reaches(number)}
                 names, total = chosen(reaching, options.seconds)
-                plant = functools.partial(faults_python.replace_functions, str(path), mutated)
+                plant = functools.partial(faults_python.replace_functions, str(path), changed)
                 return server.noticed_by(names, plant, limit=30 + 4 * total)
             finally:
                 path.write_text(text)
 
-        def in_new_process(fault, runs: dict[str, Run]) -> str | None:
+        def in_new_process(number: int) -> str | None:
             """For code that runs when the package is imported: the tests that reach its file."""
-            beside = bits(n for n, f in enumerate(faults, 1) if f.file == fault.file) & ~on_import
-            near = {name: run for name, run in runs.items() if run.reached & beside or not beside}
-            names, total = chosen(near, options.seconds)
+            file = faults[number - 1].file
+            near = bits(n for n, f in enumerate(faults, 1) if f.file == file) & ~on_import
+            reaching = {name: run for name, run in runs.items() if run.reached & near or not near}
+            names, total = chosen(reaching, options.seconds)
             command = [sys.executable, "-m", "pytest", "-x", *OPTIONS, *names[:300]]
             try:
                 done = subprocess.run(command, capture_output=True, timeout=120 + 4 * total)
@@ -192,72 +188,39 @@ def run_python(options, folder: Path, copy: Path) -> dict:
                 return "the process"
             return "a new process" if done.returncode else None
 
-        result.update(judge("python", faults, options, verdict))
+        result.update(judge(faults, options, verdict))
 
-    import pytest
-    import torch  # noqa: F401  (not traced)
+    import torch  # noqa: F401  (not watched)
 
     lines.start()  # what runs when the package is imported, too
     pytest.main([*OPTIONS, *ARGUMENTS["python"]], plugins=[Server(drive)])
     return result
 
 
-def run_csrc(options, folder: Path, copy: Path) -> dict:
-    import ctypes
-
-    import pytest
-    from mutants import faults_csrc
-    from mutants.server import Server
-
+def run_csrc(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
     every = faults_csrc.find(copy)
-    build = faults_csrc.Build(copy, folder)
-    cpu, emulated, built = build.make(every, options.jobs, say)
+    made, emulated, built = faults_csrc.Build(copy, folder).make(every, options.jobs, say)
     faults = [fault if n in built else None for n, fault in enumerate(every, 1)]
-    shutil.copy(cpu, copy / "ssd_ops" / "lib" / cpu.name)
+    cpu = copy / "ssd_ops" / "lib" / made.name
+    shutil.copy(made, cpu)
     os.environ["SSD_OPS_EMULATED"] = str(emulated)
-    key = digest_of(
-        [copy / "csrc", copy / "tests" / "emulation", HERE / "fault.h", HERE / "faults_csrc.py"]
-    )
     result = {}
 
     def drive(server: Server) -> None:
-        libraries = [
-            ctypes.CDLL(str(copy / "ssd_ops" / "lib" / cpu.name)),
-            ctypes.CDLL(str(emulated)),
-        ]
-        reached = [
-            (ctypes.c_ubyte * (1 << 16)).in_dll(library, "fault_reached") for library in libraries
-        ]
-
-        def start() -> None:
-            for flags in reached:
-                ctypes.memset(flags, 0, len(flags))
-
-        def stop() -> str:
-            return hex(bits(n for n in built if any(flags[n] for flags in reached)))
-
-        def plant(number: int) -> None:
-            for library in libraries:
-                ctypes.c_int.in_dll(library, "fault_number").value = number
-
-        runs = timed_runs(server, "csrc", key, start, stop, folder)
+        flags = faults_csrc.Flags([cpu, emulated], built)
+        sources = [copy / "csrc", copy / "tests" / "emulation"]
+        key = digest_of([*sources, HERE / "fault.h", HERE / "faults_csrc.py"])
+        runs = timed_runs(server, "csrc", key, flags, folder)
 
         def verdict(number: int) -> str | None:
             reaching = {name: run for name, run in runs.items() if run.reaches(number)}
             names, total = chosen(reaching, options.seconds)
-            return server.noticed_by(names, functools.partial(plant, number), limit=30 + 4 * total)
+            plant = functools.partial(flags.switch_on, number)
+            return server.noticed_by(names, plant, limit=30 + 4 * total)
 
-        result.update(judge("csrc", faults, options, verdict))
+        result.update(judge(faults, options, verdict))
 
     pytest.main([*OPTIONS, *ARGUMENTS["csrc"]], plugins=[Server(drive)])
-    return result
-
-
-def bits(numbers: Iterable[int]) -> int:
-    """A set of numbers as the bits of one: thousands of sets of thousands fit into memory."""
-    result = 0
-    for number in set(numbers):
-        result |= 1 << number
     return result
 
 

@@ -9,9 +9,9 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -30,41 +30,65 @@ class Run:
         return bool(self.reached >> number & 1)
 
 
+class Watch(Protocol):
+    """Sees which faults are reached."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> int:
+        """A bit for each fault reached since the start."""
+
+
 class Server:
     """A plugin of pytest. In place of running the tests it calls `drive(self)`."""
 
     def __init__(self, drive: Callable[[Server], None]) -> None:
         self.drive = drive
         self.items: dict[str, pytest.Item] = {}
+        self.after_setup: Callable[[], Any] = bool
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
         self.drive(self)
         return True
 
-    def first_failure(self, names: Iterable[str]) -> str | None:
-        """Runs tests, in a child, up to one that fails."""
-        for name in names:
-            reports = runtestprotocol(self.items[name], log=False, nextitem=None)
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Generator[None, None, None]:
+        yield
+        self.after_setup()
+
+    def first_failure(self, names: Sequence[str]) -> str | None:
+        """Runs tests up to one that fails. Those of one file in a row share its fixtures."""
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            after = self.items[following] if following else None
+            reports = runtestprotocol(self.items[name], log=False, nextitem=after)
             if any(report.failed for report in reports):
                 return name
         return None
 
-    def time_tests(self, names: list[str], start: Callable, stop: Callable, limit: float) -> Any:
-        """{name: [seconds, what stop() returns]} of the tests that pass, in one child."""
+    def time_tests(self, names: list[str], watch: Watch, limit: float) -> dict[str, Run] | None:
+        """What the tests of one file do that pass, in a child; None if it dies.
+
+        What the fixtures do counts for all: the file's own are set up in the first test that asks for them.
+        """
 
         def work() -> dict[str, list]:
-            result = {}
-            for name in names:
-                start()
+            result, fixtures = {}, 0
+            for name, following in zip(names, [*names[1:], None], strict=True):
+                seen = []
+                self.after_setup = lambda seen=seen: (seen.append(watch.stop()), watch.start())
+                watch.start()
                 began = time.perf_counter()
-                failed = self.first_failure([name])
-                seconds, reached = time.perf_counter() - began, stop()
-                if failed is None:
+                after = self.items[following] if following else None
+                reports = runtestprotocol(self.items[name], log=False, nextitem=after)
+                seconds, reached = time.perf_counter() - began, watch.stop()
+                fixtures |= sum(seen)
+                if not any(report.failed for report in reports):
                     result[name] = [seconds, reached]
-            return result
+            return {name: [seconds, hex(r | fixtures)] for name, (seconds, r) in result.items()}
 
-        return in_child(work, limit)
+        found = in_child(work, limit)
+        return found and {name: Run(seconds, int(r, 16)) for name, (seconds, r) in found.items()}
 
     def noticed_by(self, names: list[str], plant: Callable[[], None], limit: float) -> str | None:
         """The test that fails with a fault, "the process" if that dies or hangs, or None."""
@@ -114,3 +138,9 @@ def spread(runs: dict[str, Run]) -> list[str]:
         by_function.setdefault(name.partition("[")[0], []).append(name)
     rank = {name: at for names in by_function.values() for at, name in enumerate(names)}
     return sorted(runs, key=lambda name: (rank[name], runs[name].seconds))
+
+
+def by_file(names: Sequence[str]) -> list[str]:
+    """The same names in the order of their files, where a file comes when its first test does."""
+    files = list(dict.fromkeys(name.partition("::")[0] for name in names))
+    return sorted(names, key=lambda name: files.index(name.partition("::")[0]))

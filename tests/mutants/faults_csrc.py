@@ -30,6 +30,7 @@ OTHER = {
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="},
     **{"+": "-", "-": "+", "*": "+", "/": "*", "%": "*", "&": "|", "|": "&"},
 }
+REMOVED = "the statement is removed"
 EXTREMES = {"std::min": "standard_min", "std::max": "standard_max"}
 EXTREMES |= {"min_of": "min_of", "max_of": "max_of"}
 AT_COMPILE_TIME = re.compile(
@@ -160,7 +161,7 @@ def _statements(code: str) -> Iterator[tuple[str, tuple[Edit, ...]]]:
         if whole and matching("(" + line[:-1] + ")", 0) == len(line) + 1 and found[1]:
             start = found.start(2)
             edit = Edit(start, start + len(line), "{{ if (!::fault::on<{}>()) ", " }}")
-            yield "the statement is removed", (edit,)
+            yield REMOVED, (edit,)
         last = line
 
 
@@ -193,11 +194,17 @@ class Build:
         spec.loader.exec_module(self.builder)
         self.copy = folder / "csrc"
         here = Path(__file__).resolve().parent
+        version = (root / "ssd_ops" / "version.py").read_text().split('"')[1]
         self.flags = [
             *("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
             *("-fno-math-errno", "-fno-trapping-math", "-ftemplate-backtrace-limit=0"),
             *("-DTORCH_TARGET_VERSION=0x020b000000000000", '-DSSD_OPS_TARGET="2.11"'),
-            *('-DSSD_OPS_VERSION="0"', "-include", str(here / "fault.h"), f"-I{self.copy}"),
+            *(
+                f'-DSSD_OPS_VERSION="{version}"',
+                "-include",
+                str(here / "fault.h"),
+                f"-I{self.copy}",
+            ),
             *(f"-isystem{path}" for path in include_paths()),
         ]
         self.libraries = [f"-L{path}" for path in library_paths()]
@@ -282,18 +289,16 @@ class Build:
         for block in re.split(r"\n(?=\S+: In |In file included)", text):
             for error in re.findall(r"^(\S+?):(\d+):\d+: error: (.*)$", block, flags=re.M):
                 place, line = Path(error[0]), int(error[1])
+                text = error[2] if place.is_relative_to(self.copy) else block
                 named = {
-                    int(n) for n in re.findall(r"(?:int N = |(?:At|Left)<)(\d+)", error[2])
+                    int(n) for n in re.findall(r"(?:\bint N = |(?:At|Left)<)(\d+)", text)
                 } & left
-                if not place.is_relative_to(self.copy):
-                    named = named or {int(n) for n in re.findall(r"\bint N = (\d+)", block)} & left
-                else:
+                if not named and place.is_relative_to(self.copy):
                     file = str(Path("csrc") / place.relative_to(self.copy))
-                    named = named or {
-                        n
-                        for n in left
-                        if faults[n - 1].file == file and line in faults[n - 1].lines
-                    }
+                    near = {n for n in left if faults[n - 1].file == file}
+                    named = {n for n in near if line in faults[n - 1].lines}
+                    # A declaration that was taken for a statement is missed further down.
+                    named = named or {n for n in near if faults[n - 1].change.startswith(REMOVED)}
                 blamed |= named
         return blamed
 

@@ -174,7 +174,7 @@ def functions_of(path: str) -> dict[tuple[str, int], list[FunctionType]]:
     """The functions of this process that come from a file, by qualified name and first line."""
     found: dict[str, dict[int, list[FunctionType]]] = {}
     for value in gc.get_objects():
-        if isinstance(value, FunctionType) and value.__code__.co_filename == path:
+        if type(value) is FunctionType and value.__code__.co_filename == path:
             code = value.__code__
             lines = found.setdefault(code.co_qualname, {})
             lines.setdefault(code.co_firstlineno, []).append(value)

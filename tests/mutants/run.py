@@ -25,6 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -75,15 +76,16 @@ def make_copy(folder: Path) -> Path:
     return copy
 
 
-def timed_runs(server: Server, kind: str, key: str, watch: Watch, folder: Path) -> dict[str, Run]:
+def timed_runs(server: Server, key: str, watch: Watch, folder: Path, jobs: int) -> dict[str, Run]:
     """What each test does where nothing is wrong. Kept until the code, or the file of the test, changes."""
     files: dict[str, list[str]] = {}
     for name in server.items:
         files.setdefault(name.partition("::")[0], []).append(name)
-    runs = {}
-    for file, names in files.items():
+
+    def of_file(file: str) -> dict[str, Run]:
+        names = files[file]
         digest = hashlib.sha256(f"{key} {sorted(names)}".encode() + Path(file).read_bytes())
-        kept = folder / f"runs-{kind}-{digest.hexdigest()[:16]}.json"
+        kept = folder / f"runs-{digest.hexdigest()[:16]}.json"
         if not kept.exists():
             say(f"timing {len(names)} tests of {file}")
             found = server.time_tests(names, watch, limit=3600.0)
@@ -95,8 +97,10 @@ def timed_runs(server: Server, kind: str, key: str, watch: Watch, folder: Path) 
         found = json.loads(kept.read_text())
         if failed := sorted(set(names) - set(found)):
             say(f"{len(failed)} tests fail without a fault, such as {failed[0]}")
-        runs |= {name: Run(seconds, int(reached, 16)) for name, (seconds, reached) in found.items()}
-    return runs
+        return {name: Run(seconds, int(reached, 16)) for name, (seconds, reached) in found.items()}
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return {name: run for runs in pool.map(of_file, files) for name, run in runs.items()}
 
 
 def chosen(reaching: dict[str, Run], seconds: float) -> tuple[list[str], float]:
@@ -120,29 +124,33 @@ def sample(
     return kept, len(drawn) - len(kept)
 
 
-def judge(faults: list[Fault | None], options: argparse.Namespace, verdict: Verdict) -> dict:
-    """Plants the faults of the sample, one after another, and counts."""
+def judge(
+    faults: list[Fault | None], options: argparse.Namespace, verdict: Verdict, jobs: int = 1
+) -> dict:
+    """Plants the faults of the sample, `jobs` at a time, each in a child of its own, and counts."""
     numbers, unseen = sample(faults, options, read_equal(EQUAL.read_text()))
     total, caught, survivors = Counter(), Counter(), []
-    began = time.monotonic()
-    for number in numbers:
-        if time.monotonic() - began > 60 * options.minutes:
-            say(f"{options.minutes} minutes are over")
-            break
-        fault = faults[number - 1]
-        by = verdict(number)
+    deadline = time.monotonic() + 60 * options.minutes
+
+    def judged(number: int) -> None:
+        if time.monotonic() > deadline:
+            return
+        fault, by = faults[number - 1], verdict(number)
         total[fault.file] += 1
         caught[fault.file] += by is not None
         where = f"{fault.file}:{fault.line}: {fault.change}"
-        say(f"{sum(caught.values())}/{sum(total.values())} {where}: {by or 'NOT NOTICED'}")
+        say(f"{caught.total()}/{total.total()} {where}: {by or 'NOT NOTICED'}")
         if by is None:
             row = {"file": fault.file, "line": fault.line, "code": fault.code}
             survivors.append({**row, "change": fault.change})
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(judged, numbers))
     survivors.sort(key=lambda row: (row["file"], row["line"]))
     return {
         "seed": options.seed,
-        "planted": sum(total.values()),
-        "caught": sum(caught.values()),
+        "planted": total.total(),
+        "caught": caught.total(),
         "equal": unseen,
         "possible": sum(fault is not None for fault in faults),
         "files": {file: [caught[file], total[file]] for file in sorted(total)},
@@ -158,7 +166,7 @@ def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
     def drive(server: Server) -> None:
         on_import = lines.stop()
         key = digest_of([copy / "ssd_ops", HERE / "faults_python.py"])
-        runs = timed_runs(server, "python", key, lines, folder)
+        runs = timed_runs(server, key, lines, folder, options.jobs)
 
         def verdict(number: int) -> str | None:
             path = copy / faults[number - 1].file
@@ -166,12 +174,11 @@ def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
             changed = edited(text, list(faults[number - 1].edits))
             try:
                 path.write_text(changed)  # for the processes that tests start
-                if on_import >> number & 1:
-                    return in_new_process(number)
                 reaching = {name: run for name, run in runs.items() if run.reaches(number)}
                 names, total = chosen(reaching, options.seconds)
                 plant = functools.partial(faults_python.replace_functions, str(path), changed)
-                return server.noticed_by(names, plant, limit=30 + 4 * total)
+                by = server.noticed_by(names, plant, limit=30 + 4 * total) if names else None
+                return in_new_process(number) if by is None and on_import >> number & 1 else by
             finally:
                 path.write_text(text)
 
@@ -210,7 +217,7 @@ def run_csrc(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
         flags = faults_csrc.Flags([cpu, emulated], built)
         sources = [copy / "csrc", copy / "tests" / "emulation"]
         key = digest_of([*sources, HERE / "fault.h", HERE / "faults_csrc.py"])
-        runs = timed_runs(server, "csrc", key, flags, folder)
+        runs = timed_runs(server, key, flags, folder, options.jobs)
 
         def verdict(number: int) -> str | None:
             reaching = {name: run for name, run in runs.items() if run.reaches(number)}
@@ -218,7 +225,7 @@ def run_csrc(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
             plant = functools.partial(flags.switch_on, number)
             return server.noticed_by(names, plant, limit=30 + 4 * total)
 
-        result.update(judge(faults, options, verdict))
+        result.update(judge(faults, options, verdict, options.jobs))
 
     pytest.main([*OPTIONS, *ARGUMENTS["csrc"]], plugins=[Server(drive)])
     return result
@@ -262,7 +269,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="files that have this in their path"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     kinds = options.kinds or ["python", "csrc"]

@@ -141,9 +141,10 @@ path = {str(tmp_path / "code_under_test.py")!r}
 text = open(path).read()
 def drive(s):
     (name,) = s.items
+    functions = faults_python.Functions(path)
     for one in faults_python.faults_of(text, path):
         changed = fault.edited(text, list(one.edits))
-        plant = lambda: faults_python.replace_functions(path, changed)
+        plant = lambda: functions.replace(path, changed)
         print("FAULT", one.line, one.change, ":", s.noticed_by([name], plant, 20.0), file=sys.stderr)
     def hang():
         while True: pass

@@ -170,37 +170,34 @@ def find(root: Path) -> list[Fault]:
     )
 
 
-def functions_of(path: str) -> dict[tuple[str, int], list[FunctionType]]:
-    """The functions of this process that come from a file, by qualified name and first line."""
-    found: dict[str, dict[int, list[FunctionType]]] = {}
-    for value in gc.get_objects():
-        if type(value) is FunctionType and value.__code__.co_filename == path:
-            code = value.__code__
-            lines = found.setdefault(code.co_qualname, {})
-            lines.setdefault(code.co_firstlineno, []).append(value)
-    return {
-        (name, line): functions
-        for name, lines in found.items()
-        for line, functions in lines.items()
-    }
+class Functions:
+    """The functions of this process that come from the package, by file, qualified name and first line."""
 
+    def __init__(self, root: Path) -> None:
+        self.found: dict[tuple[str, str, int], list[FunctionType]] = {}
+        for value in gc.get_objects():
+            if type(value) is FunctionType:
+                code = value.__code__
+                if code.co_filename.startswith(str(root)):
+                    key = code.co_filename, code.co_qualname, code.co_firstlineno
+                    self.found.setdefault(key, []).append(value)
 
-def replace_functions(path: str, text: str) -> None:
-    """Gives the functions of this process that come from a file the code of its new text.
+    def replace(self, path: str, text: str) -> None:
+        """Gives those of a file the code of its new text, in which no line has moved.
 
-    Whoever holds a function calls the new code. Lines must not have moved.
-    """
-    functions = functions_of(path)
+        Whoever holds a function calls the new code.
+        """
 
-    def replace(code: CodeType) -> None:
-        for inner in code.co_consts:
-            if isinstance(inner, CodeType):
-                for function in functions.get((inner.co_qualname, inner.co_firstlineno), []):
-                    if inner.co_freevars == function.__code__.co_freevars:
-                        function.__code__ = inner
-                replace(inner)
+        def replace(code: CodeType) -> None:
+            for inner in code.co_consts:
+                if isinstance(inner, CodeType):
+                    key = path, inner.co_qualname, inner.co_firstlineno
+                    for function in self.found.get(key, []):
+                        if inner.co_freevars == function.__code__.co_freevars:
+                            function.__code__ = inner
+                    replace(inner)
 
-    replace(compile(text, path, "exec"))
+        replace(compile(text, path, "exec"))
 
 
 class Lines:

@@ -165,7 +165,8 @@ def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
 
     def drive(server: Server) -> None:
         on_import = lines.stop()
-        key = digest_of([copy / "ssd_ops", HERE / "faults_python.py"])
+        functions = faults_python.Functions(copy / "ssd_ops")
+        key = f"{digest_of([copy / 'ssd_ops'])} {[(f.file, f.lines) for f in faults]}"
         runs = timed_runs(server, key, lines, folder, options.jobs)
 
         def verdict(number: int) -> str | None:
@@ -176,7 +177,7 @@ def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
                 path.write_text(changed)  # for the processes that tests start
                 reaching = {name: run for name, run in runs.items() if run.reaches(number)}
                 names, total = chosen(reaching, options.seconds)
-                plant = functools.partial(faults_python.replace_functions, str(path), changed)
+                plant = functools.partial(functions.replace, str(path), changed)
                 by = server.noticed_by(names, plant, limit=30 + 4 * total) if names else None
                 return in_new_process(number) if by is None and on_import >> number & 1 else by
             finally:

@@ -184,14 +184,10 @@ def test_the_list_names_code_that_is_there():
         assert code in lines, f"{file} has no line {code!r}"
 
 
-def test_tests_are_spread_over_functions():
-    runs = {
-        "a[1]": server.Run(3.0, 0),
-        "a[2]": server.Run(1.0, 0),
-        "b[1]": server.Run(2.0, 0),
-        "b[2]": server.Run(9.0, 0),
-    }
-    assert server.spread(runs) == ["a[2]", "b[1]", "a[1]", "b[2]"]
+def test_functions_get_as_much_time():
+    seconds = {"a[1]": 3.0, "a[2]": 1.0, "b[1]": 2.0, "b[2]": 9.0, "c[1]": 0.1, "c[2]": 0.1}
+    runs = {name: server.Run(took, 0) for name, took in seconds.items()}
+    assert server.spread(runs) == ["c[1]", "c[2]", "a[2]", "b[1]", "a[1]", "b[2]"]
     names = ["f::a", "g::a", "f::b", "g::b"]
     assert server.by_file(names) == ["f::a", "f::b", "g::a", "g::b"]
 

@@ -4,6 +4,7 @@ Left out, because they are no behaviour:
 
 - text for people: what stands in `raise`, `print` and `warn`, f-strings, strings with a space, docstrings;
 - arguments without a result: `strict`, `encoding`, `non_blocking`, `pin_memory`, `flush`;
+- code for a GPU: the body of an `if` about cuda, and the word;
 - annotations, `__all__`, `if TYPE_CHECKING`, imports, decorators;
 - ssd_ops/integrations/torchvision.py, where torchvision is not installed (`make peers` runs its tests).
 """
@@ -41,6 +42,13 @@ def without_text(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.stmt]]:
         if isinstance(node, ast.Call) and _name(node.func) in TOLD:
             return
         if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Constant) and "cuda" in str(node.value):
+            return
+        if isinstance(node, ast.If) and "cuda" in ast.unparse(node.test):
+            yield node, node
+            for child in node.orelse:
+                yield from walk(child, statement)
             return
         if isinstance(node, ast.Assign) and _name(node.targets[0]) == "__all__":
             return

@@ -103,10 +103,10 @@ def timed_runs(server: Server, key: str, watch: Watch, folder: Path, jobs: int) 
         return {name: run for runs in pool.map(of_file, files) for name, run in runs.items()}
 
 
-def chosen(reaching: dict[str, Run], seconds: float) -> tuple[list[str], float]:
+def chosen(reaching: dict[str, Run], seconds: float, most: int = 2000) -> tuple[list[str], float]:
     """The tests that a fault is shown to, in order, and how long they take."""
     names, total = [], 0.0
-    for name in spread(reaching):
+    for name in spread(reaching)[:most]:
         if total + reaching[name].seconds <= seconds:
             names.append(name)
             total += reaching[name].seconds
@@ -184,12 +184,20 @@ def run_python(options: argparse.Namespace, folder: Path, copy: Path) -> dict:
                 path.write_text(text)
 
         def in_new_process(number: int) -> str | None:
-            """For code that runs when the package is imported: the tests that reach its file."""
+            """For code that runs when the package is imported: the tests that reach its file.
+
+            Those of the code that follows come first: of the function whose default it is, say.
+            """
             file = faults[number - 1].file
-            near = bits(n for n, f in enumerate(faults, 1) if f.file == file) & ~on_import
-            reaching = {name: run for name, run in runs.items() if run.reached & near or not near}
-            names, total = chosen(reaching, options.seconds)
-            command = [sys.executable, "-m", "pytest", "-x", *OPTIONS, *names[:300]]
+            near = [n for n, f in enumerate(faults, 1) if f.file == file and not on_import >> n & 1]
+            following = next((n for n in near if n > number), 0)
+            of_file, next_to_it = bits(near), bits([following])
+            reaching = {name: run for name, run in runs.items() if run.reached & next_to_it}
+            names, total = chosen(reaching, options.seconds / 2, most=100)
+            reaching = {n: r for n, r in runs.items() if r.reached & of_file or not near}
+            others, more = chosen(reaching, options.seconds / 2, most=100)
+            names, total = list(dict.fromkeys([*names, *others])), total + more
+            command = [sys.executable, "-m", "pytest", "-x", *OPTIONS, *names]
             try:
                 done = subprocess.run(command, capture_output=True, timeout=120 + 4 * total)
             except subprocess.TimeoutExpired:

@@ -334,6 +334,12 @@ def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsy
     (out / "wide.png").unlink()
 
 
+@pytest.mark.parametrize("threshold", [0, 1])
+def test_a_threshold_may_be_an_end_of_its_range(threshold, run, bananas, tmp_path):
+    image = bananas / "bananas_val" / "images" / "0.png"
+    assert call("detect", run, image, "--out", tmp_path / "out", "--threshold", threshold) == 0
+
+
 def test_make_data_writes_a_set(tmp_path, capsys):
     assert call("make-data", tmp_path / "set", "--train", 2, "--val", 1, "--seed", 3) == 0
     assert len(list((tmp_path / "set" / "bananas_train" / "images").iterdir())) == 2

@@ -140,6 +140,15 @@ def test_options_reach_a_record_within():
     assert options().loss == Settings().loss
 
 
+def test_a_set_is_drawn_as_the_function_draws_it_and_the_book_has_it():
+    def defaults(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.name in ("train", "val", "seed")}
+
+    book = {"train": 1000, "val": 100, "seed": 0}
+    assert defaults(cli.make_data) == defaults(make_bananas) == book
+
+
 def test_one_score_decides_what_is_shown_and_counted():
     def default(function, name):
         return inspect.signature(function).parameters[name].default

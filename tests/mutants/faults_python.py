@@ -3,7 +3,7 @@
 Left out, because they are no behaviour:
 
 - text for people: what stands in `raise`, `print` and `warn`, f-strings, strings with a space, docstrings;
-- arguments without a result: `strict`, `encoding`, `non_blocking`, `pin_memory`, `flush`;
+- arguments that change no result here: `NO_RESULT`;
 - code for a GPU: the body of an `if` about cuda, and the word;
 - annotations, `__all__`, `if TYPE_CHECKING`, imports, decorators;
 - ssd_ops/integrations/torchvision.py, where torchvision is not installed (`make peers` runs its tests).
@@ -27,8 +27,8 @@ OTHER = {
     **{ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*"},
     **{ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&", ast.And: "or", ast.Or: "and"},
 }
-# Arguments that guard, or make something quicker, and change no result.
-NO_RESULT = {"strict", "encoding", "non_blocking", "pin_memory", "flush"}
+# Arguments that change no result here: they guard, look nicer, are quicker, or are for a GPU.
+NO_RESULT = {"strict", "encoding", "indent", "flush", "non_blocking", "pin_memory", "device"}
 TOLD = {"print", "warn", "exit", "error", "write", "add_note"}
 
 
@@ -44,6 +44,8 @@ def without_text(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.stmt]]:
         if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING":
             return
         if isinstance(node, ast.Constant) and "cuda" in str(node.value):
+            return
+        if isinstance(node, ast.keyword) and node.arg in NO_RESULT:
             return
         if isinstance(node, ast.If) and "cuda" in ast.unparse(node.test):
             yield node, node

@@ -48,7 +48,7 @@ ARGUMENTS = {
         *("tests/test_house.py", "tests/test_readme.py", "tests/test_tutorial.py"),
         *("-k", "not emulated"),
     ],
-    "csrc": ["tests/ops"],
+    "csrc": ["tests/ops", "tests/test_fuzz.py"],
 }
 
 

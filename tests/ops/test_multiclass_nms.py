@@ -156,6 +156,10 @@ def test_every_class_can_be_the_best(classes):
     assert found.labels.sort().values.tolist() == [list(range(classes))]
 
 
+def test_no_class_has_no_best():
+    compare(cases.boxes(2, 5), torch.zeros(2, 5, 0), best_class_only=True)
+
+
 def test_best_class_only_is_the_default_of_yolo():
     """Ultralytics' steps with `multi_label=False`: maximum, threshold, order, boxes moved by class, NMS."""
     boxes = 640 * cases.boxes(2, 900)

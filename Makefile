@@ -34,7 +34,7 @@ define show_progress
 	|| { tail -n 40 build/$(1).log >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-all long lint peers bench rivals performance docs sanitize gpu wheel clean
+.PHONY: help demo test test-all long lint peers bench rivals performance docs sanitize mutants gpu wheel clean
 
 help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -61,7 +61,7 @@ long: $(VENV)/built ## the checks of docs/reliability.md with all their examples
 lint: $(VENV)/built ## ruff, clang-format and mypy, as CI runs them; they change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc ssd_ops/include tests/emulation -regex '.*\.\(h\|cpp\|cu\|cuh\)' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc ssd_ops/include tests/emulation tests/mutants -regex '.*\.\(h\|cpp\|cu\|cuh\)' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 
 # The library of .venv, as it is: built once, it serves every torch from 2.11 on.
@@ -89,6 +89,10 @@ docs: $(VENV)/built ## the site of the documentation, in site/
 
 sanitize: $(VENV)/built ## the op tests, CUDA kernels emulated, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tests/sanitize.py
+
+# Half an hour on an idle machine; ARGS are those of run.py, such as ARGS="csrc --only nms --seed 2".
+mutants: $(VENV)/built ## plants faults in the code, and lists those that no test notices [ARGS=...]
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 # Neither the network nor .venv: a machine with a GPU has a torch of its own.
 gpu: ## all that needs a GPU: tests, checks and times, with the Python that has torch [OUT=folder]

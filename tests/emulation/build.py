@@ -48,7 +48,10 @@ def _build(variant: str, csrc: Path, folder: Path) -> Path:
     headers = _digest(path for top in (csrc, HERE) for path in top.rglob("*.*h"))
     copy = folder / f"csrc-{_digest([], str(csrc))}"
     for path in csrc.rglob("*.*"):
-        made, text = copy / path.relative_to(csrc), _with_shared_memory_of_a_block(path)
+        made, text = (
+            copy / path.relative_to(csrc),
+            with_shared_memory_of_a_block(path.read_text(), path),
+        )
         if variant == "counted":
             text = text.replace("#ifdef SSD_OPS_EMULATION\nconstexpr", "#if 0\nconstexpr")
         if not made.exists() or made.read_text() != text:
@@ -97,8 +100,8 @@ def _build(variant: str, csrc: Path, folder: Path) -> Path:
     return library
 
 
-def _with_shared_memory_of_a_block(source: Path) -> str:
-    """The text of a source with `__shared__ T name[N];` as a reference to memory of the running block."""
+def with_shared_memory_of_a_block(text: str, source: Path) -> str:
+    """The text of a file with `__shared__ T name[N];` as a reference to memory of the running block."""
 
     def declared(match: re.Match) -> str:
         parts, depth = [""], 0
@@ -115,7 +118,7 @@ def _with_shared_memory_of_a_block(source: Path) -> str:
         variables = [(name[1], first[1] + (name[2] or "")) for name in names]
         return " ".join(f"auto& {n} = ::emulation::shared<{t}>([] {{}});" for n, t in variables)
 
-    text = re.sub(r"^ *__shared__ ([^;]+);", declared, source.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^ *__shared__ ([^;]+);", declared, text, flags=re.MULTILINE)
     return f'#line 1 "{source}"\n{text}'
 
 

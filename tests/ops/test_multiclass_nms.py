@@ -144,6 +144,22 @@ def test_best_class_only_by_hand():
     assert all_classes.counts.tolist() == [9]
 
 
+@pytest.mark.parametrize("classes", [33, 70])
+def test_every_class_can_be_the_best(classes):
+    """Box i has class i; a warp of a GPU looks at 32 classes at a time."""
+    scores = torch.full((1, classes, classes), 0.2) + 0.7 * torch.eye(classes)
+    found = ssd_ops.multiclass_nms(
+        cases.boxes(1, classes), scores, best_class_only=True, max_detections=classes
+    )
+    assert found.counts.tolist() == [classes]
+    assert torch.equal(found.labels, found.indices)
+    assert found.labels.sort().values.tolist() == [list(range(classes))]
+
+
+def test_no_class_has_no_best():
+    compare(cases.boxes(2, 5), torch.zeros(2, 5, 0), best_class_only=True)
+
+
 def test_best_class_only_is_the_default_of_yolo():
     """Ultralytics' steps with `multi_label=False`: maximum, threshold, order, boxes moved by class, NMS."""
     boxes = 640 * cases.boxes(2, 900)

@@ -142,6 +142,15 @@ def test_options_reach_a_record_within():
     assert options().loss == Settings().loss
 
 
+def test_a_set_is_drawn_as_the_function_draws_it_and_the_book_has_it():
+    def defaults(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.name in ("train", "val", "seed")}
+
+    book = {"train": 1000, "val": 100, "seed": 0}
+    assert defaults(cli.make_data) == defaults(make_bananas) == book
+
+
 def test_one_score_decides_what_is_shown_and_counted():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
@@ -334,6 +343,12 @@ def test_detect_draws_each_picture_at_its_own_size(run, bananas, tmp_path, capsy
     (out / "detections.json").unlink()
     (out / "0-2.png").unlink()
     (out / "wide.png").unlink()
+
+
+@pytest.mark.parametrize("threshold", [0, 1])
+def test_a_threshold_may_be_an_end_of_its_range(threshold, run, bananas, tmp_path):
+    image = bananas / "bananas_val" / "images" / "0.png"
+    assert call("detect", run, image, "--out", tmp_path / "out", "--threshold", threshold) == 0
 
 
 def test_make_data_writes_a_set(tmp_path, capsys):

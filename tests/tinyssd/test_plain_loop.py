@@ -92,7 +92,7 @@ def mirrored(image, rows, across):
 
 
 def plain_loop(plain, images, labels):
-    """The weights after EPOCHS, and of each epoch the loss of a mean image and the last rate."""
+    """The weights after EPOCHS, and of each epoch the loss of a mean image, the errors and the last rate."""
     torch.manual_seed(0)
     model = TinySSD(2, plain.sizes, RATIOS).double()
     steps_of_epoch = math.ceil(len(images) / plain.batch_size)
@@ -101,7 +101,7 @@ def plain_loop(plain, images, labels):
     for epoch in range(EPOCHS):
         rng = np.random.default_rng((0, epoch))  # the trainer's draws
         order = rng.permutation(len(images))
-        losses = []
+        losses, errors = [], []
         for first in range(0, len(images), plain.batch_size):
             batch = [(images[i], labels[i]) for i in order[first : first + plain.batch_size]]
             for chance, across in ((plain.flip, True), (plain.upside, False)):
@@ -126,7 +126,12 @@ def plain_loop(plain, images, labels):
             rate = optimizer.param_groups[0]["lr"]
             scheduler.step()
             losses.append(loss.item() * len(batch))
-        rows.append((sum(losses) / len(images), rate))
+            of_class = (cls_preds.argmax(dim=2) != cls_labels).double().mean()
+            of_offset = (
+                ((bbox_labels - bbox_preds.reshape_as(bbox_labels)) * bbox_masks).abs().mean()
+            )
+            errors.append(torch.stack((of_class, of_offset)).detach() * len(batch))
+        rows.append((sum(losses) / len(images), *(sum(errors) / len(images)).tolist(), rate))
     return model, rows
 
 
@@ -164,8 +169,10 @@ def test_every_preset_trains_as_the_plain_loop(name, in_double, tmp_path):
     val_set = SimpleNamespace(images=images[:1], labels=labels[:1], class_names=["red", "blue"])
     model, history = trainer.train(settings, train_set, val_set, tmp_path, progress=False)
     expected, rows = plain_loop(plain, images, labels)
-    for row, (loss, rate) in zip(history, rows, strict=True):
+    for row, (loss, of_class, of_offset, rate) in zip(history, rows, strict=True):
         assert row["loss"] == pytest.approx(loss, rel=1e-6)
+        assert row["class_error"] == pytest.approx(of_class, rel=1e-6)
+        assert row["offset_error"] == pytest.approx(of_offset, rel=1e-6)
         assert row["lr"] == pytest.approx(rate, rel=1e-9)
     # The bias of a convolution before a batch norm has no gradient but noise, which AdamW makes larger.
     torch.testing.assert_close(

@@ -1,6 +1,7 @@
 """Images and charts: what is drawn, where, at which size, and that a file at its path is whole."""
 
 import os
+import re
 import sys
 from types import SimpleNamespace
 
@@ -336,6 +337,14 @@ def test_epochs_without_a_number(tmp_path, matplotlib, bad):
     none = draw_curves([dict.fromkeys(NAMES, bad)], tmp_path / "none.svg").read_text()
     assert ("<!-- training -->" in none) == (bad == 0), "a curve without points has no name"
     draw_curves(history("loss", epochs=1), tmp_path / "one.png")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_epochs_are_whole_numbers(tmp_path, matplotlib, epochs):
+    text = draw_curves(history("loss", epochs=epochs), tmp_path / "curves.svg").read_text()
+    below = text[: text.index("<!-- epoch -->")]
+    numbers = re.findall(r"<!-- ([\d.]+) -->", below)
+    assert numbers == [str(epoch) for epoch in range(1, epochs + 1)]
 
 
 def test_an_empty_history(tmp_path, matplotlib):

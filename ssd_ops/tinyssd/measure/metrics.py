@@ -101,7 +101,7 @@ def coco(
     """
     library = extra("faster_coco_eval")
     images = [{"id": image} for image in range(len(gts))]
-    classes = [{"id": label, "name": str(label)} for label in range(num_classes)]
+    classes = [{"id": label} for label in range(num_classes)]
     annotations = _annotations(gts, areas)
     truth = library.COCO({"images": images, "annotations": annotations, "categories": classes})
     rows = [_rows(image, *prediction) for image, prediction in enumerate(predictions)]

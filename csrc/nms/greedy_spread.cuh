@@ -214,14 +214,14 @@ __global__ void __launch_bounds__(kNmsThreads)
     int before = 0;
     for (int chunk = own_part; chunk < chunks; chunk += parts) {
       const Key* others = keys + chunk * kChunk;
+      // Equal keys of an earlier chunk are of lower index. No number's key is the greatest.
+      const bool is_earlier = chunk < own;
+      const Key bound = key + (is_earlier && key != ~Key(0));
       int place = 0;
-      // Equal keys of an earlier chunk are of lower index.
-      for (int step = kChunk / 2; step > 0; step /= 2) {
-        const Key other = others[place + step - 1];
-        place += other < key || (other == key && chunk < own) ? step : 0;
-      }
-      const Key other = others[place];
-      place += other < key || (other == key && chunk < own);
+#pragma unroll
+      for (int step = kChunk / 2; step > 0; step /= 2) place += others[place + step - 1] < bound ? step : 0;
+      place += others[place] < bound;
+      if (is_earlier && key == ~Key(0)) place = kChunk;
       before += chunk == own ? mine % kChunk : place;
     }
     atomicAdd(&ranks[in_block], before);

@@ -14,15 +14,17 @@ constexpr int64_t kSegmentsForBlocks = 16;
 constexpr int64_t kAlwaysOneBlock = 256;  // boxes: for so few, spreading them costs more than it saves
 constexpr int64_t kMostSpread = 32768;    // boxes in all: for more, the GPU is busy with larger parts too
 constexpr int64_t kMostCounted = 24576;   // boxes: for more, a radix sort is quicker than counting
-// Boxes: below, looking through all of higher rank is quicker than filing them in a grid.
+// Boxes of a segment from which it has a head; of few segments, so many at most that what one head leaves is
+// worth another; and from which the rest is filed in a grid: less is looked through by rank.
 #ifdef SSD_OPS_EMULATION
-constexpr int64_t kHeadFrom = 300, kGridFrom = 512;  // so that the tests' sets meet both
+constexpr int64_t kHeadFrom = 300, kMostClosed = 500,
+                  kGridFrom = 128;  // so that the tests' sets meet all ways
 #else
-constexpr int64_t kHeadFrom = 2048, kGridFrom = 4096;
+constexpr int64_t kHeadFrom = 2048, kMostClosed = 8192, kGridFrom = 4096;
 #endif
 static_assert(kHead < kLargeHead && kLargeHead < kHeadFrom && kHeadFrom <= kGridFrom);
 constexpr int64_t kSweptHeads = 3;         // of each of many segments; few have one
-constexpr int64_t kFewTiles = 264;         // about two for each multiprocessor
+constexpr int64_t kFewTiles = 320;         // two or three for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridCells = 65536;
 
@@ -77,22 +79,24 @@ Rest<T> new_rest(Launcher& launcher, const NmsPlan<T>& plan) {
   return rest;
 }
 
-// The heads of a segment, one after the other. All boxes after a head are swept, but for the last: that one
-// decides the first boxes of the rest.
+// The heads of a segment, one after the other.
 struct HeadPlan {
   int size;       // boxes of a head
-  int64_t swept;  // how many heads, beside the last
+  int64_t swept;  // how many heads all boxes after them are compared with
+  bool closes;    // whether the boxes that are left then have a head too
 
-  int64_t boxes() const { return (swept + 1) * size; }
+  int64_t boxes() const { return (swept + (closes ? 1 : 0)) * size; }
 };
 
 template <typename T>
 HeadPlan plan_heads(const NmsPlan<T>& plan) {
   const bool few = plan.segments < kSegmentsForBlocks;
-  if (few && plan.count <= kLargeHead) return {static_cast<int>(ceil_div(plan.count, kTile) * kTile), 0};
+  if (few && plan.count <= kLargeHead)
+    return {static_cast<int>(ceil_div(plan.count, kTile) * kTile), 0, true};
   if (plan.count < kHeadFrom) return {};
   const int size = few ? kLargeHead : kHead;
-  return {size, few ? 1 : std::min(kSweptHeads, (plan.count - 1) / size)};
+  if (few) return {size, 1, plan.count <= kMostClosed};
+  return {size, std::min(kSweptHeads, (plan.count - 1) / size), true};
 }
 
 // Memory for what a head decides.
@@ -118,10 +122,11 @@ void launch_overlaps(Launcher& launcher, const NmsPlan<T>& plan, const Rest<T>& 
 
 template <bool kGrouped, typename T>
 void launch_head(Launcher& launcher, const NmsPlan<T>& plan, const Ranked<T>& ranked, const Rest<T>& rest,
-                 const Heads<T>& heads, const MarginTest<T>& test, bool finds_bounds) {
+                 const Heads<T>& heads, const MarginTest<T>& test, const HeadExtra<T>& extra) {
   launch_overlaps<kGrouped>(launcher, plan, rest, heads, test);
-  launcher.run(&nms_head_kernel<T, kGrouped>, finds_bounds ? 2 * plan.segments : plan.segments,
-               finds_bounds ? kNmsThreads : heads.size, plan, ranked, rest, heads);
+  const bool is_more = extra.task != HeadTask::kNone;
+  launcher.run(&nms_head_kernel<T, kGrouped>, is_more ? 2 * plan.segments : plan.segments,
+               is_more ? kNmsThreads : heads.size, plan, ranked, rest, heads, extra);
 }
 
 // Decides heads, one after the other. Returns the boxes that they do not drop, which are in `filed` by cell of
@@ -149,7 +154,8 @@ Rest<T> launch_heads(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& rank
     const bool is_last = i == head.swept - 1;
     const int64_t after = plan.count - (i + 1) * head.size;  // boxes, at most
     const int64_t sweeps = ceil_div(after, kSwept), blocks = ceil_div(after, kRestBoxes);
-    launch_head<kGrouped>(launcher, plan, ranked, rest, heads, test, is_last && ranked.max_cells > 1);
+    launch_head<kGrouped>(launcher, plan, ranked, rest, heads, test,
+                          {is_last && ranked.max_cells > 1 ? HeadTask::kBounds : HeadTask::kNone, {}});
     launcher.run(&nms_sweep_kernel<T, kGrouped>, segments * sweeps, kSweepThreads, plan, ranked, rest, heads,
                  sweeps, test, undecided);
     launcher.run(&nms_rest_kernel<T>, segments * blocks, kSpreadThreads, plan, ranked, rest, left[i % 2],
@@ -157,10 +163,13 @@ Rest<T> launch_heads(Launcher& launcher, const NmsPlan<T>& plan, Ranked<T>& rank
                  static_cast<const int32_t*>(undecided));
     rest = left[i % 2];
   }
-  launch_head<kGrouped>(launcher, plan, ranked, rest, heads, test, false);
+  const bool has_grid = ranked.max_cells > 1;
+  if (head.closes)
+    launch_head<kGrouped>(launcher, plan, ranked, rest, heads, test,
+                          {has_grid ? HeadTask::kStarts : HeadTask::kNone, filed});
   tiles.in_head = heads.kept;
-  if (ranked.max_cells == 1) return rest;
-  launcher.run(&nms_starts_kernel<T>, segments, kNmsThreads, ranked, filed);
+  if (!has_grid) return rest;
+  if (!head.closes) launcher.run(&nms_starts_kernel<T>, segments, kNmsThreads, ranked, filed);
   launcher.run(&nms_file_kernel<T>, ceil_div(total, kSpreadThreads), kSpreadThreads, plan, ranked, rest,
                filed);
   return rest;
@@ -212,7 +221,7 @@ void launch_spread_nms(Launcher& launcher, const Source& source, const Writer& w
   Ranked<T> ranked = new_ranked<kGrouped, T>(launcher, segments * plan.count);
   if (Writer::kWritesOthers) ranked.index_is_kept = launcher.scratch<uint8_t>(segments * plan.count);
   Tiles tiles = {};
-  if (head.size > 0) tiles.before = head.size / kTile;
+  if (head.closes) tiles.before = head.size / kTile;
   tiles.of_segment = std::max<int64_t>(0, ceil_div(plan.count - head.boxes(), kTile));
   // IoS has no grid: boxes of all sizes would have to be looked for, and all by rank are quick for a GPU.
   if (plan.count >= kGridFrom && tiles.of_segment > 0 && plan.limit.metric == Metric::kIou &&

@@ -29,7 +29,7 @@ struct Heads {
   int32_t* kept;    // [segments]: by this head and those before it, with those that overlap nothing
 };
 
-// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
+// Called by a block of kNmsThreads. The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
 // large. Boxes outside go to the cells at its border.
 template <typename T>
 __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
@@ -94,9 +94,11 @@ __global__ void __launch_bounds__(kOverlapThreads)
     const Box<T> box = k < count ? load_row(from.boxes, first + k) : nowhere<T>();
     return can_overlap(box, area(box)) ? box : nowhere<T>();
   };
+  int64_t group = 0;
+  if constexpr (kGrouped) group = own < count ? from.groups[first + own] : 0;
   const auto is_rival = [&](int k) {
     if constexpr (kGrouped)
-      if (k >= count || from.groups[first + own] != from.groups[first + k]) return false;
+      if (k >= count || from.groups[first + k] != group) return false;
     return own < k;
   };
   const Box<T> earlier = rival(own);
@@ -182,14 +184,26 @@ __device__ HeadAnswer decide_head(const Heads<T>& heads, int64_t segment, int co
   return {(kept >> lane & 1) != 0 && place < max_kept, place, min_of(num_kept, max_kept)};
 }
 
-// A block of heads.size threads for each segment, and another where there is a grid. `from` are the boxes that
-// are not decided yet.
+// What another block does for the grid of a segment while the first decides a head.
+enum class HeadTask { kNone, kBounds, kStarts };
+
+template <typename T>
+struct HeadExtra {
+  HeadTask task;
+  Filed<T> filed;  // for kStarts
+};
+
+// A block of heads.size threads for each segment; where there is another task, two of kNmsThreads. `from` are the
+// boxes that are not decided yet.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Heads<T> heads) {
+    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Heads<T> heads, HeadExtra<T> extra) {
   __shared__ HeadRoom room;
   if (blockIdx.x >= plan.segments) {
-    find_bounds(plan, ranked, blockIdx.x - plan.segments);
+    if (extra.task == HeadTask::kBounds)
+      find_bounds(plan, ranked, blockIdx.x - plan.segments);
+    else
+      find_starts(ranked, extra.filed, blockIdx.x - plan.segments);
     return;
   }
   const int64_t segment = blockIdx.x, first = segment * plan.count;

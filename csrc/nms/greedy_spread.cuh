@@ -276,13 +276,13 @@ struct Filed {
   int64_t* groups;  // [segments, count], or null
 };
 
-// Where each cell begins. One block for each segment.
+// Where each cell begins. Called by a block of kNmsThreads.
 template <typename T>
-__global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranked, Filed<T> filed) {
+__device__ void find_starts(const Ranked<T>& ranked, const Filed<T>& filed, int64_t segment) {
   __shared__ int sums[kNmsThreads / kWarp];
   const int64_t cells = ranked.max_cells;
-  const int32_t* counts = filed.counts + blockIdx.x * cells;
-  int32_t* starts = filed.starts + blockIdx.x * (cells + 1);
+  const int32_t* counts = filed.counts + segment * cells;
+  int32_t* starts = filed.starts + segment * (cells + 1);
   int filled = 0;
   for (int64_t begin = 0; begin < cells; begin += kNmsThreads) {
     const int64_t cell = begin + threadIdx.x;
@@ -292,6 +292,12 @@ __global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranke
     filled += total;
   }
   if (threadIdx.x == 0) starts[cells] = filled;
+}
+
+// One block for each segment.
+template <typename T>
+__global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranked, Filed<T> filed) {
+  find_starts(ranked, filed, blockIdx.x);
 }
 
 template <typename T>

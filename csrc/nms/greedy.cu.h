@@ -17,14 +17,14 @@ constexpr int64_t kMostCounted = 24576;   // boxes: for more, a radix sort is qu
 // Boxes of a segment from which it has a head; of few segments, so many at most that what one head leaves is
 // worth another; and from which the rest is filed in a grid: less is looked through by rank.
 #ifdef SSD_OPS_EMULATION
-constexpr int64_t kHeadFrom = 300, kMostClosed = 500,
-                  kGridFrom = 128;  // so that the tests' sets meet all ways
+constexpr int64_t kHeadFrom = 300, kMostClosed = 700, kGridFrom = 512;
+constexpr int64_t kFewTiles = 4;  // so that the tests' sets meet all ways
 #else
 constexpr int64_t kHeadFrom = 2048, kMostClosed = 8192, kGridFrom = 4096;
+constexpr int64_t kFewTiles = 320;  // two or three for each multiprocessor
 #endif
 static_assert(kHead < kLargeHead && kLargeHead < kHeadFrom && kHeadFrom <= kGridFrom);
 constexpr int64_t kSweptHeads = 3;         // of each of many segments; few have one
-constexpr int64_t kFewTiles = 320;         // two or three for each multiprocessor
 constexpr int64_t kBoxesPerGridCell = 64;  // on average
 constexpr int64_t kMaxGridCells = 65536;
 

@@ -44,16 +44,29 @@ __device__ __forceinline__ bool suppresses(Box<T> kept, Box<T> box, T box_area, 
   return inter >= quick_threshold(limit.threshold) * base && overlap(inter, base) > limit.threshold;
 }
 
+// Settles a tile of 32 boxes among themselves, by one warp with a lane for each: a candidate is kept if no kept
+// box before it in the tile suppresses it. `overlap` are the boxes before this lane's that would. As that depends
+// on boxes before alone, each vote makes one more link of any chain right, and two equal votes are the answer.
+__device__ __forceinline__ unsigned settle_clear(unsigned candidates, unsigned overlap) {
+  const bool is_candidate = (candidates >> lane_index() & 1) != 0;
+  unsigned kept = candidates, before = 0;
+  while (kept != before) {
+    before = kept;
+    kept = __ballot_sync(kAllLanes, is_candidate && (overlap & before) == 0);
+  }
+  return kept;
+}
+
 // Boxes of a tile, a bit each: those that are kept, and those that nothing can be said of yet.
 struct Settled {
   unsigned kept, open;
 };
 
-// Settles a tile of 32 boxes among themselves, by one warp with a lane for each. `open` are the candidates,
-// and `overlap` the boxes before this lane's in the tile that would suppress it. A box is dropped once one of
-// them is kept; it is kept once all of them are dropped, if it is `clear`: nothing outside the tile
-// suppresses it.
+// Settles what can be said now of a tile where more is to be known of boxes outside. `open` are the candidates. A
+// box is dropped once one of `overlap` is kept; it is kept once all of them are dropped, if it is `clear`: nothing
+// outside the tile suppresses it.
 __device__ __forceinline__ Settled settle(unsigned open, unsigned clear, unsigned overlap) {
+  if ((open & ~clear) == 0) return {settle_clear(open, overlap), 0};
   const unsigned own = 1u << lane_index();
   unsigned kept = 0, decided = kAllLanes;
   while (decided != 0) {
@@ -65,6 +78,29 @@ __device__ __forceinline__ Settled settle(unsigned open, unsigned clear, unsigne
     open &= ~decided;
   }
   return {kept, open};
+}
+
+// The boxes that are not kept, by index, at the places after the kept ones.
+template <typename Writer>
+__device__ __forceinline__ void write_others(const Writer& writer, int64_t segment, int count, int num_kept,
+                                             const unsigned* is_kept,  // [count] bits
+                                             int* before,              // [words]: room to work in
+                                             int* warp_sums) {
+  const int words = (count + 31) / 32, thread = static_cast<int>(threadIdx.x);
+  int kept_in_words = 0;
+  for (int begin = 0; begin < words; begin += kNmsThreads) {
+    const int w = begin + thread;
+    int total;
+    const int sum = block_exclusive_sum(w < words ? __popc(is_kept[w]) : 0, warp_sums, total);
+    if (w < words) before[w] = kept_in_words + sum;
+    kept_in_words += total;
+  }
+  __syncthreads();
+  for (int i = thread; i < count; i += kNmsThreads) {
+    if (test_bit(is_kept, i)) continue;
+    const int kept_before = before[i / 32] + __popc(is_kept[i / 32] & lanes_below(i % 32));
+    writer.other(segment, num_kept + i - kept_before, i);
+  }
 }
 
 }  // namespace ssd_ops

@@ -32,29 +32,6 @@ struct BlockRoom {
   }
 };
 
-// The boxes that are not kept, by index, at the places after the kept ones.
-template <typename Writer>
-__device__ __forceinline__ void write_others(const Writer& writer, int64_t segment, int count, int num_kept,
-                                             const unsigned* is_kept,  // [count] bits
-                                             int* before,              // [words]: room to work in
-                                             int* warp_sums) {
-  const int words = (count + 31) / 32, thread = static_cast<int>(threadIdx.x);
-  int kept_in_words = 0;
-  for (int begin = 0; begin < words; begin += kNmsThreads) {
-    const int w = begin + thread;
-    int total;
-    const int sum = block_exclusive_sum(w < words ? __popc(is_kept[w]) : 0, warp_sums, total);
-    if (w < words) before[w] = kept_in_words + sum;
-    kept_in_words += total;
-  }
-  __syncthreads();
-  for (int i = thread; i < count; i += kNmsThreads) {
-    if (test_bit(is_kept, i)) continue;
-    const int kept_before = before[i / 32] + __popc(is_kept[i / 32] & lanes_below(i % 32));
-    writer.other(segment, num_kept + i - kept_before, i);
-  }
-}
-
 template <typename T, typename Source, typename Writer>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_block_kernel(Source source, Writer writer, NmsPlan<T> plan) {

@@ -1,35 +1,35 @@
-// The head of a segment that is spread over the GPU (greedy_spread.cuh): the boxes of highest rank. One block
-// decides them, and then all boxes after them are compared with those it keeps. Where many boxes overlap, few
-// are left, and nothing has to wait for those that are dropped here. The boxes that are left can have a head
-// in their turn.
+// The head of a segment that is spread over the GPU (greedy_spread.cuh): the boxes of highest rank. It is found
+// which of them overlap, one block decides them by that, and then all boxes after them are compared with those
+// it keeps. Where many boxes overlap, few are left, and nothing has to wait for those that are dropped here.
+// The boxes that are left can have a head in their turn.
 #pragma once
 
 #include "nms/greedy_spread.cuh"
 
 namespace ssd_ops {
 
+// Boxes of a head: each thread of a block decides one of the large, which few segments have.
 #ifdef SSD_OPS_EMULATION
-constexpr int kHead = 96;  // so that the tests' sets have more
+constexpr int kHead = 96, kLargeHead = 160;  // so that the tests' sets have more
 #else
-constexpr int kHead = 256;
+constexpr int kHead = 256, kLargeHead = kNmsThreads;
 #endif
 
-// Boxes of the head in shared memory, where `load_row` can read them.
+// What one head decides. All arrays but the last are of `size` boxes for each segment.
 template <typename T>
-struct __align__(16) HeadRows {
-  T numbers[4 * kHead];
-};
-
-// The boxes that the head keeps and that can overlap others.
-template <typename T>
-struct HeadKept {
-  T* boxes;         // [segments, kHead, 4]
-  int64_t* groups;  // [segments, kHead], or null
-  int32_t* counts;  // [segments]
+struct Heads {
+  int size;  // a multiple of kTile
+  // Of tile and box: a bit for each box of the tile that is before this one and would suppress it. Defined
+  // where there is a box, and the tile does not lie behind it.
+  unsigned* overlaps;  // [segments, size / kTile, size]
+  // Those kept that can overlap others.
+  T* boxes;         // [segments, size, 4]
+  int64_t* groups;  // [segments, size], or null
+  int32_t* counts;  // [segments]: how many they are
   int32_t* kept;    // [segments]: by this head and those before it, with those that overlap nothing
 };
 
-// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
+// Called by a block of kNmsThreads. The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
 // large. Boxes outside go to the cells at its border.
 template <typename T>
 __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
@@ -68,188 +68,313 @@ __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int
   }
 }
 
-constexpr int kHeadTiles = kHead / kWarp;
+constexpr int kOverlapThreads = 256;
+constexpr int kOverlapRows = 8;  // boxes that a warp compares with a tile
 
-// Shared memory of the block that decides a head.
-template <typename T, bool kGrouped>
-struct Head {
-  HeadRows<T> boxes;  // nowhere: those that can overlap nothing
-  int64_t groups[kGrouped ? kHead : 1];
-  // Of tile and box: a bit for each box of the tile that is before this one and would suppress it.
-  unsigned overlaps[kHeadTiles][kHead];
-  // A bit for each box of a tile.
-  unsigned candidates[kHeadTiles], kept[kHeadTiles], listed[kHeadTiles];
-};
+// The warps that find the overlaps of a head, one after the other: each has a tile and some boxes of the same
+// or of a later one.
+__host__ __device__ constexpr int64_t overlap_tasks(int64_t head) {
+  return head / kTile * (head / kTile + 1) / 2 * (kTile / kOverlapRows);
+}
 
-// Fills head.overlaps. A warp takes the boxes of one tile, a lane each, and compares some of the same tile or
-// of a later one with them.
+// `blocks` for each segment.
 template <typename T, bool kGrouped>
-__device__ void find_overlaps(Head<T, kGrouped>& head, int count, OverlapLimit<T> limit) {
-  constexpr int kRows = 8, kParts = kWarp / kRows, kPairs = kHeadTiles * (kHeadTiles + 1) / 2;
-  const int lane = lane_index();
-  for (int task = warp_index(); task < kPairs * kParts; task += kNmsThreads / kWarp) {
-    int later = 0, tile = task / kParts;
-    while (tile > later) tile -= ++later;
-    const int own = tile * kWarp + lane, begin = later * kWarp + task % kParts * kRows;
-    if (begin >= count) continue;
-    const Box<T> earlier = load_row(head.boxes.numbers, own);
-    unsigned overlaps = 0;
-    for (int r = 0; r < kRows; ++r) {
-      const Box<T> box = load_row(head.boxes.numbers, begin + r);
-      bool hit = own < begin + r;
-      if constexpr (kGrouped) hit = hit && head.groups[own] == head.groups[begin + r];
-      hit = hit && suppresses(earlier, box, area(box), limit);
+__global__ void __launch_bounds__(kOverlapThreads)
+    nms_overlaps_kernel(NmsPlan<T> plan, Rest<T> from, Heads<T> heads, int blocks, MarginTest<T> test) {
+  constexpr int kParts = kTile / kOverlapRows;
+  const int64_t segment = blockIdx.x / blocks, first = segment * plan.count;
+  const int lane = lane_index(),
+            count = static_cast<int>(min_of<int64_t>(heads.size, from.count(plan, segment)));
+  const int task = static_cast<int>(blockIdx.x % blocks) * (kOverlapThreads / kWarp) + warp_index();
+  int later = 0, tile = task / kParts;
+  while (tile > later) tile -= ++later;
+  const int own = tile * kTile + lane, begin = later * kTile + task % kParts * kOverlapRows;
+  if (begin >= count) return;
+  const auto rival = [&](int k) {
+    const Box<T> box = k < count ? load_row(from.boxes, first + k) : nowhere<T>();
+    return can_overlap(box, area(box)) ? box : nowhere<T>();
+  };
+  int64_t group = 0;
+  if constexpr (kGrouped) group = own < count ? from.groups[first + own] : 0;
+  const auto is_rival = [&](int k) {
+    if constexpr (kGrouped)
+      if (k >= count || from.groups[first + k] != group) return false;
+    return own < k;
+  };
+  const Box<T> earlier = rival(own);
+  const T earlier_area = area(earlier), share = test.share * earlier_area, slack = test.slack * earlier_area;
+  unsigned overlaps = 0;
+  bool is_open = !MarginTest<T>::knows(plan.limit, earlier_area);
+#pragma unroll
+  for (int r = 0; r < kOverlapRows; ++r) {
+    const Box<T> box = rival(begin + r);
+    const T margin = MarginTest<T>::part(box, test.share * area(box), earlier) - share;
+    is_open |= margin >= -slack && margin <= slack;
+    const unsigned all = __ballot_sync(kAllLanes, margin > slack && is_rival(begin + r));
+    if (lane == r) overlaps = all;
+  }
+  if (__any_sync(kAllLanes, is_open)) {
+    for (int r = 0; r < kOverlapRows; ++r) {
+      const Box<T> box = rival(begin + r);
+      const bool hit = is_rival(begin + r) && suppresses(earlier, box, area(box), plan.limit);
       const unsigned all = __ballot_sync(kAllLanes, hit);
       if (lane == r) overlaps = all;
     }
-    if (lane < kRows) head.overlaps[tile][begin + lane] = overlaps;
   }
+  if (lane < kOverlapRows)
+    heads.overlaps[(segment * (heads.size / kTile) + tile) * heads.size + begin + lane] = overlaps;
 }
 
-// Fills head.kept, tile by tile, with at most max_kept boxes. Called by a warp.
-template <typename T, bool kGrouped>
-__device__ int keep_head(Head<T, kGrouped>& head, int count, int max_kept) {
-  const int lane = lane_index();
-  unsigned kept[kHeadTiles];
+// Shared memory of the block that decides a head.
+struct HeadRoom {
+  unsigned kept[kWarp];  // of the tiles, and of those that are missing: a bit for each box
+  int sums[kWarp];
+};
+static_assert(kLargeHead <= kWarp * kTile && kLargeHead <= kNmsThreads);
+
+struct HeadAnswer {
+  bool is_kept;
+  int place, num_kept;  // among those that this head keeps
+};
+
+// Which boxes of a head are kept, `count` of them and at most max_kept; each thread of the block gets the answer
+// for its box. The warps settle one tile after the other.
+template <typename T>
+__device__ HeadAnswer decide_head(const Heads<T>& heads, int64_t segment, int count, bool is_candidate,
+                                  int max_kept, HeadRoom& room) {
+  constexpr int kAhead = 4;  // tiles whose overlaps are loaded while those before them are settled
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), lane = lane_index();
+  const unsigned* overlaps = heads.overlaps + segment * (heads.size / kTile) * heads.size + thread;
+  const auto load = [&](int tile) {
+    return thread < count && tile <= warp ? overlaps[tile * heads.size] : 0;
+  };
+  if (thread < kWarp) room.kept[thread] = 0;
+  unsigned next[kAhead];
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a) next[a] = load(a);
+  bool is_suppressed = false;
   int num_kept = 0;
+  __syncthreads();
+  for (int begin = 0; begin * kTile < count && num_kept < max_kept; begin += kAhead) {
+    unsigned words[kAhead];
 #pragma unroll
-  for (int t = 0; t < kHeadTiles; ++t) {
-    kept[t] = 0;
-    const int own = t * kWarp + lane;
-    if (t * kWarp < count && num_kept < max_kept) {
-      bool suppressed = false;
-#pragma unroll
-      for (int earlier = 0; earlier < t; ++earlier)
-        suppressed |= (head.overlaps[earlier][own] & kept[earlier]) != 0;
-      const unsigned alive = head.candidates[t] & ~__ballot_sync(kAllLanes, suppressed);
-      const unsigned settled = settle(alive, alive, head.overlaps[t][own]).kept;
-      const bool is_kept =
-          (settled >> lane & 1) != 0 && num_kept + __popc(settled & lanes_below(lane)) < max_kept;
-      kept[t] = __ballot_sync(kAllLanes, is_kept);
-      num_kept += __popc(kept[t]);
+    for (int a = 0; a < kAhead; ++a) {
+      words[a] = next[a];
+      next[a] = load(begin + kAhead + a);
     }
-    if (lane == 0) head.kept[t] = kept[t];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int tile = begin + a;
+      if (warp == tile) {
+        const unsigned alive = __ballot_sync(kAllLanes, is_candidate && !is_suppressed);
+        const unsigned kept = settle_clear(alive, words[a]);
+        if (lane == 0) room.kept[tile] = kept;
+      }
+      __syncthreads();
+      const unsigned kept = room.kept[tile];
+      is_suppressed |= (words[a] & kept) != 0;
+      num_kept += __popc(kept);
+    }
   }
-  return num_kept;
+  // More than max_kept may be kept by now: only the first count.
+  const int upto = warp_inclusive_sum(__popc(room.kept[lane]));
+  const int before = warp == 0 ? 0 : __shfl_sync(kAllLanes, upto, max_of(warp - 1, 0));
+  const unsigned kept = room.kept[warp];
+  const int place = before + __popc(kept & lanes_below(lane));
+  return {(kept >> lane & 1) != 0 && place < max_kept, place, min_of(num_kept, max_kept)};
 }
 
-// A block for each segment, and another where there is a grid. `from` are the boxes that are not decided yet.
+// What another block does for the grid of a segment while the first decides a head.
+enum class HeadTask { kNone, kBounds, kStarts };
+
+template <typename T>
+struct HeadExtra {
+  HeadTask task;
+  Filed<T> filed;  // for kStarts
+};
+
+// A block of heads.size threads for each segment; where there is another task, two of kNmsThreads. `from` are the
+// boxes that are not decided yet.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> kept) {
-  __shared__ Head<T, kGrouped> head;
+    nms_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Heads<T> heads, HeadExtra<T> extra) {
+  __shared__ HeadRoom room;
   if (blockIdx.x >= plan.segments) {
-    find_bounds(plan, ranked, blockIdx.x - plan.segments);
+    if (extra.task == HeadTask::kBounds)
+      find_bounds(plan, ranked, blockIdx.x - plan.segments);
+    else
+      find_starts(ranked, extra.filed, blockIdx.x - plan.segments);
     return;
   }
   const int64_t segment = blockIdx.x, first = segment * plan.count;
-  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), lane = lane_index();
-  const int count = static_cast<int>(min_of<int64_t>(kHead, from.count(plan, segment)));
-  const int kept_before = from.ranks ? kept.kept[segment] : 0;
-  if (thread < kHead) {
-    const bool is_here = thread < count;
-    const Box<T> box = is_here ? load_row(from.boxes, first + thread) : nowhere<T>();
-    store_row(head.boxes.numbers, thread, can_overlap(box, area(box)) ? box : nowhere<T>());
-    if constexpr (kGrouped) head.groups[thread] = is_here ? from.groups[first + thread] : 0;
-    const bool is_candidate = is_here && from.states[first + thread] != kDropped;
-    const unsigned candidates = __ballot_sync(kAllLanes, is_candidate);
-    if (lane == 0) head.candidates[warp] = candidates;
-  }
-  __syncthreads();
-  find_overlaps(head, count, plan.limit);
-  __syncthreads();
-  if (warp == 0) {
-    const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, kHead));
-    const int num_kept = keep_head(head, count, max_kept);
-    if (lane == 0) kept.kept[segment] = kept_before + num_kept;
-  }
-  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int count = static_cast<int>(min_of<int64_t>(heads.size, from.count(plan, segment)));
+  const int kept_before = from.ranks ? heads.kept[segment] : 0;
+  const int max_kept = static_cast<int>(min_of<int64_t>(plan.max_kept - kept_before, heads.size));
+  const bool is_here = thread < count, is_candidate = is_here && from.states[first + thread] != kDropped;
+  const HeadAnswer answer = decide_head(heads, segment, count, is_candidate, max_kept, room);
   Box<T> box = nowhere<T>();
-  bool is_listed = false;
-  if (thread < kHead) {
-    box = load_row(head.boxes.numbers, thread);
-    const bool is_kept = test_bit(head.kept, thread);
-    if (thread < count) {
-      const int64_t rank = from.rank(first, thread);
-      ranked.states[first + rank] = is_kept ? kKept : kDropped;
-      if (is_kept) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
-    }
-    is_listed = is_kept && can_overlap(box, area(box));
-    const unsigned listed = __ballot_sync(kAllLanes, is_listed);
-    if (lane == 0) head.listed[warp] = listed;
+  if (is_here) {
+    const int64_t rank = from.rank(first, thread);
+    const uint8_t state = answer.is_kept ? kKept : kDropped;
+    from.states[first + thread] = state;
+    if (from.ranks) ranked.states[first + rank] = state;
+    if (answer.is_kept) atomicAdd(&ranked.rank_kept[segment * ranked.parts + rank / kNmsThreads], 1);
+    box = load_row(from.boxes, first + thread);
   }
-  __syncthreads();
-  if (thread >= kHead) return;
-  int before = 0, listed = 0;
-  for (int t = 0; t < kHeadTiles; ++t) {
-    if (t == warp) before = listed + __popc(head.listed[t] & lanes_below(lane));
-    listed += __popc(head.listed[t]);
-  }
+  const bool is_listed = answer.is_kept && can_overlap(box, area(box));
+  int listed;
+  const int place = block_exclusive_sum(is_listed, room.sums, listed);
   if (is_listed) {
-    store_row(kept.boxes, segment * kHead + before, box);
-    if constexpr (kGrouped) kept.groups[segment * kHead + before] = head.groups[thread];
+    store_row(heads.boxes, segment * heads.size + place, box);
+    if constexpr (kGrouped) heads.groups[segment * heads.size + place] = from.groups[first + thread];
   }
-  if (thread == 0) kept.counts[segment] = listed;
+  if (thread > 0) return;
+  heads.counts[segment] = listed;
+  heads.kept[segment] = kept_before + answer.num_kept;
 }
 
-constexpr int kSweepThreads = 512;
-constexpr int kSweepParts = 8;                       // threads for one box
-constexpr int kSwept = kSweepThreads / kSweepParts;  // boxes of a block
+// Decides segments that are a head and nothing else, a block of heads.size threads each, and tells the writer.
+template <typename T, typename Writer>
+__global__ void __launch_bounds__(kNmsThreads)
+    nms_only_head_kernel(NmsPlan<T> plan, Ranked<T> ranked, Heads<T> heads, Writer writer) {
+  __shared__ HeadRoom room;
+  __shared__ unsigned is_kept[kNmsThreads / 32];  // by index
+  __shared__ int before[kNmsThreads / 32];
+  const int64_t segment = blockIdx.x, first = segment * plan.count;
+  const int thread = static_cast<int>(threadIdx.x), count = static_cast<int>(plan.count);
+  const int max_kept = static_cast<int>(min_of(plan.max_kept, plan.count));
+  const bool is_here = thread < count;
+  const bool is_candidate = is_here && ranked.states[first + thread] != kDropped;
+  const int64_t index = ranked.order[first + (is_here ? thread : 0)];
+  if (thread < kNmsThreads / 32) is_kept[thread] = 0;
+  const HeadAnswer answer = decide_head(heads, segment, count, is_candidate, max_kept, room);
+  if (answer.is_kept) {
+    writer.kept(segment, answer.place, index);
+    if constexpr (Writer::kWritesOthers) atomicOr(&is_kept[index / 32], 1u << (index % 32));
+  }
+  if constexpr (Writer::kWritesRanks)
+    if (is_here) writer.ranked(segment, thread, index);
+  if constexpr (Writer::kWritesOthers) {
+    __syncthreads();
+    write_others(writer, segment, count, answer.num_kept, is_kept, before, room.sums);
+  }
+  writer.done(segment, answer.num_kept, 0, 1);
+}
+
+constexpr int kSweepThreads = 256;
+constexpr int kSweepParts = 8;  // threads for the same boxes, each with a part of the kept ones
+constexpr int kSweepBoxes = 2;  // of a thread
+constexpr int kSwept = kSweepThreads / kSweepParts * kSweepBoxes;  // boxes of a block
+
+// Some boxes that a head keeps, in shared memory.
+template <typename T, bool kGrouped>
+struct __align__(16) SweepRoom {
+  T numbers[4 * kHead];  // where `load_row` can read them
+  T shares[kHead];       // of MarginTest
+  int64_t groups[kGrouped ? kHead : 1];
+
+  __device__ bool is_rival(int k, int64_t group) const {
+    if constexpr (kGrouped) return groups[k] == group;
+    return true;
+  }
+};
 
 // Drops the boxes after the head that a kept one of it suppresses, and counts those that stay undecided.
 // `blocks` for each segment.
 template <typename T, bool kGrouped>
 __global__ void __launch_bounds__(kSweepThreads)
-    nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, HeadKept<T> head, int64_t blocks,
-                     int32_t* undecided) {            // [segments, blocks]
-  constexpr int kRows = 4;                            // kept boxes that a thread looks at together
-  static_assert(kHead % (kRows * kSweepParts) == 0);  // what is behind the kept ones is nowhere
-  __shared__ HeadRows<T> kept;
-  __shared__ int64_t groups[kGrouped ? kHead : 1];
+    nms_sweep_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Heads<T> heads, int64_t blocks,
+                     MarginTest<T> test, int32_t* undecided) {  // [segments, blocks]
+  constexpr int kRows = 4;                                      // kept boxes that a thread looks at together
+  static_assert(kHead <= kSweepThreads && kHead % (kRows * kSweepParts) == 0);
+  __shared__ SweepRoom<T, kGrouped> room;
   __shared__ int num_undecided;
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks, first = segment * plan.count;
-  const int64_t count = from.count(plan, segment), begin = kHead + block * kSwept;
-  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t count = from.count(plan, segment), begin = heads.size + block * kSwept;
+  const int thread = static_cast<int>(threadIdx.x), part = thread % kSweepParts;
   if (begin >= count) {
     if (thread == 0) undecided[blockIdx.x] = 0;
     return;
   }
-  const int num_kept = head.counts[segment];
-  if (thread < kHead) {
-    const bool is_here = thread < num_kept;
-    store_row(kept.numbers, thread, is_here ? load_row(head.boxes, segment * kHead + thread) : nowhere<T>());
-    if constexpr (kGrouped) groups[thread] = is_here ? head.groups[segment * kHead + thread] : 0;
-  }
   if (thread == 0) num_undecided = 0;
-  __syncthreads();
-  const int64_t place = begin + thread / kSweepParts;
-  const int part = thread % kSweepParts;
-  const uint8_t state = place < count ? from.states[first + place] : kDropped;
+  const int64_t place = begin + thread / kSweepParts * kSweepBoxes;
   // Where enough are kept already, nothing is left.
-  bool dropped = head.kept[segment] >= plan.max_kept;
-  if (state == kUndecided && !dropped) {
-    const Box<T> box = load_row(from.boxes, first + place);
-    const T box_area = area(box);
-    int64_t group = 0;
-    if constexpr (kGrouped) group = from.groups[first + place];
-    for (int k = part; k < num_kept && !dropped; k += kRows * kSweepParts) {
+  const bool is_full = heads.kept[segment] >= plan.max_kept;
+  uint8_t states[kSweepBoxes];
+  Box<T> boxes[kSweepBoxes];
+  T shares[kSweepBoxes], slacks[kSweepBoxes];
+  int64_t groups[kSweepBoxes];
+  bool is_open[kSweepBoxes];
+#pragma unroll
+  for (int b = 0; b < kSweepBoxes; ++b) {
+    const bool is_here = place + b < count;
+    states[b] = is_here ? from.states[first + place + b] : kDropped;
+    boxes[b] = is_here ? load_row(from.boxes, first + place + b) : nowhere<T>();
+    groups[b] = kGrouped && is_here ? from.groups[first + place + b] : 0;
+    const T box_area = area(boxes[b]);
+    shares[b] = test.share * box_area;
+    slacks[b] = MarginTest<T>::knows(plan.limit, box_area) ? test.slack * box_area
+                                                           : std::numeric_limits<T>::infinity();
+    is_open[b] = states[b] == kUndecided && !is_full;
+  }
+  const int num_kept = heads.counts[segment];
+  for (int64_t base = 0; base < num_kept; base += kHead) {
+    const int here = static_cast<int>(min_of<int64_t>(kHead, num_kept - base));
+    __syncthreads();
+    if (thread < kHead) {  // what is behind the kept ones is nowhere
+      const int64_t at = segment * heads.size + base + thread;
+      const Box<T> box = thread < here ? load_row(heads.boxes, at) : nowhere<T>();
+      store_row(room.numbers, thread, box);
+      room.shares[thread] = test.share * area(box);
+      if constexpr (kGrouped) room.groups[thread] = thread < here ? heads.groups[at] : 0;
+    }
+    __syncthreads();
+    T best[kSweepBoxes];  // margins, without the share of the box itself
+    bool looks = false;
+#pragma unroll
+    for (int b = 0; b < kSweepBoxes; ++b) {
+      best[b] = -std::numeric_limits<T>::infinity();
+      looks |= is_open[b];
+    }
+    for (int k = part; k < here && looks; k += kRows * kSweepParts) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const int at = k + r * kSweepParts;
-        bool is_rival = true;
-        if constexpr (kGrouped) is_rival = groups[at] == group;
-        dropped |= is_rival && suppresses(load_row(kept.numbers, at), box, box_area, plan.limit);
+        const Box<T> kept = load_row(room.numbers, at);
+        const T share = room.shares[at];
+#pragma unroll
+        for (int b = 0; b < kSweepBoxes; ++b) {
+          const T margin = MarginTest<T>::part(kept, share, boxes[b]);
+          best[b] = room.is_rival(at, groups[b]) ? upper_corner(margin, best[b]) : best[b];
+        }
+      }
+      looks = false;
+#pragma unroll
+      for (int b = 0; b < kSweepBoxes; ++b) {
+        is_open[b] = is_open[b] && !(best[b] - shares[b] > slacks[b]);
+        looks |= is_open[b];
       }
     }
+#pragma unroll
+    for (int b = 0; b < kSweepBoxes; ++b) {
+      if (best[b] - shares[b] < -slacks[b]) continue;
+      for (int k = part; k < here && is_open[b]; k += kSweepParts)
+        is_open[b] = !(room.is_rival(k, groups[b]) &&
+                       suppresses(load_row(room.numbers, k), boxes[b], area(boxes[b]), plan.limit));
+    }
   }
-  const unsigned of_box = ((1u << kSweepParts) - 1) << (lane_index() / kSweepParts * kSweepParts);
-  dropped = (__ballot_sync(kAllLanes, dropped) & of_box) != 0;
-  __syncwarp();  // all lanes have read the state
-  if (part == 0) {
-    if (state == kUndecided && dropped) from.states[first + place] = kDropped;
-    if (state == kUndecided && !dropped) atomicAdd(&num_undecided, 1);
-    if (state == kKept)
-      atomicAdd(&ranked.rank_kept[segment * ranked.parts + from.rank(first, place) / kNmsThreads], 1);
+  __syncthreads();
+  const unsigned of_boxes = ((1u << kSweepParts) - 1) << (lane_index() / kSweepParts * kSweepParts);
+#pragma unroll
+  for (int b = 0; b < kSweepBoxes; ++b) {
+    const bool stays = (__ballot_sync(kAllLanes, is_open[b]) & of_boxes) == of_boxes;
+    if (part != 0) continue;
+    const int64_t at = first + place + b;
+    if (states[b] == kUndecided && !stays) from.states[at] = kDropped;
+    if (stays) atomicAdd(&num_undecided, 1);
+    if (states[b] == kKept)
+      atomicAdd(&ranked.rank_kept[segment * ranked.parts + from.rank(first, place + b) / kNmsThreads], 1);
   }
   __syncthreads();
   if (thread == 0) undecided[blockIdx.x] = num_undecided;
@@ -258,19 +383,20 @@ __global__ void __launch_bounds__(kSweepThreads)
 constexpr int kRestBoxes = kSpreadThreads;
 constexpr int kSweepsOfRest = kRestBoxes / kSwept;
 
-// Collects the undecided boxes by rank, and counts the cells of the grid, where `filed` has any. `blocks` for
+// Collects the undecided boxes behind the head by rank, and counts the cells of the grid, where `filed` has any. `blocks` for
 // each segment, and kSweepsOfRest as many in the sweep, the last of them perhaps missing.
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
-    nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Rest<T> rest, Filed<T> filed,
-                    int64_t blocks, int64_t sweeps, const int32_t* undecided) {  // [segments, sweeps]
+    nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Rest<T> rest, Filed<T> filed, int head,
+                    int64_t blocks, int64_t sweeps,
+                    const int32_t* undecided) {  // [segments, sweeps]
   __shared__ int sums[kSpreadThreads / kWarp];
   const int64_t segment = blockIdx.x / blocks, block = blockIdx.x % blocks, first = segment * plan.count;
   int before = 0;
   for (int64_t s = threadIdx.x; s < block * kSweepsOfRest; s += kSpreadThreads)
     before += undecided[segment * sweeps + s];
   before = block_sum(before, sums);
-  const int64_t place = kHead + block * kRestBoxes + threadIdx.x;
+  const int64_t place = head + block * kRestBoxes + threadIdx.x;
   const bool is_here = place < from.count(plan, segment) && from.states[first + place] == kUndecided;
   int total;
   const int64_t to = first + before + block_exclusive_sum(is_here, sums, total);

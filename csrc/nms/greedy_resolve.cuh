@@ -17,7 +17,8 @@ namespace ssd_ops {
 
 // The tiles of all segments, and what is known of those decided.
 struct Tiles {
-  int64_t of_segment;      // at most
+  int64_t before;          // tiles of each segment that are decided already
+  int64_t of_segment;      // others, at most
   const int32_t* in_head;  // [segments]: boxes that the heads keep, or null
   // These are 0 at first.
   unsigned long long* next;  // [1]: the tile to decide
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   // All segments advance together, each by rank.
   const int64_t segment = static_cast<int64_t>(tile.turn) % plan.segments;
   const int64_t number = static_cast<int64_t>(tile.turn) / plan.segments;
-  const int64_t first = segment * plan.count, begin = number * kTile;
+  const int64_t first = segment * plan.count, begin = (tiles.before + number) * kTile;
   const int64_t count = rest.count(plan, segment);
   if (begin >= count) return;
   const int lane = lane_index(), warp = warp_index(), warps = static_cast<int>(blockDim.x) / kWarp;

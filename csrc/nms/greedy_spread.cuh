@@ -214,14 +214,14 @@ __global__ void __launch_bounds__(kNmsThreads)
     int before = 0;
     for (int chunk = own_part; chunk < chunks; chunk += parts) {
       const Key* others = keys + chunk * kChunk;
+      // Equal keys of an earlier chunk are of lower index. No number's key is the greatest.
+      const bool is_earlier = chunk < own;
+      const Key bound = key + (is_earlier && key != ~Key(0));
       int place = 0;
-      // Equal keys of an earlier chunk are of lower index.
-      for (int step = kChunk / 2; step > 0; step /= 2) {
-        const Key other = others[place + step - 1];
-        place += other < key || (other == key && chunk < own) ? step : 0;
-      }
-      const Key other = others[place];
-      place += other < key || (other == key && chunk < own);
+#pragma unroll
+      for (int step = kChunk / 2; step > 0; step /= 2) place += others[place + step - 1] < bound ? step : 0;
+      place += others[place] < bound;
+      if (is_earlier && key == ~Key(0)) place = kChunk;
       before += chunk == own ? mine % kChunk : place;
     }
     atomicAdd(&ranks[in_block], before);
@@ -276,13 +276,13 @@ struct Filed {
   int64_t* groups;  // [segments, count], or null
 };
 
-// Where each cell begins. One block for each segment.
+// Where each cell begins. Called by a block of kNmsThreads.
 template <typename T>
-__global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranked, Filed<T> filed) {
+__device__ void find_starts(const Ranked<T>& ranked, const Filed<T>& filed, int64_t segment) {
   __shared__ int sums[kNmsThreads / kWarp];
   const int64_t cells = ranked.max_cells;
-  const int32_t* counts = filed.counts + blockIdx.x * cells;
-  int32_t* starts = filed.starts + blockIdx.x * (cells + 1);
+  const int32_t* counts = filed.counts + segment * cells;
+  int32_t* starts = filed.starts + segment * (cells + 1);
   int filled = 0;
   for (int64_t begin = 0; begin < cells; begin += kNmsThreads) {
     const int64_t cell = begin + threadIdx.x;
@@ -292,6 +292,12 @@ __global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranke
     filled += total;
   }
   if (threadIdx.x == 0) starts[cells] = filled;
+}
+
+// One block for each segment.
+template <typename T>
+__global__ void __launch_bounds__(kNmsThreads) nms_starts_kernel(Ranked<T> ranked, Filed<T> filed) {
+  find_starts(ranked, filed, blockIdx.x);
 }
 
 template <typename T>

@@ -83,7 +83,7 @@ __device__ void keep_in_order(const OrderedBoxes<T, Group, kGrouped>& ordered, O
     __syncthreads();
     if (warp == 0) {
       const unsigned alive = __ballot_sync(kAllLanes, tile.alive[lane]);
-      const unsigned settled = settle(alive, alive, tile.overlap[lane]).kept;
+      const unsigned settled = settle_clear(alive, tile.overlap[lane]);
       const int own = base + lane, place = tile.num_kept + __popc(settled & lanes_below(lane));
       const bool is_kept = (settled >> lane & 1) != 0 && place < max_kept;
       const Box<T> box = is_kept ? load_row(ordered.boxes, own) : nowhere<T>();

@@ -37,6 +37,31 @@ OverlapLimit<T> overlap_limit(double threshold, int64_t metric) {
   return {round_down<T>(threshold), static_cast<Metric>(metric)};
 }
 
+// A quicker test that leaves close calls open, for one box against many. With the areas A and B and
+// c = t / (1 + t), IoU > t exactly if the margin, inter - c A - c B, is above 0. What is computed of it and the
+// IoU are off by less than 8 u (A + B) in all, with u half of epsilon, so a margin beyond that decides. B alone
+// bounds the sum by B (1 + 2 / t): where A is over 2 B / t, the margin is below -t A / 4, far beyond its error.
+template <typename T>
+struct MarginTest {
+  T share, slack;  // c, and the slack for each unit of the area B
+
+  explicit MarginTest(T threshold)
+      : share(threshold / (T(1) + threshold)),
+        slack(T(4) * std::numeric_limits<T>::epsilon() * (T(1) + T(2) / threshold)) {}
+
+  // Whether it can be asked. Areas beyond these could overflow in a sum, or round to too few digits.
+  SSD_HOST_DEVICE static bool knows(OverlapLimit<T> limit, T area_b) {
+    return limit.metric == Metric::kIou && limit.threshold >= T(1e-3) && limit.threshold <= T(1) &&
+           area_b >= T(1e-30) && area_b <= T(1e30);
+  }
+  // The margin without c B. NaN where a is nowhere.
+  SSD_HOST_DEVICE static T part(Box<T> a, T share_of_a, Box<T> b) {
+    const T w = lower_corner(a.x2, b.x2) - upper_corner(a.x1, b.x1);
+    const T h = lower_corner(a.y2, b.y2) - upper_corner(a.y1, b.y1);
+    return upper_corner(w, T(0)) * h - share_of_a;
+  }
+};
+
 // A box whose area is 0, infinite or NaN has overlap 0 with every other: it is kept and suppresses nothing.
 template <typename T>
 SSD_HOST_DEVICE bool can_overlap(Box<T> box, T box_area) {

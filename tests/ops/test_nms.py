@@ -251,6 +251,30 @@ def test_equals_reference_where_areas_leave_the_range(scale):
         compare(cases.boxes(900) * scale, torch.rand(900), threshold)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("overlap", [0.1, 0.3, 0.5, 0.7, 0.97])
+def test_close_calls(overlap, dtype):
+    """Pairs whose IoU is the threshold, or a few digits in the last place from it, of all sizes there are."""
+    sizes = torch.arange(-60, 61, 3).to(dtype).repeat(4)
+    to_left, to_top = torch.arange(len(sizes)) % 2 == 1, torch.arange(len(sizes)) % 4 > 1
+    long, high = (torch.exp2(sizes) * (1 + torch.rand(2, len(sizes), dtype=dtype))).unbind()
+    digits = torch.finfo(dtype).eps * torch.randint(-4, 5, (len(sizes),)).to(dtype)
+    short = long * (overlap * (1 + digits))
+    zero = torch.zeros_like(long)
+
+    def rows(width):
+        left, right = torch.where(to_left, -width, zero), torch.where(to_left, zero, width)
+        top, bottom = torch.where(to_top, -high, zero), torch.where(to_top, zero, high)
+        return torch.stack((left, top, right, bottom), dim=1)
+
+    boxes = torch.cat((rows(long), rows(short)))
+    threshold = (short * high / (long * high)).median().item()
+    scores = torch.rand(len(boxes))
+    num_kept = len(ssd_ops.nms(boxes, scores, threshold))
+    assert len(sizes) + 10 < num_kept < len(boxes) - 10, "some pairs are beyond it and some are not"
+    compare(boxes, scores, threshold)
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_far_from_the_origin(threshold):
     """Coordinates of which float32 has lost most digits."""

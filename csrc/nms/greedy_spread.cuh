@@ -2,12 +2,12 @@
 //   nms_count_kernel,
 //   or nms_chunks_kernel and nms_rank_kernel,
 //   or nms_keys_kernel, a sort and nms_gather_kernel   the boxes by rank, that is by score
-//   nms_head_kernel, nms_sweep_kernel, nms_rest_kernel the first boxes, what they drop, and what is left
-//                                                      (greedy_head.cuh), where there are many boxes; again
-//                                                      with those, where there are many segments
+//   nms_overlaps_kernel, nms_head_kernel               the first boxes (greedy_head.cuh), where there are many, and
+//   nms_sweep_kernel, nms_rest_kernel                  what they drop and what is left; again with those
 //   nms_starts_kernel, nms_file_kernel                 what is left, by cell of a grid (prune.h), if it pays
 //   nms_resolve_kernel                                 which boxes are kept (greedy_resolve.cuh)
 //   nms_finish_kernel, nms_others_kernel               the output
+//   nms_only_head_kernel                               in place of all after the overlaps: a segment that is one head
 #pragma once
 
 #include "common/block_sort.cuh"

@@ -1,6 +1,8 @@
 """What a call of a CUDA op costs the host, from the dispatcher to the last launch: no GPU is needed.
 
-    python benchmarks/host_time.py [--out FILE]
+    python benchmarks/host_time.py [--table]
+
+writes benchmarks/results/host_time.json, and from it the table of docs/results.md; `--table` only the table.
 
 The emulation (tests/emulation) runs the launching code of csrc, with launches that do nothing: so checks,
 allocations and arguments are counted, the CUDA driver is not. `nms` and `batched_nms` wait
@@ -11,23 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import backends  # noqa: E402
 import cases  # noqa: E402
+import figures  # noqa: E402
 import torch  # noqa: E402
 
 import ssd_ops  # noqa: E402
 
 RUNS = 300
+RECORD = ROOT / "benchmarks" / "results" / "host_time.json"
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(r"(<!-- benchmarks/host_time\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def calls() -> dict[str, tuple[str, tuple]]:
@@ -85,26 +90,30 @@ def measure() -> dict[str, dict[str, float]]:
     return results
 
 
+def table(record: dict[str, Any]) -> str:
+    rows = ["| call | host us | launches |", "|---|---:|---:|"]
+    rows += [
+        f"| `{case}` | {row['us']} | {row['launches']} |" for case, row in record["host"].items()
+    ]
+    made = f"Medians of {record['runs']} calls, {record['processor']}, torch {record['torch']}."
+    return "\n".join([*rows, "", made])
+
+
+def page(text: str, record: dict[str, Any]) -> str:
+    """The page with its table written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{table(record)}\n{found[2]}", text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="also writes the result here, as JSON")
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    about = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "commit": commit or None,
-        "runs": RUNS,
-    }
-    results = {"about": about, "host": measure()}
-    if out:
-        aside = out.with_suffix(".part")
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-        aside.replace(out)
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    if not parser.parse_args().table:
+        torch.set_num_threads(1)
+        about = {**figures.made(), "runs": RUNS}
+        aside = RECORD.with_suffix(".part")
+        aside.write_text(json.dumps({**about, "host": measure()}, indent=1) + "\n")
+        aside.replace(RECORD)
+    PAGE.write_text(page(PAGE.read_text(), json.loads(RECORD.read_text())))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_notes_of_one_check_come_together(tmp_path, monkeypatch):
     record = json.loads(figures.RECORD.read_text())
     assert record["calls"]["done"] == {"box_iou": {"calls": 1}, "nms": {"calls": 3}}
     assert record["calls"]["made"]["command"].endswith("pytest -k nms")
+
+
+@pytest.mark.parametrize("name", ["detector", "host_time"])
+def test_the_tables_are_those_of_their_records(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text, record = script.PAGE.read_text(), json.loads(script.RECORD.read_text())
+    assert script.table(record) in text
+    assert text == script.page(text, record), f"run `python benchmarks/{name}.py --table`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

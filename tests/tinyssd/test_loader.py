@@ -89,6 +89,20 @@ def test_memory_and_workers_give_the_same(letterbox):
             assert (expected.labels[:, count:] == -1).all()
 
 
+def test_a_letterbox_is_grey_around_the_middle():
+    """1.2 times as large: 24 of the 32 rows, with 4 above and 4 below. And 32 of the 48 columns."""
+    preprocess = Preprocess((32, 48), letterbox=True)
+    wide = preprocess.fit(torch.full((1, 3, 20, 40), 200, dtype=torch.uint8))
+    assert (wide[..., 4:28, :] == 200).all()
+    assert (wide[..., :4, :] == 127).all() and (wide[..., 28:, :] == 127).all()
+    square = preprocess.fit(torch.full((1, 3, 20, 20), 200, dtype=torch.uint8))
+    assert (square[..., 8:40] == 200).all()
+    assert (square[..., :8] == 127).all() and (square[..., 40:] == 127).all()
+    corners = torch.tensor([0, 4 / 32, 1, 28 / 32])
+    assert preprocess.to_pixels(corners, 20, 40).tolist() == [0, 0, 40, 20]
+    torch.testing.assert_close(preprocess.to_input(torch.tensor([0.0, 0, 1, 1]), 20, 40), corners)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache_gb", [0, 1])
 def test_an_empty_batch_has_the_form_of_the_others(workers, cache_gb):

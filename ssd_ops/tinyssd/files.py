@@ -32,6 +32,8 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 
 def _not_written(error: OSError, path: Path) -> OSError:
     """The same error, which names what was to be written and says what is there now."""
+    if error.errno is None:  # not the system's
+        return error
     left = "what was there before is whole" if path.exists() else "nothing of it is left"
     return OSError(error.errno, f"{error.strerror}; it cannot be written, and {left}", str(path))
 

@@ -1,6 +1,6 @@
 """What `make demo` finds, with several seeds.
 
-    python benchmarks/detector.py [SEED ...]
+    python benchmarks/detector.py [SEED ...] [--out FOLDER]
 
 runs the demo with each seed (0, 1 and 2 without an argument; five to ten minutes each on two cores), writes
 benchmarks/results/detector.json, and from it the table of docs/results.md. `--table` only writes the table.
@@ -28,14 +28,13 @@ BLOCK = re.compile(r"(<!-- benchmarks/detector\.py -->\n).*?(<!-- end -->)", re.
 KEPT = ("epoch", "found", "gts", "false_boxes", "ap", "ap50", "ap75")
 
 
-def demo(seed: int) -> dict[str, float]:
+def demo(seed: int, folder: Path) -> dict[str, float]:
     """The last epoch's measures, and the minutes it all took."""
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.monotonic()
-        command = [sys.executable, "-m", "ssd_ops", "demo", "--seed", str(seed), "--out", folder]
-        subprocess.run(command, check=True, cwd=ROOT)
-        minutes = (time.monotonic() - begin) / 60
-        last = json.loads((Path(folder) / "run" / "log.jsonl").read_text().splitlines()[-1])
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "ssd_ops", "demo", "--seed", str(seed), "--out", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    minutes = (time.monotonic() - begin) / 60
+    last = json.loads((folder / "run" / "log.jsonl").read_text().splitlines()[-1])
     return {**{key: last[key] for key in KEPT}, "minutes": round(minutes, 1)}
 
 
@@ -61,12 +60,15 @@ def page(text: str, record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seeds", type=int, nargs="*", metavar="SEED")
+    parser.add_argument("--out", type=Path, help="folder to keep the demos in")
     parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
     if not options.table:
         record = {**figures.made(), "seeds": {}}
-        for seed in options.seeds or (0, 1, 2):
-            record["seeds"][str(seed)] = demo(seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            for seed in options.seeds or (0, 1, 2):
+                folder = (options.out or Path(temporary)).resolve() / f"seed-{seed}"
+                record["seeds"][str(seed)] = demo(seed, folder)
         aside = RECORD.with_suffix(".part")
         aside.write_text(json.dumps(record, indent=1) + "\n")
         aside.replace(RECORD)

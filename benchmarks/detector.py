@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,6 @@ import figures  # noqa: E402
 
 RECORD = ROOT / "benchmarks" / "results" / "detector.json"
 PAGE = ROOT / "docs" / "results.md"
-BLOCK = re.compile(r"(<!-- benchmarks/detector\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("epoch", "found", "gts", "false_boxes", "ap", "ap50", "ap75")
 
 
@@ -54,7 +52,7 @@ def table(record: dict[str, Any]) -> str:
 
 def page(text: str, record: dict[str, Any]) -> str:
     """The page with its table written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{table(record)}\n{found[2]}", text)
+    return figures.filled(text, "benchmarks/detector.py", table(record))
 
 
 def main() -> None:
@@ -69,9 +67,7 @@ def main() -> None:
             for seed in options.seeds or (0, 1, 2):
                 folder = (options.out or Path(temporary)).resolve() / f"seed-{seed}"
                 record["seeds"][str(seed)] = demo(seed, folder)
-        aside = RECORD.with_suffix(".part")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.replace(RECORD)
+        figures.write(RECORD, record)
     PAGE.write_text(page(PAGE.read_text(), json.loads(RECORD.read_text())))
 
 

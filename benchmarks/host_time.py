@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import time
@@ -32,7 +31,6 @@ import ssd_ops  # noqa: E402
 RUNS = 300
 RECORD = ROOT / "benchmarks" / "results" / "host_time.json"
 PAGE = ROOT / "docs" / "results.md"
-BLOCK = re.compile(r"(<!-- benchmarks/host_time\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def calls() -> dict[str, tuple[str, tuple]]:
@@ -101,7 +99,7 @@ def table(record: dict[str, Any]) -> str:
 
 def page(text: str, record: dict[str, Any]) -> str:
     """The page with its table written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{table(record)}\n{found[2]}", text)
+    return figures.filled(text, "benchmarks/host_time.py", table(record))
 
 
 def main() -> None:
@@ -109,10 +107,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table")
     if not parser.parse_args().table:
         torch.set_num_threads(1)
-        about = {**figures.made(), "runs": RUNS}
-        aside = RECORD.with_suffix(".part")
-        aside.write_text(json.dumps({**about, "host": measure()}, indent=1) + "\n")
-        aside.replace(RECORD)
+        figures.write(RECORD, {**figures.made(), "runs": RUNS, "host": measure()})
     PAGE.write_text(page(PAGE.read_text(), json.loads(RECORD.read_text())))
 
 

@@ -22,7 +22,6 @@ RECORD = Path(
     os.environ.get("SSD_OPS_RECORD", ROOT / "benchmarks" / "results" / "reliability.json")
 )
 PAGE = ROOT / "docs" / "reliability.md"
-BLOCK = re.compile(r"(<!-- tests/figures\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 # By check: what a column of the table says, and which figures it shows.
 COLUMNS = {
     "examples": ("examples equal to the reference", "{examples:,}"),
@@ -43,9 +42,7 @@ def note(check: str, of: str, **figures: float) -> None:
         done["made"] = made()
         done["done"][of] = figures
         done["done"] = dict(sorted(done["done"].items()))
-        aside = RECORD.with_suffix(".part")
-        aside.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
-        os.replace(aside, RECORD)
+        write(RECORD, dict(sorted(record.items())))
     finally:
         os.close(lock)
 
@@ -66,9 +63,22 @@ def made() -> dict[str, str]:
     }
 
 
+def write(path: Path, record: dict) -> None:
+    """The file is whole, or the one before."""
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(aside, path)
+
+
+def filled(text: str, script: str, table: str) -> str:
+    """A page with the table of a script, between the marks that name it, written anew."""
+    marks = re.compile(rf"(<!-- {re.escape(script)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marks.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+
+
 def page(text: str, record: dict) -> str:
     """The page with its figures written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{block(record)}\n\n{found[2]}", text)
+    return filled(text, "tests/figures.py", block(record))
 
 
 def block(record: dict) -> str:

@@ -26,7 +26,7 @@ def record():
 
 def test_the_page_is_that_of_the_record(record):
     text = figures.PAGE.read_text()
-    assert figures.BLOCK.search(text)
+    assert figures.block(record) in text
     assert text == figures.page(text, record), "run `python tests/figures.py`"
 
 

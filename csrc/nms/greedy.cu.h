@@ -99,12 +99,18 @@ HeadPlan plan_heads(const NmsPlan<T>& plan) {
   return {size, std::min(kSweptHeads, (plan.count - 1) / size), true};
 }
 
-// Memory for what a head decides.
-template <bool kGrouped, typename T>
-Heads<T> new_heads(Launcher& launcher, int64_t segments, int size) {
+template <typename T>
+Heads<T> new_overlaps(Launcher& launcher, int64_t segments, int size) {
   Heads<T> heads = {};
   heads.size = size;
   heads.overlaps = launcher.scratch<unsigned>(segments * (size / kTile) * size);
+  return heads;
+}
+
+// Memory for what a head decides.
+template <bool kGrouped, typename T>
+Heads<T> new_heads(Launcher& launcher, int64_t segments, int size) {
+  Heads<T> heads = new_overlaps<T>(launcher, segments, size);
   heads.boxes = launcher.scratch<T>(4 * segments * size);
   if (kGrouped) heads.groups = launcher.scratch<int64_t>(segments * size);
   heads.counts = launcher.scratch<int32_t>(segments);
@@ -207,7 +213,7 @@ void launch_only_head(Launcher& launcher, const Source& source, const Writer& wr
                       int size) {
   constexpr bool kGrouped = Source::kGrouped;
   const Ranked<T> ranked = new_ranked<kGrouped, T>(launcher, plan.segments * plan.count);
-  const Heads<T> heads = new_heads<kGrouped, T>(launcher, plan.segments, size);
+  const Heads<T> heads = new_overlaps<T>(launcher, plan.segments, size);
   launch_ranking<Score>(launcher, source, plan, ranked);
   launch_overlaps<kGrouped>(launcher, plan, all_of(ranked), heads, MarginTest<T>(plan.limit.threshold));
   launcher.run(&nms_only_head_kernel<T, Writer>, plan.segments, size, plan, ranked, heads, writer);

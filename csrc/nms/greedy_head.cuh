@@ -15,7 +15,7 @@ constexpr int kHead = 96, kLargeHead = 160;  // so that the tests' sets have mor
 constexpr int kHead = 256, kLargeHead = kNmsThreads;
 #endif
 
-// What one head decides. All arrays but the last are of `size` boxes for each segment.
+// What one head decides. A segment that is nothing but a head has only `overlaps`.
 template <typename T>
 struct Heads {
   int size;  // a multiple of kTile
@@ -29,8 +29,8 @@ struct Heads {
   int32_t* kept;    // [segments]: by this head and those before it, with those that overlap nothing
 };
 
-// Called by a block of kNmsThreads. The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too
-// large. Boxes outside go to the cells at its border.
+// The grid spans the middle of a sample of the boxes: a few that are far away must not make its cells too large.
+// Boxes outside go to the cells at its border. Called by a block of kNmsThreads.
 template <typename T>
 __device__ void find_bounds(const NmsPlan<T>& plan, const Ranked<T>& ranked, int64_t segment) {
   constexpr int kSample = 128, kParts = kNmsThreads / kSample, kOfPart = kSample / kParts;
@@ -383,8 +383,8 @@ __global__ void __launch_bounds__(kSweepThreads)
 constexpr int kRestBoxes = kSpreadThreads;
 constexpr int kSweepsOfRest = kRestBoxes / kSwept;
 
-// Collects the undecided boxes behind the head by rank, and counts the cells of the grid, where `filed` has any. `blocks` for
-// each segment, and kSweepsOfRest as many in the sweep, the last of them perhaps missing.
+// Collects the undecided boxes behind the head by rank, and counts the cells of the grid, where `filed` has any.
+// `blocks` for each segment, and kSweepsOfRest as many in the sweep, the last of them perhaps missing.
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads)
     nms_rest_kernel(NmsPlan<T> plan, Ranked<T> ranked, Rest<T> from, Rest<T> rest, Filed<T> filed, int head,
